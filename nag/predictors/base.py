@@ -1,0 +1,81 @@
+"""Surrogate predictors: architecture -> predicted value with uncertainty. Values are maximised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nag.spaces import Architecture
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Evaluated architectures with finite values, ordered by trial."""
+
+    archs: tuple[Architecture, ...]  # (n,)
+    values: NDArray[np.float64]  # (n,) larger is better
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (len(self.archs),):
+            raise ValueError(f"{len(self.archs)} architectures but values {self.values.shape}")
+        if not np.isfinite(self.values).all():
+            raise ValueError("values must be finite")
+
+    def __len__(self) -> int:
+        return len(self.archs)
+
+    @property
+    def best(self) -> float:
+        """Largest observed value."""
+        return float(self.values.max())
+
+    @property
+    def incumbent(self) -> Architecture:
+        """The architecture with the largest value (the first of equals)."""
+        return self.archs[int(self.values.argmax())]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Marginal Gaussian predictions, in the unit of the observed values."""
+
+    mean: NDArray[np.float64]  # (B,)
+    std: NDArray[np.float64]  # (B,) > 0
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != self.std.shape or self.mean.ndim != 1:
+            raise ValueError(f"mean {self.mean.shape} and std {self.std.shape} must both be (B,)")
+        if not (self.std > 0).all():
+            raise ValueError("standard deviations must be positive")
+
+
+class FittedPredictor(Protocol):
+    """A surrogate that has seen data. Immutable."""
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction:
+        """Predict the *noise-free* values of architectures, (B,)."""
+        ...
+
+    def condition(self, archs: Sequence[Architecture]) -> "FittedPredictor":
+        """The predictor once `archs` are pending: they count as observed at their predicted mean.
+
+        (The "kriging believer" of Ginsbourger et al. 2010: the mean stays, uncertainty near
+        pending points goes, so the next point of a batch is looked for elsewhere.)
+        """
+        ...
+
+    def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std (B,), (B,) for relaxed encodings (B, N, F) in [0, 1], in *standardised* units
+        (zero mean, unit variance over the observations); differentiable in `x`."""
+        ...
+
+
+class SurrogatePredictor(Protocol):
+    """Fits a surrogate. Stateless: equal arguments give equal results."""
+
+    def fit(self, observations: Observations, rng: np.random.Generator) -> FittedPredictor:
+        """Fit on all observations; `rng` is the only source of randomness."""
+        ...

@@ -1,0 +1,104 @@
+"""Once-for-all MobileNetV3 (Cai et al., ICLR 2020): 5 stages of 2 to 4 layers, 2.18e19 networks.
+
+Node 4 * stage + position is a layer with kernel 3, 5 or 7 and expand ratio 3, 4 or 6; the layers of
+a stage beyond its depth are absent (all-zero rows).
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag.spaces.base import ABSENT, InvalidArchitectureError, Stage, StagedSpace
+
+KERNELS = (3, 5, 7)
+EXPANDS = (3, 4, 6)
+DEPTHS = (2, 3, 4)
+NUM_STAGES, MAX_DEPTH = 5, 4
+LAYERS = tuple((k, e) for k in KERNELS for e in EXPANDS)  # operator index -> (kernel, expand)
+
+
+def depths(ops: Sequence[int]) -> list[int]:
+    """Number of present layers of each stage, (5,)."""
+    return [
+        sum(op != ABSENT for op in ops[s * MAX_DEPTH : (s + 1) * MAX_DEPTH])
+        for s in range(NUM_STAGES)
+    ]
+
+
+def ops_from_ofa(ks: Sequence[int], e: Sequence[int], d: Sequence[int]) -> tuple[int, ...]:
+    """Operators (20,) of an OFA sub-network; `ks` and `e` are ignored at absent positions."""
+    return tuple(
+        LAYERS.index((ks[i], e[i])) if i % MAX_DEPTH < d[i // MAX_DEPTH] else ABSENT
+        for i in range(NUM_STAGES * MAX_DEPTH)
+    )
+
+
+def _config(ops: tuple[int, ...]) -> dict[str, Any]:
+    """OFA's form; absent positions are written 0 so that equal networks have equal text."""
+    layers = [(0, 0) if op == ABSENT else LAYERS[op] for op in ops]
+    return {"ks": [k for k, _ in layers], "e": [e for _, e in layers], "d": depths(ops)}
+
+
+def _check(on: Tensor) -> Tensor:
+    code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
+    present = on.any(-1).view(-1, NUM_STAGES, MAX_DEPTH)  # (B, 5, 4)
+    hole = (present[..., 3] & ~present[..., 2]).any(-1)
+    too_shallow = ~present[..., :2].all(-1).all(-1)
+    two_operators = (on.sum(-1) > 1).any(-1)
+    code[hole], code[too_shallow], code[two_operators] = 3, 2, 1  # the first rule wins
+    return code
+
+
+def _render(ops: tuple[int, ...]) -> str:
+    depth = depths(ops)
+    return "_".join(
+        "0-0-0" if op == ABSENT else f"{depth[i // MAX_DEPTH]}-{LAYERS[op][0]}-{LAYERS[op][1]}"
+        for i, op in enumerate(ops)
+    )
+
+
+def _parse(text: str) -> tuple[int, ...]:
+    tokens = text.split("_")
+    if len(tokens) != NUM_STAGES * MAX_DEPTH:
+        raise InvalidArchitectureError(
+            f"{text!r} is not a MobileNetV3 network: expected {NUM_STAGES * MAX_DEPTH} tokens "
+            f"depth-kernel-expand joined by '_', found {len(tokens)}"
+        )
+    stated, ops = [], []
+    for token in tokens:
+        match = re.fullmatch(r"(\d)-(\d)-(\d)", token)
+        d, k, e = map(int, match.groups()) if match else (-1, -1, -1)
+        if (d, k, e) != (0, 0, 0) and (d not in DEPTHS or (k, e) not in LAYERS):
+            raise InvalidArchitectureError(
+                f"{token!r} in {text!r} is not a layer: expected 0-0-0, or depth-kernel-expand with "
+                f"depth in {DEPTHS}, kernel in {KERNELS}, expand in {EXPANDS}"
+            )
+        stated.append(d)
+        ops.append(ABSENT if d == 0 else LAYERS.index((k, e)))
+    for s, depth in enumerate(depths(ops)):
+        rows = stated[s * MAX_DEPTH : (s + 1) * MAX_DEPTH]
+        if rows != [depth] * depth + [0] * (MAX_DEPTH - depth):
+            raise InvalidArchitectureError(
+                f"stage {s + 1} of {text!r} is inconsistent: its stated depths are {rows}"
+            )
+    return tuple(ops)
+
+
+MOBILENETV3 = StagedSpace(
+    name="mobilenetv3",
+    operators=tuple(f"{k}-{e}" for k, e in LAYERS),
+    stages=(Stage(choices=(tuple(range(len(LAYERS))),) * MAX_DEPTH, depths=DEPTHS),) * NUM_STAGES,
+    edges=tuple((i, i + 1) for i in range(NUM_STAGES * MAX_DEPTH - 1)),
+    errors={
+        1: "a layer holds more than one operator",
+        2: "one of the first two layers of a stage is absent",
+        3: "the third layer of a stage is absent but the fourth is not",
+    },
+    check_rows=_check,
+    render=_render,
+    parse=_parse,
+    config=_config,
+)

@@ -1,0 +1,90 @@
+"""NAS-Bench-201 (Dong & Yang, ICLR 2020): a cell of six operators, 15,625 architectures.
+
+The cell is a DAG over four feature maps; its six edges carry the operators. As in DiffusionNAG the
+graph we generate is the *line graph*: a node per cell edge, plus input (node 0) and output (node 7).
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag.spaces.base import InvalidArchitectureError, Stage, StagedSpace
+
+OPERATORS = (
+    "input",
+    "output",
+    "none",
+    "skip_connect",
+    "nor_conv_1x1",
+    "nor_conv_3x3",
+    "avg_pool_3x3",
+)
+CELL_OPERATORS = OPERATORS[2:]
+INPUT, OUTPUT = 0, 1
+
+# Cell edge of nodes 1..6, in the order in which the published string lists them.
+CELL_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+
+_PATTERN = re.compile(
+    r"\|{op}~0\|\+\|{op}~0\|{op}~1\|\+\|{op}~0\|{op}~1\|{op}~2\|".replace("{op}", r"([a-z0-9_]+)")
+)
+
+
+def _line_graph() -> tuple[tuple[int, int], ...]:
+    """u -> v when cell edge v starts where cell edge u ends; input and output close the ends."""
+    nodes = list(enumerate(CELL_EDGES, start=1))
+    edges = [(0, v) for v, (tail, _) in nodes if tail == 0]
+    edges += [(u, v) for u, (_, head) in nodes for v, (tail, _) in nodes if head == tail]
+    edges += [(u, 7) for u, (_, head) in nodes if head == 3]
+    return tuple(sorted(edges))
+
+
+def _check(on: Tensor) -> Tensor:
+    code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
+    terminal_inside = on[:, 1:7, :2].any(-1).any(-1)
+    wrong_ends = ~(on[:, 0, INPUT] & on[:, 7, OUTPUT])
+    not_one_hot = (on.sum(-1) != 1).any(-1)
+    code[terminal_inside], code[wrong_ends], code[not_one_hot] = 3, 2, 1  # the first rule wins
+    return code
+
+
+def _render(ops: tuple[int, ...]) -> str:
+    a, b, c, d, e, f = (OPERATORS[op] for op in ops[1:7])
+    return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+
+
+def _parse(text: str) -> tuple[int, ...]:
+    match = _PATTERN.fullmatch(text)
+    if not match or not set(match.groups()) <= set(CELL_OPERATORS):
+        raise InvalidArchitectureError(
+            f"{text!r} is not a NAS-Bench-201 cell: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2| "
+            f"with op one of {', '.join(CELL_OPERATORS)}"
+        )
+    return (INPUT, *(OPERATORS.index(op) for op in match.groups()), OUTPUT)
+
+
+def _config(ops: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": "infer.tiny", "arch_str": _render(ops)}
+
+
+NASBENCH201 = StagedSpace(
+    name="nasbench201",
+    operators=OPERATORS,
+    stages=(
+        Stage(choices=((INPUT,),), depths=(1,)),
+        *(Stage(choices=((2, 3, 4, 5, 6),), depths=(1,)) for _ in CELL_EDGES),
+        Stage(choices=((OUTPUT,),), depths=(1,)),
+    ),
+    edges=_line_graph(),
+    errors={
+        1: "a node does not hold exactly one operator",
+        2: "node 0 is not the input or node 7 not the output",
+        3: "an inner node is an input or output",
+    },
+    check_rows=_check,
+    render=_render,
+    parse=_parse,
+    config=_config,
+)

@@ -1,0 +1,21 @@
+"""Shared fixtures. Benchmark tables are read from the folder named by NAG_DATA, never shipped."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of benchmark tables; tests that need it are skipped where it is not given."""
+    folder = os.environ.get("NAG_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("NAG_DATA does not name a folder of benchmark tables")
+    return Path(folder)
