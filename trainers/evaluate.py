@@ -1,0 +1,151 @@
+"""Evaluate a list of architectures: `python -m trainers.evaluate --help`."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cyclopts import App
+from rich.console import Console
+from rich.progress import track
+
+from nag.cli import UserError, find_space, run, user_errors
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+from trainers.base import EvaluationError, Evaluator
+from trainers.build import build_evaluator
+
+ACCURACIES = ("value", "test")  # fractions inside the program, percent in the output
+
+app = App(name="evaluate", help="Evaluate a list of architectures into a parquet file.")
+
+
+@app.default
+def main(
+    *,
+    space: str,
+    evaluator: str,
+    archs: Path,
+    out: Path,
+    table: Path | None = None,
+    dataset: str | None = None,
+    objective: str = "valid",
+    seed: int = 0,
+) -> None:
+    """Write one row per architecture, in the order of the list.
+
+    Columns: arch, value (percent), status ("ok" or "failed"), error, seconds, and one per metric
+    (macs, params, test in percent, ...).
+
+    Parameters
+    ----------
+    space
+        Search space of the architectures.
+    evaluator
+        surrogate, table or toy.
+    archs
+        Text file with one architecture per line, in the notation of the space.
+    out
+        Parquet file to write.
+    table
+        Parquet file of accuracies, for the table evaluator.
+    dataset
+        Data set; the evaluator's own default when not given.
+    objective
+        valid or test.
+    seed
+        Seed passed to every evaluation.
+    """
+    search_space = find_space(space)
+    built: Evaluator = user_errors(
+        build_evaluator,
+        search_space,
+        evaluator=evaluator,
+        table=table,
+        dataset=dataset,
+        objective=objective,
+    )
+    architectures = read_architectures(archs, search_space)
+    if not out.parent.is_dir():
+        raise UserError(f"no such folder: {out.parent}")
+
+    start = time.perf_counter()
+    console = Console(stderr=True)
+    rows = [
+        evaluate_row(built, search_space, arch, seed)
+        for arch in track(
+            architectures,
+            "evaluating",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+    ]
+    write_rows(rows, out)
+    failed = sum(row["status"] == "failed" for row in rows)
+    console.print(
+        f"{len(rows)} evaluated, {failed} failed, {time.perf_counter() - start:.2f} s: {out}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
+    """One architecture per line, blank lines skipped; raises UserError with the line number."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}") from None
+    architectures = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            architectures.append(space.from_str(line))
+        except InvalidArchitectureError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    if not architectures:
+        raise UserError(f"{path} lists no architecture")
+    return architectures
+
+
+def evaluate_row(
+    evaluator: Evaluator, space: StagedSpace, arch: Architecture, seed: int
+) -> dict[str, object]:
+    """One row of the output; an architecture that cannot be evaluated is a row with an error."""
+    row: dict[str, object] = {"arch": space.to_str(arch)}
+    start = time.perf_counter()
+    try:
+        found = evaluator.evaluate(arch, seed=seed)
+    except EvaluationError as error:
+        seconds = time.perf_counter() - start
+        return row | {"status": "failed", "error": str(error), "seconds": seconds}
+    row |= {"status": "ok", "seconds": found.seconds}
+    return row | _percent({"value": found.value, **found.metrics})
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Write rows to parquet, aside first, so that `path` is never half a file."""
+    names = dict.fromkeys(["arch", "value", "status", "error", "seconds"])
+    names |= dict.fromkeys(name for row in rows for name in row)
+    types = dict.fromkeys(("arch", "status", "error"), pa.string())
+    table = pa.table(
+        {
+            name: pa.array([row.get(name) for row in rows], types.get(name, pa.float64()))
+            for name in names
+        }
+    )
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, aside)
+    aside.replace(path)
+
+
+def _percent(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: 100 * x if name in ACCURACIES else x for name, x in numbers.items()}
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,290 @@
+"""Fit the embedded surrogate (command and results: docs/surrogate.md).
+
+Two sources are combined in one ridge regression on `trainers.surrogate.features`:
+
+* measured top-1 of sub-networks of the width-1.0 supernet. They come from searches, so they cover
+  good networks only;
+* labels of the once-for-all accuracy predictor on random networks of the whole space. It belongs
+  to the width-1.2 supernet and sits about 5 points too high, so it is first mapped onto the
+  measured scale by a line, and its labels count as noisier than measurements.
+
+Units here are percentage points; the weights written are for fractions.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from cyclopts import App
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from nag.cli import UserError, run, user_errors
+from nag.spaces import ABSENT, Architecture
+from nag.spaces.mobilenetv3 import (
+    DEPTHS,
+    EXPANDS,
+    KERNELS,
+    LAYERS,
+    MAX_DEPTH,
+    MOBILENETV3,
+    NUM_STAGES,
+    ops_from_ofa,
+)
+from trainers.surrogate import WEIGHTS, features, operator_matrix
+from trainers.table import read_columns
+
+Array = NDArray[np.float64]
+
+RESOLUTION = 224
+MEASURED_STD = 0.05  # points; repeated measurements of one network agree to about this
+PREDICTOR_STD = 0.2  # points; how far a mapped predictor label is trusted
+COEFFICIENT_STD = 1.0  # points; a weak prior, it only settles directions without data
+NUM_LABELLED = 8000  # random networks labelled by the predictor
+NUM_TEST = 5000  # uniform networks on which the fit is compared with the predictor
+FOLDS = 5
+CLIMBS, CLIMB_STEPS = 5, 20_000
+
+STATEMENT = (
+    "An estimate, not ImageNet training: top-1 on the ImageNet-1K validation images, at 224 px, "
+    "of sub-networks of the once-for-all MobileNetV3 supernet of width 1.0 with its shared "
+    "weights and no fine-tuning."
+)
+
+app = App(name="fit_surrogate", help="Fit the embedded ImageNet surrogate of MobileNetV3.")
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """offset + features @ coefficients, in percentage points."""
+
+    offset: float
+    coefficients: Array  # (300,)
+
+    def __call__(self, x: Array) -> Array:
+        return self.offset + x @ self.coefficients  # (B,)
+
+
+def fit(
+    x: Array, y: Array, predictor: Array, x_random: Array, predictor_random: Array
+) -> Surrogate:
+    """Ridge regression on both sources.
+
+    x (n, 300), y (n,), predictor (n,): features, measured values and predictor labels.
+    x_random (m, 300), predictor_random (m,): features and predictor labels of random networks.
+    """
+    slope, intercept = np.polyfit(predictor, y, 1)
+    offset = float(y.mean())
+    rows = np.concatenate([x / MEASURED_STD, x_random / PREDICTOR_STD])
+    targets = np.concatenate(
+        [
+            (y - offset) / MEASURED_STD,
+            (slope * predictor_random + intercept - offset) / PREDICTOR_STD,
+        ]
+    )
+    precision = rows.T @ rows + np.eye(x.shape[1]) / COEFFICIENT_STD**2
+    coefficients = np.linalg.solve(precision, rows.T @ targets)
+    # Rounded so that the last bits, which depend on the number of threads, do not change the hash.
+    return Surrogate(round(offset, 5), coefficients.round(5))
+
+
+def cross_validate(
+    x: Array, y: Array, predictor: Array, x_random: Array, predictor_random: Array
+) -> Array:
+    """(n,) predictions of `fit` for measured networks it did not see, over random folds."""
+    fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
+    held_out = np.empty_like(y)
+    for k in range(FOLDS):
+        train = fold != k
+        model = fit(x[train], y[train], predictor[train], x_random, predictor_random)
+        held_out[~train] = model(x[~train])
+        _say(f"  fold {k + 1}/{FOLDS}: RMSE {_rmse(held_out[~train], y[~train]):.3f} points")
+    return held_out
+
+
+def themed(n: int, rng: np.random.Generator) -> list[Architecture]:
+    """Networks that each use a random subset of kernels, expand ratios and depths.
+
+    Uniform networks are all of middling size; these reach the smallest and the largest.
+    """
+
+    def subset(values: Sequence[int]) -> NDArray[np.int64]:
+        return rng.permutation(values)[: rng.integers(1, len(values) + 1)]
+
+    archs = []
+    for _ in range(n):
+        kernels, expands, depths = subset(KERNELS), subset(EXPANDS), subset(DEPTHS)
+        layers = NUM_STAGES * MAX_DEPTH
+        ops = ops_from_ofa(
+            rng.choice(kernels, layers).tolist(),
+            rng.choice(expands, layers).tolist(),
+            rng.choice(depths, NUM_STAGES).tolist(),
+        )
+        archs.append(Architecture(MOBILENETV3.name, ops))
+    return archs
+
+
+def local_search(
+    predict: Callable[[Sequence[Architecture]], Array], steps: int, rng: np.random.Generator
+) -> tuple[Architecture, float]:
+    """Hill climbing from a random network: keep a mutation that is no worse."""
+    (arch,) = MOBILENETV3.sample(1, rng)
+    value = float(predict([arch])[0])
+    for _ in range(steps):
+        neighbour = MOBILENETV3.mutate(arch, rng)
+        if (new := float(predict([neighbour])[0])) >= value:
+            arch, value = neighbour, new
+    return arch, value
+
+
+def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
+    """The once-for-all accuracy predictor at 224 px, in percent; raises UserError."""
+    shapes = {"W0": (400, 128), "W1": (400, 400), "W2": (400, 400), "W3": (1, 400)}
+    try:
+        with np.load(path) as file:
+            weights = [file[name].astype(np.float64) for name in shapes]
+            biases = [file[f"b{i}"].astype(np.float64) for i in range(len(shapes))]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not the accuracy predictor: {error}") from None
+    if [w.shape for w in weights] != list(shapes.values()):
+        raise UserError(f"{path} is not the accuracy predictor: expected shapes {shapes}")
+
+    def predict(archs: Sequence[Architecture]) -> Array:
+        ops = operator_matrix(archs)
+        present = (ops != ABSENT)[..., None]
+        kernel, expand = np.divmod(ops, len(EXPANDS))
+        resolution = np.zeros((len(archs), 8))
+        resolution[:, (RESOLUTION - 112) // 16] = 1
+        x = np.concatenate(
+            [
+                ((kernel[..., None] == np.arange(3)) & present).reshape(len(archs), -1),
+                ((expand[..., None] == np.arange(3)) & present).reshape(len(archs), -1),
+                resolution,
+            ],
+            axis=1,
+        )  # (B, 128)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x = np.maximum(x @ weight.T + bias, 0)
+        return 100 * (x @ weights[-1].T + biases[-1])[:, 0]
+
+    return predict
+
+
+def measured(path: Path) -> tuple[list[Architecture], Array]:
+    """Distinct measured sub-networks and their mean top-1 in percent, in a fixed order."""
+    columns = read_columns(path, ["ks", "e", "d", "r", "top1"])
+    values: dict[tuple[int, ...], list[float]] = {}
+    for ks, e, d, r, top1 in zip(*columns.values(), strict=True):
+        if r == RESOLUTION:
+            values.setdefault(ops_from_ofa(ks, e, d), []).append(top1)
+    archs = [Architecture(MOBILENETV3.name, ops) for ops in sorted(values)]
+    return archs, np.array([np.mean(values[arch.ops]) for arch in archs])
+
+
+def errors(
+    model: Surrogate,
+    held_out: Array,
+    archs: Sequence[Architecture],
+    y: Array,
+    label: Callable[[Sequence[Architecture]], Array],
+) -> dict[str, float]:
+    """Every number the surrogate is judged by; percentages and percentage points."""
+
+    def predict(archs: Sequence[Architecture]) -> Array:
+        return model(features(operator_matrix(archs)))
+
+    slope, intercept = np.polyfit(label(archs), y, 1)
+    mapped = slope * label(archs) + intercept
+    uniform = MOBILENETV3.sample(NUM_TEST, np.random.default_rng(2))
+    largest = Architecture(MOBILENETV3.name, (LAYERS.index((7, 6)),) * (NUM_STAGES * MAX_DEPTH))
+    climbs = []
+    for seed in range(CLIMBS):
+        _, top = local_search(predict, CLIMB_STEPS, np.random.default_rng(seed))
+        _say(f"  local search {seed + 1}/{CLIMBS}: {top:.3f} % after {CLIMB_STEPS} steps")
+        climbs.append(top)
+    return {
+        "measured_networks": len(y),
+        "measured_best_percent": float(y.max()),
+        "cross_validation_rmse_points": _rmse(held_out, y),
+        "cross_validation_largest_error_points": float(np.abs(held_out - y).max()),
+        "cross_validation_spearman": _rank_correlation(held_out, y),
+        "in_sample_rmse_points": _rmse(predict(archs), y),
+        "mapped_ofa_predictor_rmse_points": _rmse(mapped, y),
+        "mapped_ofa_predictor_spearman": _rank_correlation(mapped, y),
+        "spearman_with_ofa_predictor_on_uniform_networks": _rank_correlation(
+            predict(uniform), label(uniform)
+        ),
+        "local_search_best_percent": max(climbs),
+        "largest_network_percent": float(predict([largest])[0]),
+    }
+
+
+@app.default
+def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
+    """Fit, check and write the surrogate.
+
+    Parameters
+    ----------
+    table
+        Parquet file of measured sub-networks: columns ks, e, d, r, top1 (percent).
+    ofa_predictor
+        Npz file of the once-for-all accuracy predictor: arrays W0, b0, ..., W3, b3.
+    out
+        Folder for the weights and their description.
+    """
+    archs, y = user_errors(measured, table)
+    label = load_predictor(ofa_predictor)
+    _say(f"{len(archs)} distinct measured sub-networks, {y.min():.2f} to {y.max():.2f} %")
+
+    rng = np.random.default_rng(1)
+    random = MOBILENETV3.sample(NUM_LABELLED // 2, rng) + themed(NUM_LABELLED // 2, rng)
+    x, x_random = features(operator_matrix(archs)), features(operator_matrix(random))
+    predictor, predictor_random = label(archs), label(random)
+    _say(f"{len(random)} random networks labelled; cross-validation over sub-networks:")
+    held_out = cross_validate(x, y, predictor, x_random, predictor_random)
+    model = fit(x, y, predictor, x_random, predictor_random)
+    numbers = {
+        name: round(number, 4) for name, number in errors(model, held_out, archs, y, label).items()
+    }
+    weights = safetensors.numpy.save(
+        {"offset": np.array(model.offset / 100), "coefficients": model.coefficients / 100}
+    )
+    description = {
+        "statement": STATEMENT,
+        "model": "ridge regression on trainers.surrogate.features: top-1 fraction = offset + "
+        "features @ coefficients",
+        "command": "python -m trainers.fit_surrogate "
+        f"--table {table.name} --ofa-predictor {ofa_predictor.name} --out trainers/weights",
+        "inputs_sha256": {path.name: _sha256(path.read_bytes()) for path in (table, ofa_predictor)},
+        "sha256": _sha256(weights),
+        "errors": numbers,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / WEIGHTS.name).write_bytes(weights)
+    (out / WEIGHTS.with_suffix(".json").name).write_text(json.dumps(description, indent=2) + "\n")
+    _say("\n".join(f"{name}: {number}" for name, number in numbers.items()))
+
+
+def _rmse(a: Array, b: Array) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def _rank_correlation(a: Array, b: Array) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,93 @@
+"""Embedded default evaluator: estimated ImageNet top-1 of once-for-all MobileNetV3 sub-networks.
+
+The estimate is a quadratic function of the architecture, fitted by `trainers.fit_surrogate`:
+
+    top1(A) = offset + sum_i a[i, o_i] + sum_{p <= q} b[p, q] z_p z_q
+
+with o_i the operator of layer i and z (15,) the depth, kernel size and expand ratio of each stage.
+What its values mean, and what they do not, is said in docs/surrogate.md.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from nag.spaces import Architecture
+from nag.spaces.mobilenetv3 import EXPANDS, LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES
+from trainers.base import EvaluatorConfigError, Measurement
+from trainers.cost import cost
+
+DATASET = "imagenet"
+WEIGHTS = Path(__file__).parent / "weights" / "mobilenetv3_imagenet.safetensors"
+
+_PAIRS = np.triu_indices(3 * NUM_STAGES)
+
+
+def operator_matrix(archs: Sequence[Architecture]) -> NDArray[np.int64]:
+    """(B, 20) operators, -1 where a layer is absent; raises EvaluatorConfigError off the space."""
+    for arch in archs:
+        if arch.space != MOBILENETV3.name:
+            raise EvaluatorConfigError(
+                f"the surrogate knows the space {MOBILENETV3.name}, not {arch.space}"
+            )
+    return np.array([arch.ops for arch in archs], dtype=np.int64).reshape(-1, MOBILENETV3.shape[0])
+
+
+def features(ops: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B, 20) operators -> (B, 300): 180 one-hot entries, then the 120 products z_p z_q.
+
+    z of a stage: its depth minus 3, and the sums over its layers of kernel rank and expand rank in
+    {-1, 0, 1}. Centring keeps the products small for ordinary networks.
+    """
+    one_hot = (ops[..., None] == np.arange(len(LAYERS))).astype(np.float64)  # (B, 20, 9)
+    present = ops >= 0
+    kernel, expand = np.divmod(ops, len(EXPANDS))
+    layers = np.stack(
+        [present, np.where(present, kernel - 1, 0), np.where(present, expand - 1, 0)], axis=-1
+    )  # (B, 20, 3)
+    stages = layers.reshape(-1, NUM_STAGES, MAX_DEPTH, 3).sum(axis=2) - (3.0, 0.0, 0.0)
+    z = stages.reshape(len(ops), -1)  # (B, 15)
+    return np.concatenate(
+        [one_hot.reshape(len(ops), -1), z[:, _PAIRS[0]] * z[:, _PAIRS[1]]], axis=1
+    )
+
+
+class SurrogateEvaluator:
+    """ImageNet-1K top-1 (fraction) of a width-1.0 sub-network at 224 px: an estimate, no training.
+
+    Raises EvaluatorConfigError when the weights are missing or differ from the hash beside them.
+    """
+
+    def __init__(self, weights: Path = WEIGHTS) -> None:
+        tensors = _load(weights)
+        self._offset = float(tensors["offset"])
+        self._coefficients = tensors["coefficients"]  # (300,)
+
+    def predict(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+        """(B,) estimated top-1 as fractions."""
+        return self._offset + features(operator_matrix(archs)) @ self._coefficients
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        """Estimate one sub-network; `seed` does not matter."""
+        start = time.perf_counter()
+        value = float(self.predict([arch])[0])
+        return Measurement(value, cost(arch, DATASET), seconds=time.perf_counter() - start)
+
+
+def _load(weights: Path) -> dict[str, NDArray[np.float64]]:
+    try:
+        content = weights.read_bytes()
+        description = json.loads(weights.with_suffix(".json").read_text())
+    except FileNotFoundError as error:
+        raise EvaluatorConfigError(f"surrogate weights are missing: {error.filename}") from None
+    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+        raise EvaluatorConfigError(
+            f"{weights} does not match the hash in {weights.with_suffix('.json').name}"
+        )
+    return safetensors.numpy.load(content)

@@ -1,0 +1,109 @@
+"""NAS-Bench-201 accuracies looked up in a parquet table given by the user."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nag.spaces import Architecture
+from nag.spaces.nasbench201 import NASBENCH201
+from trainers.base import EvaluationError, EvaluatorConfigError, Measurement
+from trainers.cost import cost
+
+COLUMN_PREFIXES = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
+OBJECTIVES = ("valid", "test")
+
+
+def column_names(path: Path) -> list[str]:
+    """Columns of a parquet file; raises EvaluatorConfigError when it cannot be read as one."""
+    try:
+        return list(pq.read_schema(path).names)
+    except FileNotFoundError:
+        raise EvaluatorConfigError(f"no such table: {path}") from None
+    except (pa.ArrowInvalid, OSError):
+        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
+    """The named columns of a parquet file as Python lists, nulls as None.
+
+    Raises EvaluatorConfigError when the file or a column is missing.
+    """
+    available = column_names(path)
+    missing = [name for name in columns if name not in available]
+    if missing:
+        raise EvaluatorConfigError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
+        )
+    return pq.read_table(path, columns=list(columns)).to_pydict()
+
+
+class TableEvaluator:
+    """Accuracy after 200 epochs of every cell in a table.
+
+    The table has a column `arch` with published strings and `<p>_valid_200`, `<p>_test_200` in
+    percent, where <p> is c10, c100 or in16; a column `<p>_train_time_200_s` becomes the metric
+    `train_seconds`. The value and the metric `test` are fractions.
+    """
+
+    def __init__(self, path: Path, dataset: str = "cifar10", objective: str = "valid") -> None:
+        for kind, name, allowed in (
+            ("data set", dataset, COLUMN_PREFIXES),
+            ("objective", objective, OBJECTIVES),
+        ):
+            if name not in allowed:
+                raise EvaluatorConfigError(
+                    f"the table evaluator has no {kind} {name!r}: choose from {', '.join(allowed)}"
+                )
+        self.path, self.dataset = path, dataset
+        prefix = COLUMN_PREFIXES[dataset]
+        value, test = f"{prefix}_{objective}_200", f"{prefix}_test_200"
+        seconds = f"{prefix}_train_time_200_s"
+        available = column_names(path)
+        missing = [name for name in ("arch", value) if name not in available]
+        if missing:
+            usable = [
+                column
+                for p in COLUMN_PREFIXES.values()
+                for o in OBJECTIVES
+                if (column := f"{p}_{o}_200") in available
+            ]
+            raise EvaluatorConfigError(
+                f"{path} has no column {', '.join(missing)}; "
+                f"accuracies it has: {', '.join(usable) or 'none'}"
+            )
+        optional = [name for name in (test, seconds) if name in available and name != value]
+        columns = read_columns(path, ["arch", value, *optional])
+        self._rows = {arch: row for row, arch in enumerate(columns["arch"])}
+        self._values = _numbers(columns[value])
+        self._metrics = {
+            metric: [scale * x for x in _numbers(columns[name])]
+            for metric, name, scale in (("test", test, 0.01), ("train_seconds", seconds, 1.0))
+            if name in columns
+        }
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        """Look `arch` up; `seed` does not matter, the table holds means over seeds."""
+        start = time.perf_counter()
+        if arch.space != NASBENCH201.name:
+            raise EvaluatorConfigError(
+                f"the table evaluator knows the space {NASBENCH201.name}, not {arch.space}"
+            )
+        text = NASBENCH201.to_str(arch)
+        row = self._rows.get(text)
+        if row is None:
+            raise EvaluationError(f"{text} is not in {self.path}")
+        value = self._values[row] / 100
+        if not math.isfinite(value):
+            raise EvaluationError(f"{text} has no accuracy in {self.path}")
+        found = {name: column[row] for name, column in self._metrics.items()}
+        metrics = {name: x for name, x in found.items() if math.isfinite(x)}
+        metrics |= cost(arch, self.dataset)
+        return Measurement(value, metrics, seconds=time.perf_counter() - start)
+
+
+def _numbers(column: Sequence[float | None]) -> list[float]:
+    return [math.nan if x is None else x for x in column]
