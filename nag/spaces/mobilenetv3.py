@@ -87,6 +87,18 @@ def _parse(text: str) -> tuple[int, ...]:
     return tuple(ops)
 
 
+def _structure(x: Tensor) -> Tensor:
+    """Presence, kernel and expand ratio as numbers: per layer, per stage and in total, (B, 78)."""
+    ranks = torch.tensor(
+        [(1.0, KERNELS.index(k) - 1.0, EXPANDS.index(e) - 1.0) for k, e in LAYERS],
+        dtype=x.dtype,
+        device=x.device,
+    )  # (9, 3)
+    layers = (x @ ranks).view(-1, NUM_STAGES, MAX_DEPTH, 3)
+    stages = layers.sum(2)  # (B, 5, 3)
+    return torch.cat([layers.flatten(1), stages.flatten(1), stages.sum(1)], dim=1)
+
+
 MOBILENETV3 = StagedSpace(
     name="mobilenetv3",
     operators=tuple(f"{k}-{e}" for k, e in LAYERS),
@@ -101,4 +113,5 @@ MOBILENETV3 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
+    structure=_structure,
 )

@@ -69,6 +69,36 @@ def _config(ops: tuple[int, ...]) -> dict[str, Any]:
     return {"name": "infer.tiny", "arch_str": _render(ops)}
 
 
+Words = list[Tensor]  # entry n: (B, 3^n) how many paths spell each word of n letters
+
+
+def _then(p: Words, q: Words) -> Words:
+    """Words of `p` followed by words of `q`: a product of non-commutative polynomials."""
+    out: Words = [torch.zeros(1)] * (len(p) + len(q) - 1)
+    for i, a in enumerate(p):
+        for j, b in enumerate(q):
+            out[i + j] = out[i + j].to(a) + (a[:, :, None] * b[:, None, :]).flatten(1)
+    return out
+
+
+def _plus(p: Words, q: Words) -> Words:
+    """Words of `p` and of the not shorter `q` together."""
+    return [a + b for a, b in zip(p, q, strict=False)] + q[len(p) :]
+
+
+def _structure(x: Tensor) -> Tensor:
+    """How many paths from input to output spell each word of at most three letters, (B, 40).
+
+    A path is the word of its operators (conv 1x1, conv 3x3, pooling) with skips left out, and one
+    through `none` is no path: cells that compute the same function have the same words. The idea
+    is the path encoding of BANANAS (White et al., AAAI 2021), here a polynomial in `x`.
+    """
+    to1, to2, one_to2, to3, one_to3, two_to3 = ([x[:, i, 3:4], x[:, i, 4:]] for i in range(1, 7))
+    at2 = _plus(to2, _then(to1, one_to2))
+    words = _plus(_plus(to3, _then(to1, one_to3)), _then(at2, two_to3))
+    return torch.cat(words, dim=1)
+
+
 NASBENCH201 = StagedSpace(
     name="nasbench201",
     operators=OPERATORS,
@@ -87,4 +117,5 @@ NASBENCH201 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
+    structure=_structure,
 )

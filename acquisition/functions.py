@@ -1,0 +1,133 @@
+"""Acquisition functions: how much an architecture is worth evaluating, given its prediction.
+
+Notation: mean, std (B,) of the prediction; best, the best observed value, same unit; larger is
+better everywhere. z = (mean - best - xi) / std; phi, Phi the standard normal density and cdf.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erfcx, log_ndtr, ndtr
+
+from nag.predictors.base import Prediction
+
+_LOG_SQRT_2PI = math.log(2 * math.pi) / 2
+_FAR = -(float(np.finfo(float).eps) ** -0.25)
+
+
+class AcquisitionFunction(Protocol):
+    """Scores predictions; only the order of the scores has a meaning."""
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """(B,) scores, larger is better; `rng` is the only source of randomness."""
+        ...
+
+
+def log_h(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(phi(z) + z Phi(z)), accurate for all z.
+
+    For z < 0 it is log phi(z) + log(1 - r) with r = |z| Phi(z) / phi(z) = |z| sqrt(pi / 2)
+    erfcx(-z / sqrt 2), which does not underflow. As 1 - r = z^-2 + O(z^-4) cancels down to rounding
+    errors, the leading term takes over where both errors are equal, at z = -eps^(-1/4).
+    Ament et al., "Unexpected Improvements to Expected Improvement", NeurIPS 2023, eq. 9.
+    """
+    log_phi = -(z**2) / 2 - _LOG_SQRT_2PI
+    near, middle, far = np.maximum(z, -1), np.clip(z, _FAR, -1), np.minimum(z, -1)
+    r = -middle * math.sqrt(math.pi / 2) * erfcx(-middle / math.sqrt(2))
+    return np.select(
+        [z > -1, z > _FAR],
+        [
+            np.log(np.exp(-(near**2) / 2 - _LOG_SQRT_2PI) + near * ndtr(near)),
+            log_phi + np.log1p(-r),
+        ],
+        log_phi - 2 * np.log(-far),
+    )
+
+
+@dataclass(frozen=True)
+class ExpectedImprovement:
+    """Logarithm of the expected improvement on the best observed value.
+
+    log E[max(f - best - xi, 0)] = log std + log_h(z)
+
+    The logarithm keeps the order where the improvement itself underflows to 0.
+    Jones et al., J. Global Optimization 1998; Ament et al., NeurIPS 2023.
+    """
+
+    xi: float = 0.0
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        del rng
+        z = (prediction.mean - best - self.xi) / prediction.std
+        return np.log(prediction.std) + log_h(z)
+
+
+@dataclass(frozen=True)
+class ProbabilityOfImprovement:
+    """Logarithm of the probability to exceed the best observed value.
+
+    log P(f > best + xi) = log Phi(z)
+
+    Kushner, J. Basic Engineering 1964.
+    """
+
+    xi: float = 0.0
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        del rng
+        return log_ndtr((prediction.mean - best - self.xi) / prediction.std)
+
+
+@dataclass(frozen=True)
+class UpperConfidenceBound:
+    """An optimistic value.
+
+    mean + beta std
+
+    Note that beta multiplies the standard deviation. Srinivas et al., ICML 2010.
+    """
+
+    beta: float = 0.5
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        del best, rng
+        return prediction.mean + self.beta * prediction.std
+
+
+@dataclass(frozen=True)
+class IndependentThompsonSampling:
+    """One draw from every marginal, independent of the others.
+
+    mean + std epsilon,  epsilon ~ N(0, 1)
+
+    White et al., "BANANAS", AAAI 2021.
+    """
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        del best
+        return rng.normal(prediction.mean, prediction.std)
+
+
+ACQUISITIONS: Mapping[str, AcquisitionFunction] = MappingProxyType(
+    {
+        "ei": ExpectedImprovement(),
+        "pi": ProbabilityOfImprovement(),
+        "its": IndependentThompsonSampling(),
+        "ucb": UpperConfidenceBound(),
+    }
+)

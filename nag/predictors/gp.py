@@ -1,0 +1,271 @@
+"""Gaussian process over architectures: the surrogate for 1 to a few hundred labels.
+
+Notation:
+    n, B     observations, queries
+    G        feature groups: the encoding itself and, where the space has it, its structure
+    X        (n, D) features, centred and scaled per group so that E |X_g|^2 = 1 under uniform draws
+    z        (n,) values, warped and standardised
+    theta    (2 G + 2,) logarithms of the hyperparameters
+    k(x, x') = sum_g a_g <x_g, x'_g> + b m(r),   r^2 = sum_g |x_g - x'_g|^2 / l_g^2
+    m        the Matern-5/2 correlation
+    L, alpha Cholesky factor of K = k(X, X) + noise I, and K^-1 z
+
+The linear part carries additive effects far from the data, the Matern part what they miss.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from nag.predictors.base import Observations, Prediction
+from nag.spaces import Architecture, SearchSpace
+
+_JITTER = 1e-6
+_MIN_VARIANCE = 1e-8
+_NUM_RESTARTS = 1
+
+
+class Warp(NamedTuple):
+    """Monotone map from values to z: linear above the median, logarithmic below.
+
+    u = (y - median) / scale,   v = u for u >= 0, -log(1 - u) for u < 0,   z = (v - mean) / std
+
+    Bad architectures have a long tail; which of them is worst is of no interest, and the logarithm
+    keeps them from deciding the fit. In the upper half z is proportional to y, so that there a
+    Gaussian in z is the same Gaussian in y.
+    """
+
+    median: float
+    scale: float
+    mean: float
+    std: float
+    best: float
+
+    @classmethod
+    def fit(cls, values: NDArray[np.float64]) -> "Warp":
+        median = float(np.median(values))
+        scale = _positive(float(np.mean(np.maximum(values - median, 0))) * 2)
+        v = _compress((values - median) / scale)
+        return cls(median, scale, float(v.mean()), _positive(float(v.std())), float(values.max()))
+
+    def forward(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values to z."""
+        return (_compress((values - self.median) / self.scale) - self.mean) / self.std
+
+    def inverse(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """z to values."""
+        v = z * self.std + self.mean
+        return self.median + self.scale * np.where(v < 0, -np.expm1(-np.minimum(v, 0)), v)
+
+    def prediction(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prediction:
+        """Gaussian in z to a Gaussian in values, with the same median and the same probability of
+        improving on the best observation: the slope is that of the chord up to the best."""
+        values = self.inverse(mean)
+        gap = float(self.forward(np.array(self.best))) - mean
+        linear = self.scale * self.std
+        chord = (self.best - values) / np.where(gap > 1e-6, gap, 1)
+        return Prediction(values, std * np.where(gap > 1e-6, chord, linear))
+
+
+def _compress(u: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(u < 0, -np.log1p(-np.minimum(u, 0)), u)
+
+
+def _positive(x: float) -> float:
+    return x if x > 1e-12 else 1.0
+
+
+class Features(NamedTuple):
+    """Features of a space, centred and scaled per group by their law under uniform draws."""
+
+    centre: Tensor  # (D,)
+    scale: Tensor  # (D,)
+    split: int  # columns before it are the encoding, the others the structure
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> "Features":
+        archs = space.sample(1000, np.random.default_rng(0))
+        x = space.features(space.encode(archs).double())
+        split = space.shape[0] * space.shape[1]
+        centre = x.mean(0)
+        variance = (x - centre).square().mean(0)
+        groups = [variance[:split], variance[split:]]
+        scale = torch.cat(
+            [g.new_full(g.shape, float(g.sum().clamp_min(1e-12)) ** -0.5) for g in groups]
+        )
+        return cls(centre, scale, split)
+
+    def __call__(self, space: SearchSpace, x: Tensor) -> Tensor:
+        """(B, N, F) -> (B, D)."""
+        return (space.features(x) - self.centre.to(x)) * self.scale.to(x)
+
+    def groups(self, X: Tensor) -> list[Tensor]:
+        parts = [X[:, : self.split], X[:, self.split :]]
+        return [part for part in parts if part.shape[1]]
+
+
+class Products(NamedTuple):
+    """Inner products per group of two sets of points: all that the kernel needs to know."""
+
+    cross: Tensor  # (G, B, n)
+    left: Tensor  # (G, B) squared norms
+    right: Tensor  # (G, n)
+
+    @classmethod
+    def of(cls, left: Sequence[Tensor], right: Sequence[Tensor]) -> "Products":
+        return cls(
+            torch.stack([a @ b.T for a, b in zip(left, right, strict=True)]),
+            torch.stack([a.square().sum(1) for a in left]),
+            torch.stack([b.square().sum(1) for b in right]),
+        )
+
+
+class Hyperparameters(NamedTuple):
+    linear: Tensor  # (G,) a
+    lengthscale: Tensor  # (G,) l
+    amplitude: Tensor  # () b
+    noise: Tensor  # () variance
+
+    @classmethod
+    def of(cls, theta: Tensor) -> "Hyperparameters":
+        g = (len(theta) - 2) // 2
+        e = theta.exp()
+        return cls(e[:g], e[g : 2 * g], e[-2], e[-1])
+
+    def to(self, x: Tensor) -> "Hyperparameters":
+        return Hyperparameters(*(p.to(x) for p in self))
+
+    def kernel(self, p: Products) -> Tensor:
+        """k of all pairs, (B, n)."""
+        w = self.lengthscale**-2
+        r2 = w @ p.left
+        r2 = r2[:, None] + (w @ p.right)[None, :] - 2 * torch.einsum("g,gbn->bn", w, p.cross)
+        # sqrt has no gradient at 0
+        d = (5 * r2.clamp_min(1e-10)).sqrt()
+        matern = (1 + d + d.square() / 3) * torch.exp(-d)
+        return torch.einsum("g,gbn->bn", self.linear, p.cross) + self.amplitude * matern
+
+    def variance(self, squares: Tensor) -> Tensor:
+        """k(x, x), (B,), from squared norms (G, B)."""
+        return self.linear @ squares + self.amplitude
+
+
+# Log-normal priors, mean and standard deviation of the logarithm, in the order of theta. They say:
+# additive effects explain about as much as the rest, lengthscales are of the order of the distance
+# of two random architectures (sqrt 2), and labels carry little noise.
+def prior(num_groups: int) -> tuple[Tensor, Tensor]:
+    g = num_groups
+    mean = [math.log(0.5)] * g + [math.log(2.0)] * g + [math.log(0.5), math.log(0.01)]
+    std = [1.5] * g + [1.0] * g + [1.0, 1.5]
+    return torch.tensor(mean).double(), torch.tensor(std).double()
+
+
+def negative_log_posterior(theta: Tensor, products: Products, z: Tensor) -> Tensor:
+    """- log p(z | X, theta) - log p(theta), up to a constant."""
+    h = Hyperparameters.of(theta)
+    K = h.kernel(products) + (h.noise + _JITTER) * torch.eye(len(z), dtype=z.dtype)
+    L = torch.linalg.cholesky(K)
+    half = torch.linalg.solve_triangular(L, z[:, None], upper=False)
+    mean, std = prior(len(h.linear))
+    return (
+        0.5 * half.square().sum()
+        + L.diagonal().log().sum()
+        + 0.5 * ((theta - mean) / std).square().sum()
+    )
+
+
+def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor:
+    """Maximum a posteriori hyperparameters: the best of L-BFGS runs from the prior mean and from
+    draws of the prior."""
+    mean, std = prior(len(products.cross))
+
+    def objective(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        t = torch.from_numpy(theta).requires_grad_()
+        loss = negative_log_posterior(t, products, z)
+        (gradient,) = torch.autograd.grad(loss, t)
+        return loss.item(), gradient.numpy()
+
+    draws = rng.standard_normal((_NUM_RESTARTS, len(mean))) * 0.5
+    starts = [mean.numpy(), *(mean.numpy() + std.numpy() * draw for draw in draws)]
+    bounds = [(m - 4 * s, m + 4 * s) for m, s in zip(mean.tolist(), std.tolist(), strict=True)]
+    runs = [
+        minimize(objective, s, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+        for s in starts
+    ]
+    return torch.from_numpy(min(runs, key=lambda run: run.fun).x)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedGaussianProcess:
+    """Posterior of a Gaussian process. Implements `FittedPredictor`."""
+
+    space: SearchSpace
+    features: Features
+    warp: Warp
+    theta: Tensor
+    X: Tensor  # (n, D) float64
+    z: Tensor  # (n,)
+
+    @cached_property
+    def _hyperparameters(self) -> Hyperparameters:
+        return Hyperparameters.of(self.theta)
+
+    @cached_property
+    def _inverse_factor(self) -> Tensor:
+        """L^-1, (n, n)."""
+        h, groups = self._hyperparameters, self.features.groups(self.X)
+        eye = torch.eye(len(self.z), dtype=self.z.dtype)
+        K = h.kernel(Products.of(groups, groups)) + (h.noise + _JITTER) * eye
+        return torch.linalg.solve_triangular(torch.linalg.cholesky(K), eye, upper=False)
+
+    @cached_property
+    def _alpha(self) -> Tensor:
+        return self._inverse_factor.T @ (self._inverse_factor @ self.z)
+
+    def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and std of z, (B,), (B,); differentiable in `x` (B, N, F)."""
+        h = self._hyperparameters.to(x)
+        p = Products.of(
+            self.features.groups(self.features(self.space, x)),
+            self.features.groups(self.X.to(x)),
+        )
+        k = h.kernel(p)  # (B, n)
+        variance = h.variance(p.left) - (k @ self._inverse_factor.T.to(x)).square().sum(1)
+        return k @ self._alpha.to(x), variance.clamp_min(_MIN_VARIANCE).sqrt()
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction:
+        mean, std = self.relaxed(self.space.encode(archs).double())
+        return self.warp.prediction(mean.numpy(), std.numpy())
+
+    def condition(self, archs: Sequence[Architecture]) -> "FittedGaussianProcess":
+        x = self.space.encode(archs).double()
+        X = torch.cat([self.X, self.features(self.space, x)])
+        z = torch.cat([self.z, self.relaxed(x)[0]])
+        return FittedGaussianProcess(self.space, self.features, self.warp, self.theta, X, z)
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """Gaussian-process surrogate of any search space. Implements `SurrogatePredictor`."""
+
+    space: SearchSpace
+
+    @cached_property
+    def _features(self) -> Features:
+        return Features.of(self.space)
+
+    def fit(self, observations: Observations, rng: np.random.Generator) -> FittedGaussianProcess:
+        X = self._features(self.space, self.space.encode(observations.archs).double())
+        warp = Warp.fit(observations.values)
+        z = torch.from_numpy(warp.forward(observations.values))
+        groups = self._features.groups(X)
+        theta = fit_theta(Products.of(groups, groups), z, rng)
+        return FittedGaussianProcess(self.space, self._features, warp, theta, X, z)
