@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import safetensors.numpy
@@ -94,16 +95,21 @@ def fit(
 
 
 def cross_validate(
-    x: Array, y: Array, predictor: Array, x_random: Array, predictor_random: Array
+    x: Array,
+    y: Array,
+    predictor: Array,
+    x_random: Array,
+    predictor_random: Array,
+    fold: NDArray[np.int64],
 ) -> Array:
-    """(n,) predictions of `fit` for measured networks it did not see, over random folds."""
-    fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
+    """(n,) predictions of `fit` for measured networks it did not see, one `fold` (n,) at a time."""
     held_out = np.empty_like(y)
-    for k in range(FOLDS):
+    for k in np.unique(fold):
         train = fold != k
         model = fit(x[train], y[train], predictor[train], x_random, predictor_random)
         held_out[~train] = model(x[~train])
-        _say(f"  fold {k + 1}/{FOLDS}: RMSE {_rmse(held_out[~train], y[~train]):.3f} points")
+        error = _rmse(held_out[~train], y[~train])
+        _say(f"  {(~train).sum()} networks held out: RMSE {error:.3f} points")
     return held_out
 
 
@@ -149,7 +155,7 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
         with np.load(path) as file:
             weights = [file[name].astype(np.float64) for name in shapes]
             biases = [file[f"b{i}"].astype(np.float64) for i in range(len(shapes))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"{path} is not the accuracy predictor: {error}") from None
     if [w.shape for w in weights] != list(shapes.values()):
         raise UserError(f"{path} is not the accuracy predictor: expected shapes {shapes}")
@@ -175,20 +181,29 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
     return predict
 
 
-def measured(path: Path) -> tuple[list[Architecture], Array]:
-    """Distinct measured sub-networks and their mean top-1 in percent, in a fixed order."""
-    columns = read_columns(path, ["ks", "e", "d", "r", "top1"])
+def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
+    """Distinct measured sub-networks, their mean top-1 in percent, and the search they come from.
+
+    The order is fixed. Searches are numbered; a network found by several counts for the first.
+    """
+    columns = read_columns(path, ["ks", "e", "d", "r", "top1", "source"])
     values: dict[tuple[int, ...], list[float]] = {}
-    for ks, e, d, r, top1 in zip(*columns.values(), strict=True):
+    sources: dict[tuple[int, ...], str] = {}
+    for ks, e, d, r, top1, source in zip(*columns.values(), strict=True):
         if r == RESOLUTION:
-            values.setdefault(ops_from_ofa(ks, e, d), []).append(top1)
+            ops = ops_from_ofa(ks, e, d)
+            values.setdefault(ops, []).append(top1)
+            sources.setdefault(ops, source)
     archs = [Architecture(MOBILENETV3.name, ops) for ops in sorted(values)]
-    return archs, np.array([np.mean(values[arch.ops]) for arch in archs])
+    y = np.array([np.mean(values[arch.ops]) for arch in archs])
+    search = np.unique([sources[arch.ops] for arch in archs], return_inverse=True)[1]
+    return archs, y, search
 
 
 def errors(
     model: Surrogate,
     held_out: Array,
+    held_out_search: Array,
     archs: Sequence[Architecture],
     y: Array,
     label: Callable[[Sequence[Architecture]], Array],
@@ -213,6 +228,8 @@ def errors(
         "cross_validation_rmse_points": _rmse(held_out, y),
         "cross_validation_largest_error_points": float(np.abs(held_out - y).max()),
         "cross_validation_spearman": _rank_correlation(held_out, y),
+        "unseen_search_rmse_points": _rmse(held_out_search, y),
+        "unseen_search_spearman": _rank_correlation(held_out_search, y),
         "in_sample_rmse_points": _rmse(predict(archs), y),
         "mapped_ofa_predictor_rmse_points": _rmse(mapped, y),
         "mapped_ofa_predictor_spearman": _rank_correlation(mapped, y),
@@ -231,26 +248,27 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
     Parameters
     ----------
     table
-        Parquet file of measured sub-networks: columns ks, e, d, r, top1 (percent).
+        Parquet file of measured sub-networks: columns ks, e, d, r, top1 (percent), source.
     ofa_predictor
         Npz file of the once-for-all accuracy predictor: arrays W0, b0, ..., W3, b3.
     out
         Folder for the weights and their description.
     """
-    archs, y = user_errors(measured, table)
+    archs, y, search = user_errors(measured, table)
     label = load_predictor(ofa_predictor)
     _say(f"{len(archs)} distinct measured sub-networks, {y.min():.2f} to {y.max():.2f} %")
 
     rng = np.random.default_rng(1)
     random = MOBILENETV3.sample(NUM_LABELLED // 2, rng) + themed(NUM_LABELLED // 2, rng)
     x, x_random = features(operator_matrix(archs)), features(operator_matrix(random))
-    predictor, predictor_random = label(archs), label(random)
-    _say(f"{len(random)} random networks labelled; cross-validation over sub-networks:")
-    held_out = cross_validate(x, y, predictor, x_random, predictor_random)
-    model = fit(x, y, predictor, x_random, predictor_random)
-    numbers = {
-        name: round(number, 4) for name, number in errors(model, held_out, archs, y, label).items()
-    }
+    data = x, y, label(archs), x_random, label(random)
+    _say(f"{len(random)} random networks labelled; {FOLDS}-fold cross-validation:")
+    held_out = cross_validate(*data, np.random.default_rng(0).permutation(len(y)) % FOLDS)
+    _say("one search held out at a time:")
+    held_out_search = cross_validate(*data, search)
+    model = fit(*data)
+    found = errors(model, held_out, held_out_search, archs, y, label)
+    numbers = {name: round(number, 4) for name, number in found.items()}
     weights = safetensors.numpy.save(
         {"offset": np.array(model.offset / 100), "coefficients": model.coefficients / 100}
     )

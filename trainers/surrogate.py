@@ -52,9 +52,10 @@ def features(ops: NDArray[np.int64]) -> NDArray[np.float64]:
         [present, np.where(present, kernel - 1, 0), np.where(present, expand - 1, 0)], axis=-1
     )  # (B, 20, 3)
     stages = layers.reshape(-1, NUM_STAGES, MAX_DEPTH, 3).sum(axis=2) - (3.0, 0.0, 0.0)
-    z = stages.reshape(len(ops), -1)  # (B, 15)
+    z = stages.reshape(len(ops), 3 * NUM_STAGES)  # (B, 15)
+    products = z[:, _PAIRS[0]] * z[:, _PAIRS[1]]
     return np.concatenate(
-        [one_hot.reshape(len(ops), -1), z[:, _PAIRS[0]] * z[:, _PAIRS[1]]], axis=1
+        [one_hot.reshape(len(ops), NUM_STAGES * MAX_DEPTH * len(LAYERS)), products], axis=1
     )
 
 

@@ -38,7 +38,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
         raise EvaluatorConfigError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
         )
-    return pq.read_table(path, columns=list(columns)).to_pydict()
+    return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
 
 
 class TableEvaluator:
