@@ -46,10 +46,23 @@ class Stage:
 class SearchSpace(Protocol):
     """The contract between a search space and everything else; one contract test runs over all."""
 
-    name: str
-    operators: tuple[str, ...]  # (F,) names of the operators
-    stages: tuple[Stage, ...]  # the uniform law: independent stages of independent nodes
-    errors: Mapping[int, str]  # what the codes 1, 2, 3 of `check` mean
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """(F,) names of the operators."""
+        ...
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The uniform law: independent stages of independent nodes."""
+        ...
+
+    @property
+    def errors(self) -> Mapping[int, str]:
+        """What the codes 1, 2, 3 of `check` mean."""
+        ...
 
     @property
     def shape(self) -> tuple[int, int]:

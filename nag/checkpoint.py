@@ -1,0 +1,107 @@
+"""Score networks on disk: weights as safetensors, everything else as JSON beside them.
+
+W.safetensors holds the EMA weights; W.json the space, SDE, network configuration, how they were
+made, and the SHA-256 of the weights. Loading never unpickles anything.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nag.score_net import ScoreNetConfig, ScoreNetwork
+from nag.sde import VESDE
+from nag.spaces import SearchSpace
+
+FORMAT = 1
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used: missing, damaged, or made for something else."""
+
+
+def shipped_weights(space: SearchSpace) -> Path:
+    """Path of the weights that come with the package."""
+    path = _WEIGHTS / f"{space.name}.safetensors"
+    if not path.exists():
+        raise CheckpointError(
+            f"no trained weights ship for space {space.name!r}: train some with 'python -m "
+            f"nag.train --space {space.name} --out W.safetensors' and give --weights, or use "
+            "--score exact"
+        )
+    return path
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write aside, then rename: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    save_file(tensors, aside)
+    os.replace(aside, path)
+
+
+def save_network(network: ScoreNetwork, path: Path, training: dict[str, Any]) -> None:
+    """Save the network; `training` says how it was made (seed, steps, command, ...)."""
+    save_tensors({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+    record = {
+        "format": FORMAT,
+        "space": network.space.name,
+        "parameters": network.num_parameters(),
+        "network": network.config.to_json(),
+        "sde": network.sde.to_json(),
+        "training": training,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    aside = path.with_suffix(".json.tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(aside, path.with_suffix(".json"))
+
+
+def load_network(
+    path: Path, space: SearchSpace, sde: VESDE | None = None, device: str = "cpu"
+) -> ScoreNetwork:
+    """Load a network in evaluation mode; raises CheckpointError when it does not fit.
+
+    sde: the noise levels expected; by default those of the checkpoint are taken.
+    """
+    record = _read_record(path)
+    if record["space"] != space.name:
+        raise CheckpointError(
+            f"{path} holds weights of space {record['space']!r}, not {space.name!r}"
+        )
+    stored = VESDE.from_json(record["sde"])
+    if sde is not None and stored != sde:
+        raise CheckpointError(
+            f"{path} was trained with sigma {stored.sigma_min:g}..{stored.sigma_max:g}"
+            f"{'' if stored.mean == sde.mean else ' and another prior mean'}, but sigma "
+            f"{sde.sigma_min:g}..{sde.sigma_max:g} is asked for: see --sigma-min, --sigma-max"
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+        raise CheckpointError(f"{path} does not match the hash in {path.with_suffix('.json')}")
+    network = ScoreNetwork(space, stored, ScoreNetConfig.from_json(record["network"]))
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold the weights its JSON describes") from error
+    return network.to(torch.device(device)).eval().requires_grad_(False)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    beside = path.with_suffix(".json")
+    for needed in (path, beside):
+        if not needed.is_file():
+            raise CheckpointError(f"no such file: {needed}")
+    try:
+        record = json.loads(beside.read_text())
+        if record["format"] != FORMAT:
+            raise CheckpointError(f"{beside} has format {record['format']}, expected {FORMAT}")
+        return {key: record[key] for key in ("space", "network", "sde", "sha256")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{beside} is not the record of a score network") from error

@@ -1,0 +1,52 @@
+"""What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from nag.spaces import SPACES, StagedSpace
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done: says what was wrong and what is allowed."""
+
+
+def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """Return `name` if it is allowed, else raise a UserError that lists what is."""
+    allowed = list(allowed)
+    if name not in allowed:
+        raise UserError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
+    return name
+
+
+def find_space(name: str) -> StagedSpace:
+    """The search space of that name."""
+    return SPACES[choose("space", name, SPACES)]
+
+
+def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and leave the process with its exit code (2 after bad input)."""
+    try:
+        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, UserError) as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+def user_errors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call `function`, turning the ValueErrors it documents into UserErrors."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
