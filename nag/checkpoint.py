@@ -65,7 +65,7 @@ def save_network(network: ScoreNetwork, path: Path, training: dict[str, Any]) ->
 
 
 def load_network(
-    path: Path, space: SearchSpace, sde: VESDE | None = None, device: str = "cpu"
+    path: Path, space: SearchSpace, sde: VESDE | None = None, device: str | torch.device = "cpu"
 ) -> ScoreNetwork:
     """Load a network in evaluation mode; raises CheckpointError when it does not fit.
 

@@ -6,8 +6,8 @@ guidance and score networks are tested against, and can drive a search by itself
 
 For a node i with row x[i], the log-likelihood of operator o relative to an absent row is
 l[i, o] = 2 x[i, o] / sigma^2 (rows differ from "absent" in one entry, +1 instead of -1). Then
-    L[s, j]      = log mean_o exp l[s, j, o]                  evidence that slot j of stage s is used
-    log p(d|x_t) = log w_d + sum_{j < d} L[s, j] + const      depth of the stage
+    L[s, j]      = log mean_o exp l[s, j, o]               evidence that slot j of stage s is used
+    log p(d|x_t) = log w_d + sum_{j < d} L[s, j] + const   depth of the stage
     E[x_0]       = 2 q softmax_o(l) - 1,    q[s, j] = sum_{d > j} p(d|x_t)
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nag.sde import VESDE, ScoreFn, per_sample
-from nag.spaces import SearchSpace
+from nag.spaces import SearchSpace, Stage
 
 _NEVER = -1e30  # log of a probability that is zero; finite, so that gradients stay finite
 
@@ -34,11 +34,13 @@ class _Layout:
 
 
 @lru_cache(maxsize=64)
-def _layout(space: SearchSpace, device: torch.device, dtype: torch.dtype) -> _Layout:
-    stages, width = space.stages, max(len(stage.choices) for stage in space.stages)
+def _layout(
+    stages: tuple[Stage, ...], num_operators: int, device: torch.device, dtype: torch.dtype
+) -> _Layout:
+    width = max(len(stage.choices) for stage in stages)
     node = torch.zeros(len(stages), width, dtype=torch.int64)
     real = torch.zeros(len(stages), width, dtype=torch.bool)
-    log_operator = torch.full((len(stages), width, space.shape[1]), _NEVER, dtype=dtype)
+    log_operator = torch.full((len(stages), width, num_operators), _NEVER, dtype=dtype)
     log_depth = torch.full((len(stages), width + 1), _NEVER, dtype=dtype)
     first = 0
     for s, stage in enumerate(stages):
@@ -58,7 +60,7 @@ def posterior(space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor | Non
     x: (B, N, F) noisy architectures in the centred coding; sigma: (B,).
     reward: (N, F) optional; tilts the law to p(A) ~ exp(sum of reward[i, o_i]) (method.md §9).
     """
-    layout = _layout(space, x.device, x.dtype)
+    layout = _layout(space.stages, space.shape[1], x.device, x.dtype)
     llr = 2 * x / per_sample(sigma**2)
     if reward is not None:
         llr = llr + reward
@@ -78,7 +80,7 @@ def posterior_mean(
 
 
 def uniform_law_sde(space: SearchSpace, sigma_min: float = 0.1, sigma_max: float = 5.0) -> VESDE:
-    """The SDE whose prior is centred on the mean of the uniform law (its posterior at no evidence)."""
+    """The SDE with its prior at the mean of the uniform law (the posterior without evidence)."""
     no_evidence = torch.zeros(1, *space.shape), torch.tensor([torch.inf])
     return VESDE.of_mean(posterior_mean(space, *no_evidence)[0], sigma_min, sigma_max)
 
@@ -94,7 +96,7 @@ def exact_score(space: SearchSpace, sde: VESDE, reward: Tensor | None = None) ->
 
 
 def exact_score_of_samples(samples: Tensor, sde: VESDE) -> ScoreFn:
-    """The score of the empirical law of a finite set: the oracle for one's own list of architectures.
+    """The score of the empirical law of a finite set of architectures.
 
     samples: (M, N, F) encodings in the centred coding.
     """

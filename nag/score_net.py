@@ -6,10 +6,11 @@ Two presets. `paper` is the network of DiffusionNAG (paper Eq. 4-5, after CATE, 
 outputs the score itself. `default` is 20 times smaller and outputs a *posterior* over the
 operators of each node, from which the score follows. By Bayes' rule
     p(o_i | x_t)  ~  p(x_t[i] | o_i)  p(o_i | x_t[others])
-and the first factor, a Gaussian likelihood, is known; it is added to the logits, so that the network
-only has to learn what the *other* nodes say about node i. This holds for any law over architectures.
+and the first factor, a Gaussian likelihood, is known; it is added to the logits, so that the
+network only has to learn what the *other* nodes say about node i, whatever the law of the data.
 """
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -35,7 +36,7 @@ class ScoreNetConfig:
     """
 
     width: int = 64
-    blocks: int = 4
+    blocks: int = 3
     heads: int = 4
     feed_forward: int = 128
     head_widths: tuple[int, ...] = (128,)
@@ -167,7 +168,7 @@ class _Positions(nn.Module):
 
 
 class ScoreNetwork(nn.Module):
-    """s_theta(x_t, sigma); see the module text. Knows its space, its SDE and nothing of sampling."""
+    """s_theta(x_t, sigma), see the module text; knows its space and SDE, nothing of sampling."""
 
     def __init__(self, space: SearchSpace, sde: VESDE, config: ScoreNetConfig) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class ScoreNetwork(nn.Module):
             f + 1 if config.output == "posterior" else f,
         ]
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        for n_in, n_out in itertools.pairwise(widths):
             layers += [nn.Linear(n_in, n_out), nn.ELU()]
         self.head = nn.Sequential(*layers[:-1])
         mask = attention_mask(space, config.mask)

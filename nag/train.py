@@ -66,9 +66,9 @@ def main(
     target
         Regress on the exact posterior (exact) or on the clean architecture (sampled).
     steps
-        Training steps; by default 12,000, or 250,000 for the paper preset.
+        Training steps; by default 10,000, or 250,000 for the paper preset.
     batch_size
-        Architectures per step; by default 256.
+        Architectures per step; by default 128, or 256 for the paper preset.
     learning_rate
         Peak learning rate; by default 3e-3, or 2e-5 for the paper preset.
     sigma_min

@@ -27,8 +27,8 @@ class TrainingConfig:
     """How to train. Noise levels are log-uniform: `focus` of them inside `focus_range`, where the
     operators of a node are decided, the rest over the whole range of the SDE."""
 
-    steps: int = 12_000
-    batch_size: int = 256
+    steps: int = 10_000
+    batch_size: int = 128
     learning_rate: float = 3e-3
     warm_up: int = 500
     decay: bool = True  # cosine, to zero at the last step
@@ -40,6 +40,7 @@ class TrainingConfig:
 
 
 PAPER_TRAINING = TrainingConfig(
+    batch_size=256,
     steps=250_000,
     learning_rate=2e-5,
     warm_up=1_000,
@@ -101,7 +102,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.Generator) -> Tensor:
-    """(B,) noise levels, log-uniform over the SDE and, for a share of them, over the focus range."""
+    """(B,) noise levels: log-uniform over the SDE or, for a share, over the focus range."""
     u, focused = torch.rand(2, config.batch_size, generator=generator)
     low, high = (math.log(s) for s in (network.sde.sigma_min, network.sde.sigma_max))
     focus_low, focus_high = (math.log(s) for s in config.focus_range)

@@ -1,12 +1,8 @@
 """Evaluate a list of architectures: `python -m trainers.evaluate --help`."""
 
-import os
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from cyclopts import App
 from rich.console import Console
 from rich.progress import track
@@ -15,8 +11,9 @@ from nag.cli import UserError, find_space, run, user_errors
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from trainers.base import EvaluationError, Evaluator
 from trainers.build import build_evaluator
+from trainers.rows import percent, write_rows
 
-ACCURACIES = ("value", "test")  # fractions inside the program, percent in the output
+COLUMNS = ("arch", "value", "status", "error", "seconds")
 
 app = App(name="evaluate", help="Evaluate a list of architectures into a parquet file.")
 
@@ -82,7 +79,7 @@ def main(
             disable=not console.is_terminal,
         )
     ]
-    write_rows(rows, out)
+    write_rows(rows, COLUMNS, out)
     failed = sum(row["status"] == "failed" for row in rows)
     console.print(
         f"{len(rows)} evaluated, {failed} failed, {time.perf_counter() - start:.2f} s: {out}",
@@ -124,27 +121,7 @@ def evaluate_row(
         seconds = time.perf_counter() - start
         return row | {"status": "failed", "error": str(error), "seconds": seconds}
     row |= {"status": "ok", "seconds": found.seconds}
-    return row | _percent({"value": found.value, **found.metrics})
-
-
-def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Write rows to parquet, aside first, so that `path` is never half a file."""
-    names = dict.fromkeys(["arch", "value", "status", "error", "seconds"])
-    names |= dict.fromkeys(name for row in rows for name in row)
-    types = dict.fromkeys(("arch", "status", "error"), pa.string())
-    table = pa.table(
-        {
-            name: pa.array([row.get(name) for row in rows], types.get(name, pa.float64()))
-            for name in names
-        }
-    )
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, aside)
-    aside.replace(path)
-
-
-def _percent(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: 100 * x if name in ACCURACIES else x for name, x in numbers.items()}
+    return row | percent({"value": found.value, **found.metrics})
 
 
 if __name__ == "__main__":

@@ -68,8 +68,10 @@ class FittedPredictor(Protocol):
         ...
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std (B,), (B,) for relaxed encodings (B, N, F) in [0, 1], in *standardised* units
-        (zero mean, unit variance over the observations); differentiable in `x`."""
+        """Mean and std (B,), (B,) of relaxed encodings (B, N, F) in [0, 1], differentiable in `x`.
+
+        In *standardised* units: zero mean and unit variance over the observations.
+        """
         ...
 
 

@@ -73,8 +73,8 @@ def _parse(text: str) -> tuple[int, ...]:
         d, k, e = map(int, match.groups()) if match else (-1, -1, -1)
         if (d, k, e) != (0, 0, 0) and (d not in DEPTHS or (k, e) not in LAYERS):
             raise InvalidArchitectureError(
-                f"{token!r} in {text!r} is not a layer: expected 0-0-0, or depth-kernel-expand with "
-                f"depth in {DEPTHS}, kernel in {KERNELS}, expand in {EXPANDS}"
+                f"{token!r} in {text!r} is not a layer: expected 0-0-0, or depth-kernel-expand "
+                f"with depth in {DEPTHS}, kernel in {KERNELS}, expand in {EXPANDS}"
             )
         stated.append(d)
         ops.append(ABSENT if d == 0 else LAYERS.index((k, e)))

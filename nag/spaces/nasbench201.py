@@ -1,7 +1,7 @@
 """NAS-Bench-201 (Dong & Yang, ICLR 2020): a cell of six operators, 15,625 architectures.
 
-The cell is a DAG over four feature maps; its six edges carry the operators. As in DiffusionNAG the
-graph we generate is the *line graph*: a node per cell edge, plus input (node 0) and output (node 7).
+The cell is a DAG over four feature maps; its six edges carry the operators. As in DiffusionNAG we
+generate its *line graph*: a node per cell edge, plus input (node 0) and output (node 7).
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A space of 144 architectures: small enough to list, with depth and fixed nodes like the real ones.
+"""A space of 144 architectures: small enough to list, with stages and depths like MobileNetV3.
 
 Two stages of one or two layers, each layer one of three operators. Used by tests and examples.
 """

@@ -1,0 +1,206 @@
+"""Candidate strategies: where to look. Each fills a pool from which an acquisition function picks.
+
+These are the acquisition-optimisation strategies of DiffusionNAG, section 3.2: Random, Mutation,
+Mutation + Random, and Guided Gen; and the ablation that uses the same generator and predictor, but
+the predictor only to sort.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+
+from nag.generate import Samples
+from nag.generator import Generator, Guidance, GuidanceKind
+from nag.guidance import Ladder
+from nag.predictors.base import FittedPredictor, Observations
+from nag.spaces import Architecture, SearchSpace
+
+_PATIENCE = 50  # draws in a row that bring nothing new before a source counts as dry
+_MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Distinct architectures, none of them seen before, and how they were come by."""
+
+    archs: tuple[Architecture, ...]
+    diagnostics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class CandidateStrategy(Protocol):
+    """Stateless: equal arguments give equal pools."""
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
+        ...
+
+
+def draw_unseen(
+    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Set[Architecture]
+) -> list[Architecture]:
+    """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
+    found: dict[Architecture, None] = {}
+    idle = 0
+    while len(found) < n and idle < _PATIENCE:
+        before = len(found)
+        found |= dict.fromkeys(arch for arch in draw() if arch not in exclude)
+        idle = 0 if len(found) > before else idle + 1
+    return list(found)[:n]
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """Uniform draws from the space."""
+
+    space: SearchSpace
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        del observations, predictor
+        return Pool(tuple(draw_unseen(lambda: self.space.sample(n, rng), n, exclude)))
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One changed decision of the best architecture; of the next best once its mutants run out."""
+
+    space: SearchSpace
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        del predictor
+        found: list[Architecture] = []
+        for i in np.argsort(-observations.values, kind="stable"):
+            parent = observations.archs[i]
+            found += draw_unseen(
+                lambda parent=parent: [self.space.mutate(parent, rng)],
+                n - len(found),
+                exclude | set(found),
+            )
+            if len(found) == n:
+                break
+        return Pool(tuple(found))
+
+
+@dataclass(frozen=True)
+class Union:
+    """Half of the pool from each of two strategies."""
+
+    first: CandidateStrategy
+    second: CandidateStrategy
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        one = self.first.propose(n // 2, observations, predictor, exclude, rng)
+        seen = exclude | set(one.archs)
+        two = self.second.propose(n - len(one.archs), observations, predictor, seen, rng)
+        return Pool(one.archs + two.archs, {**one.diagnostics, **two.diagnostics})
+
+
+@dataclass(frozen=True)
+class GuidedGeneration:
+    """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen)."""
+
+    generator: Generator
+    kind: GuidanceKind = "denoised"
+    scale: Ladder = field(default_factory=Ladder)
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        guidance = Guidance(predictor, observations, self.kind, self.scale)
+        return _generate_unseen(self.generator, n, exclude, rng, guidance)
+
+
+@dataclass(frozen=True)
+class UnconditionalSorted:
+    """Unguided samples, the best of `oversample` times as many kept by predicted mean.
+
+    The ablation "Uncond. + Sorting" (Table 3): the same generator and predictor, but the predictor
+    only judges what was generated.
+    """
+
+    generator: Generator
+    oversample: int = 4
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor,
+        exclude: Set[Architecture],
+        rng: np.random.Generator,
+    ) -> Pool:
+        pool = _generate_unseen(self.generator, n * self.oversample, exclude, rng, None)
+        if not pool.archs:
+            return pool
+        order = np.argsort(-predictor.predict(pool.archs).mean, kind="stable")[:n]
+        return Pool(tuple(pool.archs[i] for i in order), pool.diagnostics)
+
+
+def _generate_unseen(
+    generator: Generator,
+    n: int,
+    exclude: Set[Architecture],
+    rng: np.random.Generator,
+    guidance: Guidance | None,
+) -> Pool:
+    rounds: list[Samples] = []
+    found: dict[Architecture, None] = {}
+    while len(found) < n and len(rounds) < _MAX_ROUNDS:
+        seed = int(rng.integers(2**62))
+        rounds.append(generator.generate(n, seed=seed, guidance=guidance))
+        found |= dict.fromkeys(arch for arch in rounds[-1].unique if arch not in exclude)
+    generated = sum(len(samples.archs) for samples in rounds)
+    valid = [arch for samples in rounds for arch in samples.valid]
+    diagnostics = {
+        "generated": generated,
+        "validity": len(valid) / generated,
+        "uniqueness": len(set(valid)) / max(len(valid), 1),
+        "novelty": len(set(valid) - exclude) / max(len(set(valid)), 1),
+        "score_evaluations": sum(samples.score_evaluations for samples in rounds),
+        "generator_seconds": sum(samples.seconds for samples in rounds),
+    }
+    return Pool(tuple(found)[:n], diagnostics)
+
+
+STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
+    "guided": lambda space, generator: GuidedGeneration(generator),
+    "mutation": lambda space, generator: Mutation(space),
+    "mutation+random": lambda space, generator: Union(Mutation(space), RandomSearch(space)),
+    "random": lambda space, generator: RandomSearch(space),
+    "uncond+sort": lambda space, generator: UnconditionalSorted(generator),
+}

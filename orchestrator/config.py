@@ -1,0 +1,184 @@
+"""The configuration of a run: one frozen record, which is also the command line."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from nag.cli import UserError, find_space
+from nag.generate import DEFAULT_SAMPLER
+from nag.generator import GeneratorConfig, GuidanceKind
+
+EVALUATOR_OF_SPACE = {"mobilenetv3": "surrogate", "nasbench201": "table", "toy": "toy"}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What is searched, and how. Equal configurations give equal trials.
+
+    Parameters
+    ----------
+    space
+        Search space: mobilenetv3, nasbench201, or the small synthetic toy.
+    evaluator
+        What evaluates an architecture: surrogate (embedded estimate of ImageNet-1K top-1, for
+        mobilenetv3), table (a benchmark table, for nasbench201) or toy. By default the one that
+        fits the space.
+    table
+        Parquet file of the table evaluator.
+    dataset
+        Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
+    objective
+        Accuracy that is searched on: validation or test. The test accuracy is always reported.
+    acq
+        Acquisition function: expected improvement, probability of improvement, independent
+        Thompson sampling, upper confidence bound.
+    strategy
+        What fills the pool of candidates: guided is the diffusion model steered by the surrogate
+        predictor; the others are the baselines of the paper.
+    score
+        Score of the diffusion model: the trained network, or the closed form.
+    weights
+        Score-network weights, instead of those that come with the package.
+    sigma_min
+        Smallest noise level; must be that of the weights.
+    sigma_max
+        Largest noise level; must be that of the weights.
+    sampler
+        Sampler of the diffusion model.
+    steps
+        Steps of the sampler.
+    guidance
+        Where guidance reads the predictor: at the denoised architecture, or from a noise-aware
+        predictor trained on noised architectures every round (the paper).
+    budget
+        Evaluations in all, the first n-init included. Repeat the command with a larger budget to
+        go on.
+    n_init
+        Random architectures evaluated before the first fit.
+    pool_size
+        Candidates proposed per round.
+    batch_size
+        Candidates evaluated per round.
+    seed
+        Seed of the whole run.
+    threads
+        CPU threads of fits and of the generator; part of the configuration because the last bits
+        of a result depend on it.
+    """
+
+    space: str = "mobilenetv3"
+    evaluator: str | None = None
+    table: Path | None = None
+    dataset: str | None = None
+    objective: Literal["valid", "test"] = "valid"
+    acq: Literal["ei", "pi", "its", "ucb"] = "ei"
+    strategy: Literal["guided", "mutation", "mutation+random", "random", "uncond+sort"] = "guided"
+    score: Literal["network", "exact"] = "network"
+    weights: Path | None = None
+    sigma_min: float = 0.1
+    sigma_max: float = 5.0
+    sampler: str = DEFAULT_SAMPLER
+    steps: int = 20
+    guidance: GuidanceKind = "denoised"
+    budget: int = 100
+    n_init: int = 10
+    pool_size: int = 100
+    batch_size: int = 1
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        find_space(self.space)
+        for name in ("n_init", "pool_size", "batch_size", "steps", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.budget < self.n_init:
+            raise UserError(f"--budget {self.budget} is smaller than --n-init {self.n_init}")
+        if self.pool_size < self.batch_size:
+            raise UserError(
+                f"--pool-size {self.pool_size} is smaller than --batch-size {self.batch_size}"
+            )
+        if self.seed < 0:
+            raise UserError("--seed must not be negative")
+
+    @property
+    def evaluator_name(self) -> str:
+        return self.evaluator or EVALUATOR_OF_SPACE.get(self.space, "table")
+
+    def generator(self, device: str) -> GeneratorConfig:
+        """The generator this run asks for."""
+        return GeneratorConfig(
+            space=self.space,
+            score=self.score,
+            weights=self.weights,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            sampler=self.sampler,
+            steps=self.steps,
+            device=device,
+            threads=self.threads,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the trials, as JSON; the budget does not, a run can be prolonged."""
+        record = asdict(self) | {"evaluator": self.evaluator_name}
+        del record["budget"]
+        for name in ("table", "weights"):
+            record[name] = None if record[name] is None else str(record[name].resolve())
+        return record
+
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where a run happens; nothing here changes its trials.
+
+    Parameters
+    ----------
+    out
+        Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN. Repeating a command
+        continues its run.
+    executor
+        Evaluate and generate in Ray actors, or in this process.
+    address
+        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+    workers
+        Evaluator actors; by default as many as a batch can use and the cluster can hold.
+    device
+        Device of the generator: auto takes a GPU where the cluster has one.
+    auth
+        Ray's token authentication; by default RAY_AUTH_MODE, else token.
+    dashboard
+        Start the Ray dashboard with a Ray of its own.
+    retries
+        How often an evaluation is tried again after an error or a lost worker.
+    """
+
+    out: Path | None = None
+    executor: Literal["ray", "local"] = "ray"
+    address: str | None = None
+    workers: int | None = None
+    device: str = "auto"
+    auth: Literal["token", "disabled"] | None = None
+    dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UserError("--workers must be at least 1")
+        if self.retries < 0:
+            raise UserError("--retries must not be negative")
+
+
+def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The settings in which two identities differ, in words."""
+    keys = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
+    return ", ".join(f"{k} is {stored.get(k)!r} there, {asked.get(k)!r} here" for k in keys)

@@ -1,0 +1,25 @@
+"""The executor without Ray: everything in this process, one trial after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from nag.generator import DiffusionGenerator, GeneratorConfig
+from orchestrator.trial import Outcome, Trial, evaluate_trial
+from trainers.base import Evaluator
+
+
+class LocalExecutor:
+    """The sequential twin of `RayExecutor`: the same trials, bit for bit."""
+
+    def __init__(
+        self, generator: GeneratorConfig, evaluator: Callable[[], Evaluator], retries: int
+    ) -> None:
+        self.generator = DiffusionGenerator(generator)
+        self._evaluator = evaluator()
+        self._retries = retries
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        for trial in trials:
+            yield evaluate_trial(self._evaluator, trial, self._retries)
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,70 @@
+"""The loop: suggest, journal, evaluate, journal, again. All state is in the store."""
+
+from typing import Protocol
+
+import numpy as np
+
+from orchestrator.bayesopt import BayesianOptimizer, Suggestion
+from orchestrator.store import RunStore
+from orchestrator.trial import Executor, Outcome
+
+
+class Observer(Protocol):
+    """Is told what happens; must not change it."""
+
+    def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
+        """A batch was suggested and journalled."""
+        ...
+
+    def finished(self, store: RunStore, outcome: Outcome) -> None:
+        """A trial has an outcome."""
+        ...
+
+
+def run_study(
+    optimizer: BayesianOptimizer,
+    executor: Executor,
+    store: RunStore,
+    *,
+    budget: int,
+    n_init: int,
+    batch_size: int,
+    seed: int,
+    observers: tuple[Observer, ...] = (),
+) -> None:
+    """Run until `budget` trials are finished or the space is exhausted.
+
+    Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i)
+    and sees the outcomes of all earlier rounds in the order of their trials, so the trials depend
+    neither on the number of workers nor on who finished first.
+    """
+    while store.num_finished < budget:
+        batch = store.pending()
+        if not batch:
+            suggestion = _suggest(optimizer, store, budget, n_init, batch_size, seed)
+            if not suggestion.archs:
+                break
+            batch = store.propose(suggestion)
+            for observer in observers:
+                observer.proposed(store, suggestion)
+        for outcome in executor.run(batch):
+            store.record(outcome)
+            for observer in observers:
+                observer.finished(store, outcome)
+        store.compact()
+    store.compact()
+
+
+def _suggest(
+    optimizer: BayesianOptimizer,
+    store: RunStore,
+    budget: int,
+    n_init: int,
+    batch_size: int,
+    seed: int,
+) -> Suggestion:
+    rng = np.random.default_rng([seed, store.next_iteration])
+    seen, left = store.seen(), budget - store.num_finished
+    if store.next_iteration == 0:
+        return optimizer.initial(seen, min(n_init, left), rng)
+    return optimizer.suggest(store.observations(), seen, min(batch_size, left), rng)

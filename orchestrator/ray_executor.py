@@ -1,0 +1,257 @@
+"""Everything that knows Ray: a generator actor, a pool of evaluator actors, and metrics.
+
+The driver sends architectures and small predictors; weights, tables and supernets are loaded once
+inside the actors. Evaluators and generator take turns (a round is proposed, then evaluated), so on
+a cluster without a GPU the generator reserves no CPU of its own.
+
+A cluster may pin roles to hosts with the custom resources `generator` and `evaluator`: where nodes
+offer them, each actor asks for one.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+# Set before Ray starts its processes. By default Ray retries a task that ran out of memory for ever.
+os.environ.setdefault("RAY_task_oom_retries", "2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from nag.generate import Samples
+from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
+from orchestrator.bayesopt import Suggestion
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome, Trial, evaluate_trial
+from trainers.base import Evaluator
+
+_POLL_SECONDS = 1.0
+_OBJECT_STORE_BYTES = 200 * 2**20
+
+
+class ClusterError(ValueError):
+    """The cluster cannot be reached, or lacks what the run needs."""
+
+
+@ray.remote
+class GeneratorActor:
+    """Holds the score network on its device for the whole run."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        self._generator = DiffusionGenerator(config)
+
+    def generate(self, n: int, seed: int, guidance: Guidance | None) -> Samples:
+        return self._generator.generate(n, seed=seed, guidance=guidance)
+
+    def ready(self) -> str:
+        """The device in use."""
+        return str(self._generator.device)
+
+
+@ray.remote
+class EvaluatorActor:
+    """Holds one evaluator."""
+
+    def __init__(self, evaluator: Callable[[], Evaluator], retries: int) -> None:
+        self._evaluator, self._retries = evaluator(), retries
+
+    def evaluate(self, trial: Trial) -> Outcome:
+        return evaluate_trial(self._evaluator, trial, self._retries)
+
+
+class RayGenerator:
+    """A `Generator` that works in an actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
+        return ray.get(self._actor.generate.remote(n, seed, guidance))
+
+
+class RayExecutor:
+    """Starts or joins a cluster and runs trials on it. Raises ClusterError at start."""
+
+    def __init__(
+        self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
+    ) -> None:
+        self.dashboard_url = _connect(config, runtime)
+        try:
+            resources = ray.cluster_resources()
+            plan = _plan(resources, config, runtime)
+            namespace = f"nag-{os.getpid()}"
+            actor = GeneratorActor.options(
+                name="generator",
+                namespace=namespace,
+                max_restarts=runtime.retries,
+                max_task_retries=runtime.retries,
+                **plan.generator,
+            ).remote(config.generator(plan.device))
+            self.device = _get_ready(actor)
+            self.generator = RayGenerator(actor)
+            self._evaluators = [
+                EvaluatorActor.options(
+                    name=f"evaluator-{i}", namespace=namespace, max_restarts=-1, **plan.evaluator
+                ).remote(evaluator, runtime.retries)
+                for i in range(plan.workers)
+            ]
+        except BaseException:
+            ray.shutdown()
+            raise
+        self._retries = runtime.retries
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._evaluators)
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """One trial at a time on every evaluator; a lost worker's trial goes to the queue again."""
+        waiting = deque((trial, 1) for trial in trials)
+        idle = deque(self._evaluators)
+        running: dict[Any, tuple[Any, Trial, int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                actor, (trial, attempt) = idle.popleft(), waiting.popleft()
+                running[actor.evaluate.remote(trial)] = actor, trial, attempt
+            done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+            for reference in done:
+                actor, trial, attempt = running.pop(reference)
+                idle.append(actor)
+                try:
+                    yield ray.get(reference)
+                except RayTaskError:
+                    raise  # evaluate_trial catches what an evaluation raises: this is our own bug
+                except RayError as error:
+                    if attempt <= self._retries:
+                        waiting.append((trial, attempt + 1))
+                    else:
+                        yield Outcome(
+                            trial.trial,
+                            "failed",
+                            error=f"{type(error).__name__}: the worker was lost",
+                            attempts=attempt,
+                        )
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+class _Plan:
+    """How many actors, and what each asks the cluster for."""
+
+    def __init__(
+        self,
+        workers: int,
+        device: str,
+        generator: Mapping[str, Any],
+        evaluator: Mapping[str, Any],
+    ) -> None:
+        self.workers, self.device = workers, device
+        self.generator, self.evaluator = generator, evaluator
+
+
+def _plan(resources: Mapping[str, float], config: RunConfig, runtime: Runtime) -> _Plan:
+    """Compare what the run asks for with what the cluster has; raises ClusterError."""
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
+    wants_gpu = runtime.device == "auto" or runtime.device.startswith("cuda")
+    if runtime.device.startswith("cuda") and not gpus:
+        raise ClusterError(f"--device {runtime.device}: the cluster has no GPU; use cpu or auto")
+    on_gpu = wants_gpu and gpus >= 1
+    generator: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
+    evaluator: dict[str, Any] = {"num_cpus": 1}
+    slots = cpus
+    if resources.get("generator", 0) >= 1:
+        generator["resources"] = {"generator": 1}
+    if "evaluator" in resources:
+        evaluator["resources"] = {"evaluator": 1}
+        slots = min(slots, int(resources["evaluator"]))
+    workers = runtime.workers or max(1, min(config.batch_size, slots))
+    if workers > slots:
+        raise ClusterError(f"--workers {workers}: the cluster has room for {slots} evaluators")
+    return _Plan(workers, "cuda" if on_gpu else "cpu", generator, evaluator)
+
+
+def _connect(config: RunConfig, runtime: Runtime) -> str | None:
+    """Start a Ray of our own or join a cluster; returns the address of the dashboard."""
+    auth = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
+    os.environ["RAY_AUTH_MODE"] = auth
+    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address in (None, "local"):
+        cpus = max(os.cpu_count() or 1, runtime.workers or 1)
+        options |= {
+            "address": "local",
+            "num_cpus": cpus,
+            "include_dashboard": runtime.dashboard,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    else:
+        _check_reachable(str(address))
+        options |= {"address": address}
+    try:
+        context = ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
+    url = context.dashboard_url
+    return f"http://{url}" if url else None
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds, where Ray would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r} must be host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _get_ready(actor: Any) -> str:
+    try:
+        return ray.get(actor.ready.remote(), timeout=300)
+    except RayTaskError as error:
+        raise ClusterError(f"the generator could not start: {error.cause}") from error
+    except RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"the generator could not start: {reason}") from error
+
+
+class RayMetrics:
+    """Progress of the run in Ray's metrics (Prometheus): an `Observer`."""
+
+    def __init__(self) -> None:
+        self._best = Gauge("nag_best_value", description="Best value found, as a fraction")
+        self._evaluations = Counter(
+            "nag_evaluations", description="Finished evaluations", tag_keys=("status",)
+        )
+        self._validity = Gauge("nag_pool_validity", description="Valid share of generated samples")
+        self._phase = Gauge(
+            "nag_phase_seconds", description="Seconds of the last round", tag_keys=("phase",)
+        )
+        self._evaluation = Histogram(
+            "nag_evaluation_seconds",
+            description="Seconds of an evaluation",
+            boundaries=[0.01, 0.1, 1, 10, 100, 1_000, 10_000],
+        )
+
+    def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
+        for phase, seconds in suggestion.seconds.items():
+            self._phase.set(seconds, tags={"phase": phase})
+        if "validity" in suggestion.diagnostics:
+            self._validity.set(suggestion.diagnostics["validity"])
+
+    def finished(self, store: RunStore, outcome: Outcome) -> None:
+        self._evaluations.inc(tags={"status": outcome.status})
+        self._evaluation.observe(outcome.seconds)
+        if store.best is not None:
+            self._best.set(store.best[1])

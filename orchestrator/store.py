@@ -1,0 +1,248 @@
+"""The store of a run: an append-only journal, from which everything else is derived.
+
+    OUT/config.json     configuration, versions, command
+    OUT/journal.jsonl   one line per event, fsynced: a batch proposed, a trial finished
+    OUT/trials.parquet  one row per finished trial, rewritten after every round
+
+A batch is journalled before it runs and an outcome as soon as it is known, so whatever is killed
+when, the next process finds the trials still to run. A line torn by a crash is dropped.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nag.cli import UserError
+from nag.predictors.base import Observations
+from nag.spaces import Architecture, SearchSpace
+from orchestrator.bayesopt import Suggestion
+from orchestrator.config import RunConfig, difference
+from orchestrator.trial import Outcome, Trial
+from trainers.rows import percent, write_rows
+
+SCHEMA = 1
+COLUMNS = (
+    "trial",
+    "arch",
+    "value",
+    "status",
+    "error",
+    "iteration",
+    "strategy",
+    "seed",
+    "seconds",
+    "attempts",
+    "predicted_mean",
+    "predicted_std",
+)
+
+
+class RunStore:
+    """State of one run. Open it with `RunStore.open`, which also locks the directory."""
+
+    def __init__(self, out: Path, space: SearchSpace, seed: int) -> None:
+        self.out, self.space, self.seed = out, space, seed
+        self.trials: list[Trial] = []
+        self.outcomes: dict[int, Outcome] = {}
+        self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
+        self._journal = (out / "journal.jsonl").open("a+b")
+
+    @classmethod
+    def open(cls, out: Path, config: RunConfig, space: SearchSpace) -> "RunStore":
+        """Create the run or continue it; raises UserError when `out` holds another run."""
+        check_same_run(out, config)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            store = cls(out, space, config.seed)
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror}") from error
+        try:
+            fcntl.flock(store._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out} is in use by another process") from None
+        _write_json(out / "config.json", _record(config))
+        store._replay()
+        return store
+
+    @property
+    def num_finished(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def next_iteration(self) -> int:
+        return len(self.rounds)
+
+    def pending(self) -> list[Trial]:
+        """Trials proposed but without an outcome, in order."""
+        return [trial for trial in self.trials if trial.trial not in self.outcomes]
+
+    def seen(self) -> frozenset[Architecture]:
+        """Everything ever proposed, failed trials included."""
+        return frozenset(trial.arch for trial in self.trials)
+
+    def observations(self) -> Observations:
+        """The successful trials, ordered by trial number whatever order they finished in."""
+        pairs = [
+            (trial.arch, outcome.value)
+            for trial in self.trials
+            if (outcome := self.outcomes.get(trial.trial)) and outcome.value is not None
+        ]
+        return Observations(
+            tuple(arch for arch, _ in pairs), np.array([value for _, value in pairs], dtype=float)
+        )
+
+    @property
+    def best(self) -> tuple[Trial, float] | None:
+        """The best successful trial so far and its value; the first of equals."""
+        found = [
+            (trial, outcome.value)
+            for trial in self.trials
+            if (outcome := self.outcomes.get(trial.trial)) and outcome.value is not None
+        ]
+        return max(found, key=lambda pair: pair[1], default=None)
+
+    def propose(self, suggestion: Suggestion) -> list[Trial]:
+        """Turn a suggestion into trials, on disk before this returns."""
+        first, iteration = len(self.trials), self.next_iteration
+        trials = [
+            {
+                "trial": first + i,
+                "iteration": iteration,
+                "arch": self.space.to_str(arch),
+                "strategy": suggestion.strategy,
+                "seed": int(np.random.SeedSequence([self.seed, first + i]).generate_state(1)[0]),
+                "predicted_mean": predicted[0] if predicted else None,
+                "predicted_std": predicted[1] if predicted else None,
+            }
+            for i, (arch, predicted) in enumerate(
+                zip(suggestion.archs, suggestion.predicted, strict=True)
+            )
+        ]
+        self._append(
+            {
+                "event": "proposed",
+                "trials": trials,
+                "seconds": dict(suggestion.seconds),
+                "diagnostics": dict(suggestion.diagnostics),
+            }
+        )
+        return self.trials[first:]
+
+    def record(self, outcome: Outcome) -> None:
+        """Keep an outcome, on disk before this returns; a second one for a trial is ignored."""
+        if outcome.trial not in self.outcomes:
+            self._append({"event": "finished", **asdict(outcome)})
+
+    def compact(self) -> None:
+        """Rewrite trials.parquet from the journal."""
+        write_rows(self.rows(), COLUMNS, self.out / "trials.parquet")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per finished trial, in order, accuracies in percent."""
+        rows = []
+        for trial in self.trials:
+            outcome = self.outcomes.get(trial.trial)
+            if outcome is None:
+                continue
+            row = {**vars_of(trial), **vars_of(outcome), "arch": self.space.to_str(trial.arch)}
+            metrics = row.pop("metrics")
+            for name in ("predicted_mean", "predicted_std"):
+                row[name] = None if row[name] is None else 100 * row[name]
+            row |= percent({"value": row["value"], **metrics})
+            rows.append(row)
+        return rows
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _append(self, event: dict[str, Any]) -> None:
+        self._journal.write(json.dumps(event).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._apply(event)
+
+    def _replay(self) -> None:
+        self._journal.seek(0)
+        intact = 0
+        for line in self._journal:
+            try:
+                event = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                event = None
+            if event is None:
+                break
+            self._apply(event)
+            intact += len(line)
+        self._journal.truncate(intact)
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        match event.pop("event"):
+            case "proposed":
+                trials = event.pop("trials")
+                self.trials += [
+                    Trial(**{**trial, "arch": self.space.from_str(trial["arch"])})
+                    for trial in trials
+                ]
+                self.rounds.append(event)
+            case "finished":
+                self.outcomes[event["trial"]] = Outcome(**event)
+
+
+def vars_of(record: Trial | Outcome) -> dict[str, Any]:
+    """The fields of a record, without copying what they hold."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _record(config: RunConfig) -> dict[str, Any]:
+    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "schema": SCHEMA,
+        "config": {**config.identity(), "budget": config.budget},
+        "hash": config.hash(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions,
+    }
+
+
+def check_same_run(out: Path, config: RunConfig) -> None:
+    """Raise UserError unless `out` is free or holds a run of this configuration."""
+    record_file = out / "config.json"
+    if not record_file.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not a run: choose another --out")
+        return
+    try:
+        record: Mapping[str, Any] = json.loads(record_file.read_text())
+        schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record_file} is damaged: choose another --out") from None
+    if schema != SCHEMA:
+        raise UserError(f"{record_file} has schema {schema}, this version writes {SCHEMA}")
+    if digest != config.hash():
+        stored.pop("budget", None)
+        changes = difference(stored, config.identity()) or "its hash differs"
+        raise UserError(
+            f"{record_file.parent} holds a run of another configuration ({changes}): "
+            "choose another --out"
+        )
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    aside = path.with_suffix(".json.tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    aside.replace(path)

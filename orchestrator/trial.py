@@ -1,0 +1,85 @@
+"""Trials and their outcomes, and the one function that turns the first into the second."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal, Protocol
+
+from nag.generator import Generator
+from nag.spaces import Architecture
+from trainers.base import EvaluationError, Evaluator
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One architecture to evaluate."""
+
+    trial: int  # 0, 1, 2, ... in the order proposed
+    iteration: int  # 0 for the initial design
+    arch: Architecture
+    strategy: str  # "initial", or the candidate strategy
+    seed: int
+    predicted_mean: float | None = None  # by the surrogate, before the evaluation; a fraction
+    predicted_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial. An error is a result, not an exception."""
+
+    trial: int
+    status: Literal["ok", "failed"]
+    value: float | None = None  # larger is better; an accuracy is a fraction
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+    attempts: int = 1
+
+
+class Executor(Protocol):
+    """Where the work is done."""
+
+    @property
+    def generator(self) -> Generator:
+        """The candidate generator."""
+        ...
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Evaluate trials, yielding outcomes as they complete; never raises for a failed trial."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and devices."""
+        ...
+
+
+def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
+    """Evaluate with at most `retries` further attempts after an unexpected exception.
+
+    An `EvaluationError` is the architecture's own fault and a value that is not finite would come
+    again: both are final at once.
+    """
+    started = perf_counter()
+    for attempt in range(1, retries + 2):
+        try:
+            found = evaluator.evaluate(trial.arch, seed=trial.seed)
+        except EvaluationError as error:
+            return _failed(trial, error, started, attempt)
+        except Exception as error:
+            if attempt > retries:
+                return _failed(trial, error, started, attempt)
+        else:
+            if not math.isfinite(found.value):
+                error = EvaluationError(f"the value is {found.value}")
+                return _failed(trial, error, started, attempt)
+            return Outcome(
+                trial.trial, "ok", found.value, dict(found.metrics), found.seconds, None, attempt
+            )
+    raise AssertionError("unreachable")
+
+
+def _failed(trial: Trial, error: Exception, started: float, attempts: int) -> Outcome:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    seconds = perf_counter() - started
+    return Outcome(trial.trial, "failed", seconds=seconds, error=text, attempts=attempts)

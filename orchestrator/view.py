@@ -1,0 +1,94 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from orchestrator.bayesopt import Suggestion
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome
+
+
+class View:
+    """Shows progress: an `Observer`."""
+
+    def __init__(self, console: Console, budget: int) -> None:
+        self._console, self._budget = console, budget
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def live(self, store: RunStore) -> Iterator[None]:
+        """Keep a progress bar while the run goes on, where there is a terminal for it."""
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as self._progress:
+            self._task = self._progress.add_task("searching", total=self._budget)
+            self._progress.update(self._task, completed=store.num_finished)
+            yield
+
+    def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
+        if self._progress:
+            validity = suggestion.diagnostics.get("validity")
+            note = "" if validity is None else f"  pool valid {100 * validity:.1f} %"
+            self._progress.update(self._task, description=f"{_best(store)}{note}")
+
+    def finished(self, store: RunStore, outcome: Outcome) -> None:
+        trial = store.trials[outcome.trial]
+        if self._progress:
+            self._progress.update(
+                self._task, completed=store.num_finished, description=_best(store)
+            )
+        if outcome.value is None:
+            self._console.print(f"trial {trial.trial} failed: {outcome.error}", soft_wrap=True)
+        elif not self._progress:
+            self._console.print(
+                f"[{store.num_finished}/{self._budget}] trial {trial.trial} {trial.strategy}  "
+                f"value {100 * outcome.value:.3f} %  {_best(store)}  "
+                f"{time.monotonic() - self._started:.0f} s",
+                soft_wrap=True,
+            )
+
+
+def _best(store: RunStore) -> str:
+    best = store.best
+    return "no value yet" if best is None else f"best {100 * best[1]:.3f} %"
+
+
+def print_result(console: Console, store: RunStore, report: Path) -> None:
+    """The best architecture, its numbers, and where the report is."""
+    best = store.best
+    if best is None:
+        console.print(f"no evaluation succeeded; see {store.out / 'trials.parquet'}")
+        return
+    trial, value = best
+    metrics = store.outcomes[trial.trial].metrics
+    numbers = [f"value {100 * value:.3f} %"]
+    if "test" in metrics:
+        numbers.append(f"test {100 * metrics['test']:.3f} %")
+    numbers += [
+        f"{label} {metrics[name] / 1e6:.2f} M"
+        for name, label in (("macs", "MACs"), ("params", "params"))
+        if name in metrics
+    ]
+    lines = [
+        f"best architecture (trial {trial.trial} of {store.num_finished}): {', '.join(numbers)}",
+        f"  {store.space.to_str(trial.arch)}",
+        f"  {json.dumps(store.space.to_config(trial.arch))}",
+        f"trials: {store.out / 'trials.parquet'}",
+        f"report: {report}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""Rows of results in a parquet file: the border at which fractions become percent."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ACCURACIES = ("value", "test")  # fractions inside the program, percent in files
+
+_TEXT = ("arch", "status", "error", "strategy")
+_COUNTS = ("trial", "iteration", "seed", "attempts")
+
+
+def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Measurements as they are written: accuracies in percent, the rest unchanged."""
+    return {
+        name: 100 * x if name in ACCURACIES and x is not None else x for name, x in numbers.items()
+    }
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:
+    """Write rows to parquet: `columns` first, then whatever else the rows hold.
+
+    Written aside and renamed, so that `path` is never half a file.
+    """
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    table = pa.table(
+        {name: pa.array([row.get(name) for row in rows], _type(name)) for name in names}
+    )
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, aside)
+    aside.replace(path)
+
+
+def _type(name: str) -> pa.DataType:
+    if name in _TEXT:
+        return pa.string()
+    return pa.int64() if name in _COUNTS else pa.float64()
