@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._raylet import Config
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -179,8 +180,8 @@ def _plan(resources: Mapping[str, float], config: RunConfig, runtime: Runtime) -
 
 def _connect(config: RunConfig, runtime: Runtime) -> str | None:
     """Start a Ray of our own or join a cluster; returns the address of the dashboard."""
-    auth = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
-    os.environ["RAY_AUTH_MODE"] = auth
+    os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
+    Config.initialize("")  # Ray read its environment when it was imported: read it again
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address in (None, "local"):
