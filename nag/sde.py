@@ -45,10 +45,10 @@ class VESDE:
     sigma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 f"sigma_min {self.sigma_min:g} must be positive and below sigma_max "
-                f"{self.sigma_max:g}"
+                f"{self.sigma_max:g}, which must be finite"
             )
 
     @classmethod
