@@ -69,7 +69,7 @@ def _parse(text: str) -> tuple[int, ...]:
         )
     stated, ops = [], []
     for token in tokens:
-        match = re.fullmatch(r"(\d)-(\d)-(\d)", token)
+        match = re.fullmatch(r"([0-9])-([0-9])-([0-9])", token)
         d, k, e = map(int, match.groups()) if match else (-1, -1, -1)
         if (d, k, e) != (0, 0, 0) and (d not in DEPTHS or (k, e) not in LAYERS):
             raise InvalidArchitectureError(
