@@ -1,0 +1,90 @@
+"""Which package may import which, read off the source."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"nag", "acquisition", "trainers", "orchestrator"}
+ALLOWED = {
+    "nag": {"nag"},
+    "acquisition": {"acquisition", "nag"},
+    "trainers": {"trainers", "nag"},
+    "orchestrator": PACKAGES,
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+}
+
+
+def imports(path):
+    """Absolute names a file imports, wherever in it; modules of ours as far down as named."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in MODULES else node.module)
+    return names
+
+
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def importers(*libraries):
+    """Our packages that import any of some third-party libraries."""
+    return {
+        module.split(".")[0]
+        for module, names in IMPORTS.items()
+        if any(name.split(".")[0] in libraries for name in names)
+    }
+
+
+def test_the_packages_are_found():
+    assert {name.split(".")[0] for name in MODULES} == PACKAGES
+    assert "nag.spaces.base" in IMPORTS["nag.spaces.toy"]
+    assert "torch" in {name.split(".")[0] for name in IMPORTS["nag.samplers"]}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_arrows_between_packages(package):
+    for module, names in IMPORTS.items():
+        if module.split(".")[0] == package:
+            ours = {name.split(".")[0] for name in names} & PACKAGES
+            assert ours <= ALLOWED[package], module
+
+
+def test_ray_only_in_the_orchestrator():
+    assert importers("ray") <= {"orchestrator"}
+
+
+def test_nag_knows_no_data_frames():
+    assert "nag" not in importers("pandas", "pyarrow")
+
+
+def test_no_cycles_between_modules():
+    graph = {module: names & MODULES.keys() for module, names in IMPORTS.items()}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert len(order) == len(MODULES)
+
+
+def test_third_party_imports_are_declared():
+    """What is imported but not in pyproject.toml would be missing after an installation."""
+    declared = (ROOT / "pyproject.toml").read_text()
+    known = PACKAGES | set(sys.stdlib_module_names)
+    extern = {name.split(".")[0] for names in IMPORTS.values() for name in names} - known
+    missing = {name for name in extern if f'"{name}' not in declared}
+    assert not missing - {"PIL"}  # distributed as pillow

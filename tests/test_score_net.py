@@ -1,0 +1,176 @@
+"""The score network: sizes, masks, and how score and denoised estimate belong together."""
+
+import json
+
+import pytest
+import torch
+
+from nag.exact_score import uniform_law_sde
+from nag.score_net import (
+    ScoreNetConfig,
+    ScoreNetwork,
+    attention_mask,
+    preset,
+    without_positions,
+)
+from nag.sde import per_sample, uncentre
+from nag.spaces import SPACES
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
+from nag.spaces.toy import TOY
+
+MASKS = ("full", "upper_triangular", "closure", "adjacency")
+POSITIONS = ("learned", "slot", "absolute", "none")
+
+
+def network(space, **options):
+    """A small network of random weights in evaluation mode, float64."""
+    torch.manual_seed(0)
+    config = ScoreNetConfig(
+        **{"width": 16, "blocks": 2, "heads": 2, "head_widths": (16,)} | options
+    )
+    return ScoreNetwork(space, uniform_law_sde(space), config).eval().double()
+
+
+def inputs(space, n=5):
+    generator = torch.Generator().manual_seed(1)
+    t = torch.linspace(0.05, 1, n).double()
+    return torch.randn(n, *space.shape, generator=generator).double(), t
+
+
+@pytest.mark.parametrize(
+    ("space", "count"), [(NASBENCH201, 3_989_575), (MOBILENETV3, 3_992_777)], ids=["nb201", "mbv3"]
+)
+def test_paper_preset_has_the_published_size(space, count):
+    net = ScoreNetwork(space, uniform_law_sde(space), preset("paper", space))
+    assert net.num_parameters() == count
+    without = ScoreNetwork(space, net.sde, without_positions(net.config))
+    assert without.num_parameters() == count  # fixed tables hold no parameters
+    default = ScoreNetwork(space, net.sde, preset("default", space))
+    assert default.num_parameters() < count / 15
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="unknown preset 'huge': choose from default, paper"):
+        preset("huge", TOY)
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_configuration_survives_json(name):
+    config = preset(name, MOBILENETV3)
+    assert ScoreNetConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+# Masks: [i, j] is True when query i may read key j.
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_no_row_of_a_mask_is_empty(space, kind):
+    mask = attention_mask(space, kind)
+    assert mask.shape == (space.shape[0],) * 2
+    assert mask.dtype == torch.bool
+    assert mask.diagonal().all()
+
+
+def test_what_the_masks_mean():
+    n = MOBILENETV3.shape[0]
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
+    assert attention_mask(MOBILENETV3, "full").all()
+    assert torch.equal(attention_mask(MOBILENETV3, "upper_triangular"), j >= i)
+    assert torch.equal(attention_mask(MOBILENETV3, "closure"), j >= i)  # the closure of a chain
+    assert torch.equal(attention_mask(MOBILENETV3, "adjacency"), (j == i) | (j == i + 1))
+
+
+def test_closure_of_nasbench201():
+    closure = attention_mask(NASBENCH201, "closure")
+    readable = {u: row.nonzero().flatten().tolist() for u, row in enumerate(closure)}
+    assert readable == {
+        0: [0, 1, 2, 3, 4, 5, 6, 7],
+        1: [1, 3, 5, 6, 7],
+        2: [2, 6, 7],
+        3: [3, 6, 7],
+        4: [4, 7],
+        5: [5, 7],
+        6: [6, 7],
+        7: [7],
+    }
+
+
+@pytest.mark.parametrize("output", ["posterior", "score"])
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_node_depends_on_exactly_what_the_mask_lets_it_reach(kind, output):
+    """Through two blocks node i reaches the nodes of the squared mask, by gradient."""
+    net = network(NASBENCH201, mask=kind, output=output)
+    reach = torch.linalg.matrix_power(attention_mask(NASBENCH201, kind).float(), 2) > 0
+    x, t = inputs(NASBENCH201, 3)
+    x.requires_grad_()
+    score = net(x, t)
+    for i in range(8):
+        (gradient,) = torch.autograd.grad(score[:, i].sum(), x, retain_graph=True)
+        depends = (gradient != 0).any(-1).any(0)
+        assert torch.equal(depends, reach[i])
+
+
+# Outputs.
+
+
+@pytest.mark.parametrize("output", ["posterior", "score"])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_score_and_denoised_estimate_obey_tweedie(space, output):
+    """s(x_t, t) = (E[x_0 | x_t] - x_t) / sigma(t)^2."""
+    net = network(space, output=output)
+    x, t = inputs(space)
+    sigma = net.sde.sigma(t)
+    score = net(x, t)
+    assert score.shape == x.shape
+    torch.testing.assert_close((net.denoise(x, sigma) - x) / per_sample(sigma**2), score)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_posterior_is_a_distribution_over_operators_and_absence(space):
+    net = network(space)
+    x, t = inputs(space)
+    sigma = net.sde.sigma(t)
+    assert net.log_posterior(x, sigma).shape == (5, space.shape[0], space.shape[1] + 1)
+    p = uncentre(net.denoise(x, sigma))
+    assert p.min() >= 0
+    assert p.sum(-1).max() <= 1 + 1e-12
+
+
+def test_a_posterior_network_knows_the_likelihood_of_a_node():
+    """Near sigma_min a row far in one corner is that operator, whatever the untrained weights."""
+    arch = MOBILENETV3.from_str("_".join((["3-5-4"] * 3 + ["0-0-0"]) * 5))
+    x = 2 * MOBILENETV3.encode([arch]).double() - 1
+    p = uncentre(network(MOBILENETV3).denoise(x, torch.tensor([0.1]).double()))
+    assert MOBILENETV3.decode(p) == [arch]
+
+
+# Symmetries.
+
+
+def test_without_positions_nodes_are_interchangeable():
+    """f(P x) = P f(x) for every permutation P of the nodes."""
+    x, t = inputs(NASBENCH201)
+    order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
+    net = network(NASBENCH201, positions="none")
+    torch.testing.assert_close(net(x[:, order], t), net(x, t)[:, order])
+    for positions in ("learned", "absolute"):
+        net = network(NASBENCH201, positions=positions)
+        assert not torch.allclose(net(x[:, order], t), net(x, t)[:, order])
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_only_some_positions_tell_stages_apart(positions):
+    """`slot` gives the position inside the stage: stages may be exchanged as wholes."""
+    x, t = inputs(MOBILENETV3)
+    order = torch.arange(20).view(5, 4)[[2, 0, 1, 4, 3]].flatten()
+    net = network(MOBILENETV3, positions=positions)
+    same = torch.allclose(net(x[:, order], t), net(x, t)[:, order])
+    assert same == (positions in ("slot", "none"))
+
+
+def test_samples_of_a_batch_do_not_see_each_other():
+    net = network(MOBILENETV3)
+    x, t = inputs(MOBILENETV3)
+    torch.testing.assert_close(net(x[2:3], t[2:3]), net(x, t)[2:3])

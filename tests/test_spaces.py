@@ -1,0 +1,416 @@
+"""One contract for all search spaces, then what is particular to each."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from toy_law import ARCHS as TOY_ARCHS
+
+from nag.spaces import ABSENT, SPACES, Architecture, InvalidArchitectureError
+from nag.spaces.mobilenetv3 import MOBILENETV3, ops_from_ofa
+from nag.spaces.nasbench201 import NASBENCH201
+from nag.spaces.toy import TOY
+
+SIZES = {"mobilenetv3": 7371**5, "nasbench201": 5**6, "toy": 12**2}
+CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+NETWORK = "2-3-3_2-7-6_0-0-0_0-0-0_" + "_".join(["4-5-4"] * 4 + ["3-3-6"] * 3) + "_0-0-0_"
+NETWORK += "_".join(["2-7-3"] * 2 + ["0-0-0"] * 2 + ["4-3-4"] * 4)
+
+
+@pytest.fixture(params=SPACES.values(), ids=SPACES)
+def space(request):
+    return request.param
+
+
+def stage_operators(space, arch):
+    """The operators of the present nodes of each stage."""
+    ops, first, out = arch.ops, 0, []
+    for stage in space.stages:
+        rows = ops[first : first + len(stage.choices)]
+        depth = sum(op != ABSENT for op in rows)
+        assert rows[depth:] == (ABSENT,) * (len(rows) - depth)  # a prefix is present
+        out.append(rows[:depth])
+        first += len(stage.choices)
+    return out
+
+
+# The contract.
+
+
+def test_encode_then_decode(space, rng):
+    archs = space.sample(500, rng)
+    x = space.encode(archs)
+    assert x.shape == (500, *space.shape)
+    assert x.dtype == torch.float32
+    assert set(x.unique().tolist()) <= {0.0, 1.0}
+    assert space.decode(x) == archs
+    assert not space.check(x).any()
+
+
+def test_decoding_counts_entries_above_one_half(space, rng):
+    archs = space.sample(100, rng)
+    noise = torch.from_numpy(rng.uniform(-0.49, 0.49, (100, *space.shape)))
+    assert space.decode(space.encode(archs) + noise) == archs
+    assert space.decode(torch.full((1, *space.shape), 0.5)) == [None]  # nothing is present
+
+
+def test_text_round_trip(space, rng):
+    for arch in space.sample(200, rng):
+        text = space.to_str(arch)
+        assert space.from_str(text) == arch
+        assert space.from_str(f"  {text}\n") == arch
+
+
+def test_an_architecture_is_its_own_identity(space, rng):
+    archs = space.sample(300, rng)
+    copies = [Architecture(arch.space, tuple(arch.ops)) for arch in archs]
+    assert copies == archs
+    assert [hash(a) for a in copies] == [hash(a) for a in archs]
+    texts = {space.to_str(arch) for arch in archs}
+    assert len(set(archs)) == len(texts)  # distinct architectures, distinct texts
+    assert {arch.space for arch in archs} == {space.name}
+
+
+def test_mutation_changes_one_decision(space, rng):
+    depths_changed = 0
+    for arch in space.sample(300, rng):
+        mutant = space.mutate(arch, rng)
+        assert space.decode(space.encode([mutant])) == [mutant]
+        before, after = stage_operators(space, arch), stage_operators(space, mutant)
+        changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+        assert len(changed) == 1
+        ((a, b),) = changed
+        differences = sum(x != y for x, y in zip(a, b, strict=False))  # in layers of both
+        assert differences == (1 if len(a) == len(b) else 0)
+        depths_changed += len(a) != len(b)
+    assert (depths_changed > 0) == any(len(stage.depths) > 1 for stage in space.stages)
+
+
+def test_sampling_follows_the_uniform_law(space, rng):
+    """Every allowed depth of a stage is equally likely, every operator of a present node too."""
+    sampled = [stage_operators(space, arch) for arch in space.sample(4000, rng)]
+    p_values = []
+    for s, stage in enumerate(space.stages):
+        drawn = [ops[s] for ops in sampled]
+        depths = [len(ops) for ops in drawn]
+        assert set(depths) == set(stage.depths)
+        p_values.append(chisquare(np.unique(depths, return_counts=True)[1]).pvalue)
+        for j, choices in enumerate(stage.choices):
+            operators = [ops[j] for ops in drawn if len(ops) > j]
+            assert set(operators) == set(choices)
+            p_values.append(chisquare(np.unique(operators, return_counts=True)[1]).pvalue)
+    p_values = [p for p in p_values if not np.isnan(p)]  # nan: only one outcome is possible
+    assert min(p_values) > 1e-3 / len(p_values)
+
+
+def test_sampling_is_a_function_of_the_generator(space):
+    first, again, other = (space.sample(50, np.random.default_rng(s)) for s in (7, 7, 8))
+    assert first == again != other
+    assert space.sample(0, np.random.default_rng(0)) == []
+
+
+def test_size(space):
+    assert space.size == SIZES[space.name]
+
+
+def test_slots_name_the_stage_and_position_of_each_node(space):
+    expected = [(s, j) for s, stage in enumerate(space.stages) for j in range(len(stage.choices))]
+    assert space.slots.tolist() == [list(pair) for pair in expected]
+
+
+def test_configuration_is_json(space, rng):
+    configs = [space.to_config(arch) for arch in space.sample(20, rng)]
+    assert json.loads(json.dumps(configs)) == configs
+
+
+def test_features_are_smooth_and_tell_architectures_apart(space, rng):
+    archs = list(dict.fromkeys(space.sample(50, rng)))
+    x = space.encode(archs).double().requires_grad_()
+    features = space.features(x)
+    assert features.shape[0] == len(archs)
+    assert len(features.detach().unique(dim=0)) == len(archs)
+    (gradient,) = torch.autograd.grad(features.sum(), x)
+    assert gradient.isfinite().all()
+
+
+@given(
+    text=st.one_of(
+        st.text(),
+        st.text(alphabet="abc-/ "),
+        st.text(alphabet="0123456-_٣"),
+        st.from_regex(r"\|[a-z]*~[0-9]\|\+\|.*", fullmatch=True),
+        st.builds(
+            lambda text, i, c: text[:i] + c + text[i + 1 :],
+            st.sampled_from([CELL, NETWORK, "ab/c-"]),
+            st.integers(0, 120),
+            st.one_of(st.characters(), st.sampled_from("0123456789-_|~+/٣")),
+        ),
+    )
+)
+@example(text=NETWORK.replace("2-3-3", "2-٣-3"))  # a digit, but not an ASCII one
+@pytest.mark.parametrize("name", SPACES)
+def test_any_text_is_read_or_refused(name, text):
+    """What is accepted is the published notation; all else is InvalidArchitectureError."""
+    space = SPACES[name]
+    try:
+        arch = space.from_str(text)
+    except InvalidArchitectureError:
+        return
+    assert space.to_str(arch) == text.strip()
+
+
+# Invalid encodings: which code, and the first rule wins.
+
+
+def set_row(x, node, *operators):
+    x[:, node] = 0
+    x[:, node, list(operators)] = 1
+
+
+def nb201_two_operators(x):
+    set_row(x, 3, 2, 4)
+
+
+def nb201_empty_row(x):
+    set_row(x, 7)
+
+
+def nb201_wrong_input(x):
+    set_row(x, 0, 5)
+
+
+def nb201_wrong_output(x):
+    set_row(x, 7, 0)
+
+
+def nb201_input_inside(x):
+    set_row(x, 6, 0)
+
+
+def nb201_output_inside(x):
+    set_row(x, 1, 1)
+
+
+def mbv3_two_operators(x):
+    set_row(x, 4, 0, 8)
+
+
+def mbv3_first_absent(x):
+    set_row(x, 8)
+
+
+def mbv3_second_absent(x):
+    set_row(x, 9)
+
+
+def mbv3_hole(x):
+    set_row(x, 18)
+    set_row(x, 19, 3)
+
+
+def toy_two_operators(x):
+    set_row(x, 1, 0, 1)
+
+
+def toy_first_absent(x):
+    set_row(x, 2)
+
+
+BREAKAGES = [
+    (NASBENCH201, 1, [nb201_two_operators, nb201_empty_row]),
+    (NASBENCH201, 2, [nb201_wrong_input, nb201_wrong_output]),
+    (NASBENCH201, 3, [nb201_input_inside, nb201_output_inside]),
+    (MOBILENETV3, 1, [mbv3_two_operators]),
+    (MOBILENETV3, 2, [mbv3_first_absent, mbv3_second_absent]),
+    (MOBILENETV3, 3, [mbv3_hole]),
+    (TOY, 1, [toy_two_operators]),
+    (TOY, 2, [toy_first_absent]),
+]
+
+
+@pytest.mark.parametrize(
+    ("space", "code", "breakage"),
+    [
+        pytest.param(space, code, breakage, id=breakage.__name__)
+        for space, code, breakages in BREAKAGES
+        for breakage in breakages
+    ],
+)
+def test_error_codes(space, code, breakage, rng):
+    x = space.encode(space.sample(20, rng))
+    breakage(x)
+    assert space.check(x).tolist() == [code] * 20
+    assert space.decode(x) == [None] * 20
+    assert code in space.errors
+
+
+@pytest.mark.parametrize(
+    ("space", "breakages"),
+    [
+        (NASBENCH201, [(1, nb201_two_operators), (2, nb201_wrong_input), (3, nb201_input_inside)]),
+        (MOBILENETV3, [(1, mbv3_two_operators), (2, mbv3_first_absent), (3, mbv3_hole)]),
+        (TOY, [(1, toy_two_operators), (2, toy_first_absent)]),
+    ],
+    ids=["nasbench201", "mobilenetv3", "toy"],
+)
+def test_of_several_errors_the_first_rule_wins(space, breakages, rng):
+    for count in range(2, len(breakages) + 1):
+        for together in itertools.combinations(breakages, count):
+            x = space.encode(space.sample(5, rng))
+            for _, breakage in together:
+                breakage(x)
+            assert space.check(x).tolist() == [min(code for code, _ in together)] * 5
+
+
+def test_one_broken_sample_does_not_spoil_its_batch(space, rng):
+    archs = space.sample(3, rng)
+    x = space.encode(archs)
+    x[1] = 1.0
+    assert space.decode(x) == [archs[0], None, archs[2]]
+    assert space.check(x).tolist() == [0, 1, 0]
+
+
+# NAS-Bench-201.
+
+
+def all_cells():
+    """All 15,625 published strings."""
+    operators = NASBENCH201.operators[2:]
+    for a, b, c, d, e, f in itertools.product(operators, repeat=6):
+        yield f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+
+
+def test_all_cells_of_nasbench201_round_trip():
+    texts = list(all_cells())
+    archs = [NASBENCH201.from_str(text) for text in texts]
+    assert len(set(archs)) == 15_625
+    assert NASBENCH201.decode(NASBENCH201.encode(archs)) == archs
+    assert [NASBENCH201.to_str(arch) for arch in archs] == texts
+
+
+def test_nasbench201_nodes_are_cell_edges_in_the_order_of_the_string():
+    arch = NASBENCH201.from_str(CELL)
+    assert [NASBENCH201.operators[op] for op in arch.ops] == [
+        "input",
+        "nor_conv_3x3",
+        "none",
+        "skip_connect",
+        "avg_pool_3x3",
+        "nor_conv_1x1",
+        "none",
+        "output",
+    ]
+    assert NASBENCH201.to_config(arch)["arch_str"] == CELL
+
+
+def successors(adjacency):
+    return {u: row.nonzero().flatten().tolist() for u, row in enumerate(adjacency)}
+
+
+def test_nasbench201_graph_is_the_line_graph_of_the_cell():
+    assert successors(NASBENCH201.adjacency) == {
+        0: [1, 2, 4],
+        1: [3, 5],
+        2: [6],
+        3: [6],
+        4: [7],
+        5: [7],
+        6: [7],
+        7: [],
+    }
+
+
+def test_nasbench201_transitive_closure():
+    reach = NASBENCH201.adjacency.clone()
+    for k in range(8):
+        reach |= reach[:, k, None] & reach[None, k]
+    assert successors(reach) == {
+        0: [1, 2, 3, 4, 5, 6, 7],
+        1: [3, 5, 6, 7],
+        2: [6, 7],
+        3: [6, 7],
+        4: [7],
+        5: [7],
+        6: [7],
+        7: [],
+    }
+
+
+def test_a_disconnected_cell_is_valid():
+    text = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    arch = NASBENCH201.from_str(text)
+    assert NASBENCH201.decode(NASBENCH201.encode([arch])) == [arch]
+
+
+# MobileNetV3.
+
+
+def test_mobilenetv3_text_names_depth_kernel_and_expand_ratio():
+    arch = MOBILENETV3.from_str(NETWORK)
+    assert MOBILENETV3.to_config(arch) == {
+        "ks": [3, 7, 0, 0, 5, 5, 5, 5, 3, 3, 3, 0, 7, 7, 0, 0, 3, 3, 3, 3],
+        "e": [3, 6, 0, 0, 4, 4, 4, 4, 6, 6, 6, 0, 3, 3, 0, 0, 4, 4, 4, 4],
+        "d": [2, 4, 3, 2, 4],
+    }
+    assert MOBILENETV3.to_str(arch) == NETWORK
+    assert MOBILENETV3.operators[arch.ops[1]] == "7-6"
+    assert arch.ops[:4] == (0, 8, ABSENT, ABSENT)
+
+
+def test_mobilenetv3_graph_is_a_chain():
+    assert successors(MOBILENETV3.adjacency) == {i: [i + 1] for i in range(19)} | {19: []}
+
+
+def test_ofa_values_of_absent_layers_do_not_matter(rng):
+    for arch in MOBILENETV3.sample(50, rng):
+        config = MOBILENETV3.to_config(arch)
+        assert ops_from_ofa(**config) == arch.ops
+        for key, choices in (("ks", (0, 3, 5, 7)), ("e", (0, 3, 4, 6))):
+            config[key] = [v or int(rng.choice(choices)) for v in config[key]]
+        assert ops_from_ofa(**config) == arch.ops
+
+
+@pytest.mark.parametrize(
+    ("space", "text", "message"),
+    [
+        (MOBILENETV3, "", "expected 20 tokens depth-kernel-expand joined by '_', found 1"),
+        (MOBILENETV3, NETWORK + "_0-0-0", "found 21"),
+        (MOBILENETV3, NETWORK.replace("2-7-6", "2-7-5"), "kernel in (3, 5, 7), expand in (3, 4, 6"),
+        (MOBILENETV3, NETWORK.replace("2-7-6", "1-7-6"), "depth in (2, 3, 4)"),
+        (MOBILENETV3, NETWORK.replace("2-7-6", "2-7"), "'2-7' in"),
+        (MOBILENETV3, NETWORK.replace("2-7-6", "3-7-6"), "stage 1 of"),
+        (MOBILENETV3, NETWORK.replace("2-7-6_0-0-0", "0-0-0_2-7-6"), "stage 1 of"),
+        (MOBILENETV3, "_".join(["0-0-0"] * 20), "is not an architecture of mobilenetv3"),
+        (NASBENCH201, "", "expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"),
+        (NASBENCH201, CELL.replace("none", "identity"), "with op one of none, skip_connect"),
+        (NASBENCH201, CELL.replace("none", "input"), "with op one of none, skip_connect"),
+        (NASBENCH201, CELL.replace("~2", "~1"), "is not a NAS-Bench-201 cell"),
+        (TOY, "abc", "e.g. 'ab/c-'"),
+        (TOY, "-a/b-", "is not an architecture of toy"),
+    ],
+)
+def test_malformed_text_is_refused_with_one_helpful_line(space, text, message):
+    with pytest.raises(InvalidArchitectureError) as error:
+        space.from_str(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# The toy space.
+
+
+def test_the_toy_space_can_be_listed():
+    assert len(set(TOY_ARCHS)) == TOY.size == 144
+    assert TOY.decode(TOY.encode(TOY_ARCHS)) == TOY_ARCHS
+
+
+def test_every_mutant_one_decision_away_can_occur(rng):
+    arch = TOY.from_str("a-/bc")
+    neighbours = {"b-/bc", "c-/bc", "a-/ac", "a-/cc", "a-/ba", "a-/bb"}  # an operator
+    neighbours |= {"aa/bc", "ab/bc", "ac/bc", "a-/b-"}  # a depth
+    assert {TOY.to_str(TOY.mutate(arch, rng)) for _ in range(500)} == neighbours
