@@ -36,9 +36,9 @@ class Ladder:
     high: float = 30.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high:
+        if not 0 < self.low <= self.high < math.inf:
             raise ValueError(
-                f"guidance scales must be 0 < low <= high, not {self.low}, {self.high}"
+                f"guidance scales must be 0 < low <= high, finite, not {self.low}, {self.high}"
             )
 
     def __call__(self, batch_size: int, device: torch.device) -> Tensor:
