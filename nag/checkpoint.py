@@ -76,7 +76,7 @@ def load_network(
         raise CheckpointError(
             f"{path} holds weights of space {record['space']!r}, not {space.name!r}"
         )
-    stored = VESDE.from_json(record["sde"])
+    stored: VESDE = record["sde"]
     if sde is not None and stored != sde:
         raise CheckpointError(
             f"{path} was trained with sigma {stored.sigma_min:g}..{stored.sigma_max:g}"
@@ -85,10 +85,10 @@ def load_network(
         )
     if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
         raise CheckpointError(f"{path} does not match the hash in {path.with_suffix('.json')}")
-    network = ScoreNetwork(space, stored, ScoreNetConfig.from_json(record["network"]))
     try:
+        network = ScoreNetwork(space, stored, record["network"])
         network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold the weights its JSON describes") from error
     return network.to(torch.device(device)).eval().requires_grad_(False)
 
@@ -100,8 +100,14 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"no such file: {needed}")
     try:
         record = json.loads(beside.read_text())
-        if record["format"] != FORMAT:
-            raise CheckpointError(f"{beside} has format {record['format']}, expected {FORMAT}")
-        return {key: record[key] for key in ("space", "network", "sde", "sha256")}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        found = record["format"]
+        if found == FORMAT:
+            return {
+                "space": record["space"],
+                "network": ScoreNetConfig.from_json(record["network"]),
+                "sde": VESDE.from_json(record["sde"]),
+                "sha256": record["sha256"],
+            }
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{beside} is not the record of a score network") from error
+    raise CheckpointError(f"{beside} has format {found}, expected {FORMAT}")
