@@ -29,6 +29,7 @@ def find_space(name: str) -> StagedSpace:
 
 def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and leave the process with its exit code (2 after bad input)."""
+    app.suppress_keyboard_interrupt = False  # else cyclopts exits without a word
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UserError) as error:
