@@ -12,18 +12,20 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-# Set before Ray starts its processes. By default Ray retries a task that ran out of memory for ever.
+# Set before Ray starts its processes. By default Ray retries for ever what ran out of memory.
 os.environ.setdefault("RAY_task_oom_retries", "2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from nag.cli import UserError
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.bayesopt import Suggestion
@@ -32,12 +34,13 @@ from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
-_POLL_SECONDS = 1.0
+_START_SECONDS = 300.0  # for an actor to start
+_RETURN_SECONDS = 600.0  # for a lost evaluator to come back, when no other is left
 _OBJECT_STORE_BYTES = 200 * 2**20
 
 
-class ClusterError(ValueError):
-    """The cluster cannot be reached, or lacks what the run needs."""
+class ClusterError(UserError):
+    """The cluster cannot be reached, lacks what the run needs, or has lost it."""
 
 
 @ray.remote
@@ -62,8 +65,12 @@ class EvaluatorActor:
     def __init__(self, evaluator: Callable[[], Evaluator], retries: int) -> None:
         self._evaluator, self._retries = evaluator(), retries
 
+    @ray.method(max_task_retries=0)  # the executor decides who tries again
     def evaluate(self, trial: Trial) -> Outcome:
         return evaluate_trial(self._evaluator, trial, self._retries)
+
+    def ready(self) -> None:
+        """Answers when the evaluator is there, be it after a restart."""
 
 
 class RayGenerator:
@@ -73,7 +80,14 @@ class RayGenerator:
         self._actor = actor
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
-        return ray.get(self._actor.generate.remote(n, seed, guidance))
+        try:
+            return ray.get(self._actor.generate.remote(n, seed, guidance))
+        except RayTaskError:
+            raise  # our own bug
+        except RayError as error:
+            raise ClusterError(
+                f"the generator is lost ({type(error).__name__}): repeat the command to continue"
+            ) from error
 
 
 class RayExecutor:
@@ -87,57 +101,82 @@ class RayExecutor:
             resources = ray.cluster_resources()
             plan = _plan(resources, config, runtime)
             namespace = f"nag-{os.getpid()}"
-            actor = GeneratorActor.options(
+            actor = GeneratorActor.options(  # type: ignore[attr-defined]
                 name="generator",
                 namespace=namespace,
                 max_restarts=runtime.retries,
                 max_task_retries=runtime.retries,
                 **plan.generator,
             ).remote(config.generator(plan.device))
-            self.device = _get_ready(actor)
+            self.device = _get_ready("the generator", actor)
             self.generator = RayGenerator(actor)
-            self._evaluators = [
-                EvaluatorActor.options(
-                    name=f"evaluator-{i}", namespace=namespace, max_restarts=-1, **plan.evaluator
+            evaluators = [
+                EvaluatorActor.options(  # type: ignore[attr-defined]
+                    name=f"evaluator-{i}",
+                    namespace=namespace,
+                    max_restarts=-1,
+                    max_task_retries=-1,
+                    **plan.evaluator,
                 ).remote(evaluator, runtime.retries)
                 for i in range(plan.workers)
             ]
+            for actor in evaluators:
+                _get_ready("an evaluator", actor)
         except BaseException:
             ray.shutdown()
             raise
+        self.num_workers = plan.workers
         self._retries = runtime.retries
-
-    @property
-    def num_workers(self) -> int:
-        return len(self._evaluators)
+        self._idle = deque(evaluators)
+        self._lost: dict[Any, Any] = {}  # question whether it is ready again -> evaluator
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """One trial at a time on every evaluator; a lost worker's trial goes to the queue again."""
+        """One trial at a time on every evaluator.
+
+        The trial of a lost evaluator goes to the queue again, the evaluator itself gets work again
+        when Ray has restarted it. Raises ClusterError when no evaluator is left.
+        """
         waiting = deque((trial, 1) for trial in trials)
-        idle = deque(self._evaluators)
         running: dict[Any, tuple[Any, Trial, int]] = {}
         while waiting or running:
-            while waiting and idle:
-                actor, (trial, attempt) = idle.popleft(), waiting.popleft()
+            while waiting and self._idle:
+                actor, (trial, attempt) = self._idle.popleft(), waiting.popleft()
                 running[actor.evaluate.remote(trial)] = actor, trial, attempt
-            done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-            for reference in done:
+            for reference in self._wait(running):
+                if reference in self._lost:
+                    self._take_back(reference)
+                    continue
                 actor, trial, attempt = running.pop(reference)
-                idle.append(actor)
                 try:
-                    yield ray.get(reference)
+                    outcome = ray.get(reference)
                 except RayTaskError:
                     raise  # evaluate_trial catches what an evaluation raises: this is our own bug
                 except RayError as error:
+                    self._lost[actor.ready.remote()] = actor
                     if attempt <= self._retries:
                         waiting.append((trial, attempt + 1))
-                    else:
-                        yield Outcome(
-                            trial.trial,
-                            "failed",
-                            error=f"{type(error).__name__}: the worker was lost",
-                            attempts=attempt,
-                        )
+                        continue
+                    text = f"{type(error).__name__}: the worker was lost"
+                    outcome = Outcome(trial.trial, "failed", error=text, attempts=attempt)
+                else:
+                    self._idle.append(actor)
+                yield outcome
+
+    def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
+        """The next thing that is done: a trial of `running`, or the return of an evaluator."""
+        open_ends = [*running, *self._lost]
+        limit = None if running else _RETURN_SECONDS
+        done = ray.wait(open_ends, num_returns=1, timeout=limit)[0] if open_ends else []
+        if not done:
+            raise ClusterError("all evaluators are lost: repeat the command to continue")
+        return done
+
+    def _take_back(self, reference: Any) -> None:
+        """Give a restarted evaluator work again; do without one that cannot be restarted."""
+        actor = self._lost.pop(reference)
+        with suppress(RayError):
+            ray.get(reference)
+            self._idle.append(actor)
 
     def close(self) -> None:
         ray.shutdown()
@@ -217,14 +256,14 @@ def _check_reachable(address: str) -> None:
         raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def _get_ready(actor: Any) -> str:
+def _get_ready(what: str, actor: Any) -> Any:
+    """Wait for an actor to start; raises ClusterError with the reason when it does not."""
     try:
-        return ray.get(actor.ready.remote(), timeout=300)
-    except RayTaskError as error:
-        raise ClusterError(f"the generator could not start: {error.cause}") from error
+        return ray.get(actor.ready.remote(), timeout=_START_SECONDS)
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(f"the generator could not start: {reason}") from error
+        # When the start of an actor raises, Ray's message ends like a traceback.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise ClusterError(f"{what} could not start: {reason}") from error
 
 
 class RayMetrics:

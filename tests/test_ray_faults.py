@@ -1,0 +1,184 @@
+"""What the Ray executor does when workers die, evaluations raise, or the cluster is not there."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+from ray import cloudpickle
+
+from nag.spaces import Architecture
+from nag.spaces.toy import TOY
+from orchestrator.build import build_optimizer, make_evaluator
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.executor import LocalExecutor
+from orchestrator.loop import run_study
+from orchestrator.ray_executor import ClusterError, RayExecutor
+from orchestrator.store import RunStore
+from orchestrator.trial import Executor, Outcome, Trial
+from trainers.base import Evaluator, Measurement
+from trainers.toy import ToyEvaluator
+
+pytestmark = pytest.mark.ray
+
+CONFIG = RunConfig(space="toy", score="exact", budget=16, n_init=4, batch_size=3, threads=1)
+TOY_EVALUATOR = partial(make_evaluator, "toy", evaluator="toy")
+RAISES, KILLS, KILLS_ONCE = "ca/aa", "ca/bb", "ca/cc"
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+
+class _Faulty(ToyEvaluator):
+    """Raises at one architecture, kills its process at another, and once at a third."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        text = TOY.to_str(arch)
+        if text == RAISES:
+            raise RuntimeError("the training diverged")
+        if text == KILLS or (text == KILLS_ONCE and not self._marker.exists()):
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)  # a trial takes longer than finding out that a worker is gone
+        return super().evaluate(arch, seed=seed)
+
+
+def _no_table() -> Evaluator:
+    raise FileNotFoundError("no such file: table.parquet")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray of two CPUs that all tests of this file join."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "include_dashboard": False,
+                "object_store_memory": 150 * 2**20,
+            },
+        )
+        yield cluster.address
+        cluster.shutdown()
+
+
+@pytest.fixture
+def start(address: str) -> Iterator[Callable[..., RayExecutor]]:
+    """Start executors on that Ray; they are closed after the test."""
+    started: list[RayExecutor] = []
+
+    def make(evaluator: Callable[[], Evaluator] = TOY_EVALUATOR, **settings: int) -> RayExecutor:
+        runtime = Runtime(address=address, auth="disabled", device="cpu", **settings)
+        started.append(RayExecutor(CONFIG, runtime, evaluator))
+        return started[-1]
+
+    yield make
+    for executor in started:
+        executor.close()
+
+
+def _search(executor: Executor, out: Path) -> list[tuple[str, float | None]]:
+    store = RunStore.open(out, CONFIG, TOY)
+    run_study(
+        build_optimizer(CONFIG, executor.generator),
+        executor,
+        store,
+        budget=CONFIG.budget,
+        n_init=CONFIG.n_init,
+        batch_size=CONFIG.batch_size,
+        seed=CONFIG.seed,
+    )
+    store.close()
+    return [(TOY.to_str(trial.arch), store.outcomes[trial.trial].value) for trial in store.trials]
+
+
+def _trials(*archs: str) -> list[Trial]:
+    return [Trial(i, 0, TOY.from_str(arch), "initial", seed=i) for i, arch in enumerate(archs)]
+
+
+def _outcomes(executor: Executor, trials: Sequence[Trial]) -> list[Outcome]:
+    return sorted(executor.run(trials), key=lambda outcome: outcome.trial)
+
+
+def test_trials_do_not_depend_on_the_executor(
+    start: Callable[..., RayExecutor], tmp_path: Path
+) -> None:
+    local = LocalExecutor(CONFIG.generator("cpu"), TOY_EVALUATOR, retries=2)
+    expected = _search(local, tmp_path / "local")
+    assert len(expected) == CONFIG.budget
+    for workers in (1, 2):
+        executor = start(workers=workers)
+        assert executor.num_workers == workers
+        assert _search(executor, tmp_path / str(workers)) == expected
+        executor.close()
+
+
+@pytest.fixture(scope="class")
+def executor(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
+    evaluator = partial(_Faulty, tmp_path_factory.mktemp("faults") / "died once")
+    runtime = Runtime(address=address, auth="disabled", device="cpu", workers=2, retries=1)
+    executor = RayExecutor(CONFIG, runtime, evaluator)
+    yield executor
+    executor.close()
+
+
+class TestFaults:
+    """All with one executor, because starting one takes seconds."""
+
+    def test_a_lost_worker_costs_one_attempt(self, executor: RayExecutor) -> None:
+        outcomes = _outcomes(executor, _trials(KILLS_ONCE, *["a-/a-", "b-/b-", "c-/c-"] * 2))
+        assert [outcome.status for outcome in outcomes] == ["ok"] * 7
+
+    def test_an_architecture_that_kills_its_worker_is_given_up(self, executor: RayExecutor) -> None:
+        outcomes = _outcomes(executor, _trials("a-/a-", KILLS, "b-/b-", "c-/c-"))
+        assert [outcome.status for outcome in outcomes] == ["ok", "failed", "ok", "ok"]
+        assert outcomes[1].attempts == 2
+        assert "the worker was lost" in str(outcomes[1].error)
+        assert [o.status for o in _outcomes(executor, _trials("bb/bb", "cc/cc"))] == ["ok", "ok"]
+
+    def test_an_exception_is_a_result(self, executor: RayExecutor) -> None:
+        failed, fine = _outcomes(executor, _trials(RAISES, "a-/a-"))
+        assert failed.status == "failed"
+        assert failed.error == "RuntimeError: the training diverged"
+        assert failed.attempts == 2
+        assert fine.status == "ok"
+
+    def test_the_generator_comes_back(self, executor: RayExecutor) -> None:
+        before = executor.generator.generate(8, seed=3)
+        ray.kill(executor.generator._actor, no_restart=False)
+        after = executor.generator.generate(8, seed=3)
+        assert after.archs == before.archs
+
+
+def test_an_evaluator_that_cannot_start_stops_the_run(
+    start: Callable[..., RayExecutor],
+) -> None:
+    with pytest.raises(ClusterError, match=r"^an evaluator could not start: .*table\.parquet$"):
+        start(_no_table, workers=1)
+
+
+def test_too_many_workers_are_refused(start: Callable[..., RayExecutor]) -> None:
+    with pytest.raises(ClusterError, match="--workers 9: the cluster has room for 2 evaluators"):
+        start(workers=9)
+
+
+def test_an_address_nobody_answers_at_is_refused_quickly() -> None:
+    started = time.monotonic()
+    runtime = Runtime(address="127.0.0.1:1", auth="disabled")
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        RayExecutor(CONFIG, runtime, TOY_EVALUATOR)
+    assert time.monotonic() - started < 10
