@@ -70,7 +70,10 @@ def test_sampler_reaches_a_law_tilted_by_a_reward(name):
     assert variation(name, exact_score(TOY, sde, REWARD), law(REWARD), 10_000, sde) < 1.4
 
 
-@pytest.mark.parametrize("name", ["predictor-corrector", "ancestral", "dpm++2m-sde"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("predictor-corrector", marks=pytest.mark.slow), "ancestral", "dpm++2m-sde"],
+)
 def test_guidance_by_the_exact_reward_reaches_the_tilted_law(name):
     score = guided(exact_score(TOY, SDE), expected_reward, Ladder(1, 1))
     assert variation(name, score, law(REWARD), 3_000) < 1.4

@@ -217,7 +217,7 @@ def test_sampling_from_the_ema_between_steps_changes_nothing():
     assert_equal_tensors(state.tensors(), run(config, dropout=0.1).tensors())
 
 
-@pytest.mark.parametrize("exact_target", [True, False])
+@pytest.mark.parametrize("exact_target", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_short_training_learns_the_toy_space(exact_target):
     config = TrainingConfig(steps=300, warm_up=30, exact_target=exact_target, ema=0.98)
     state = TrainingState.start(network())

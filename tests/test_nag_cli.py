@@ -1,0 +1,239 @@
+"""The commands `python -m nag.train` and `python -m nag.sample`."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nag.checkpoint import load_network, save_tensors
+from nag.cli import run
+from nag.sample import app as sample_app
+from nag.spaces.toy import TOY
+from nag.train import app as train_app
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ["--space", "toy", "--steps", "20", "--batch-size", "16", "--report-every", "10"]
+TRAIN += ["--device", "cpu", "--threads", "1"]
+
+
+def start(module, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def command(module, *arguments):
+    """Exit code, stdout and stderr of a command that is left to finish."""
+    process = start(module, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def run_here(capsys, app, *arguments):
+    """Exit code, stdout and stderr of a command run in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        run(app, [str(argument) for argument in arguments])
+    return exit_.value.code, *capsys.readouterr()
+
+
+def refusal(capsys, app, *arguments):
+    code, out, err = run_here(capsys, app, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Weights of an uninterrupted training of 20 steps."""
+    path = tmp_path_factory.mktemp("trained") / "W.safetensors"
+    with pytest.raises(SystemExit) as exit_:
+        run(train_app, [*TRAIN, "--out", str(path)])
+    assert exit_.value.code == 0
+    return path
+
+
+# nag.train
+
+
+def test_training_writes_weights_and_their_record(trained):
+    assert {file.name for file in trained.parent.iterdir()} == {"W.safetensors", "W.json"}
+    assert load_network(trained, TOY).num_parameters() > 0
+    record = json.loads(trained.with_suffix(".json").read_text())["training"]
+    assert record["steps"] == 20
+    assert record["seed"] == 0
+    assert record["command"].startswith("python -m nag.train ")
+    assert record["final"].keys() == {"loss", "distance_to_exact", "validity"}
+
+
+def continue_and_compare(out, trained, capsys):
+    """Repeat the command of an interrupted training: it ends as if nothing had happened."""
+    restart = out.with_suffix(".train.safetensors")
+    assert restart.exists()
+    assert not out.exists()
+    code, _, err = run_here(capsys, train_app, *TRAIN, "--out", out)
+    assert code == 0
+    assert "continuing at step 10" in err
+    assert sha256(out) == sha256(trained)
+    records = [json.loads(p.with_suffix(".json").read_text()) for p in (out, trained)]
+    assert records[0]["training"]["final"] == records[1]["training"]["final"]
+    assert not restart.exists()
+
+
+def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, capsys, monkeypatch):
+    def save_then_interrupt(*arguments):
+        save_tensors(*arguments)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "W.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr("nag.train.save_tensors", save_then_interrupt)
+        code, _, err = run_here(capsys, train_app, *TRAIN, "--out", out)
+    assert code == 130
+    assert err.endswith("interrupted\n")
+    continue_and_compare(out, trained, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
+def test_killed_training_continues_to_the_same_file(trained, tmp_path, kill, capsys):
+    out = tmp_path / "W.safetensors"
+    process = start("nag.train", *TRAIN, "--out", out)
+    while not out.with_suffix(".train.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(kill)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if kill == signal.SIGINT else -kill)
+    assert "Traceback" not in err
+    continue_and_compare(out, trained, capsys)
+
+
+def test_a_restart_file_of_another_network_is_refused(tmp_path, capsys):
+    save_tensors({"step": torch.tensor(1)}, tmp_path / "W.train.safetensors")
+    message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
+    assert "belongs to another configuration" in message
+
+
+# nag.sample
+
+
+def test_sampling_writes_a_line_per_sample_and_its_statistics(tmp_path):
+    path = tmp_path / "samples.txt"
+    options = ["--space", "toy", "--num", "200", "--seed", "1", "--score", "exact", "--out", path]
+    code, out, _ = command("nag.sample", *options, "--sampler", "ancestral", "--steps", "20")
+    assert code == 0
+    found = json.loads(out)
+    lines = path.read_text().splitlines()
+    assert len(lines) == found["generated"] == 200
+    valid = [TOY.from_str(line) for line in lines if line != "INVALID"]
+    assert found["validity"] == len(valid) / 200
+    assert found["uniqueness"] == pytest.approx(len(set(valid)) / len(valid))
+    assert found["score_evaluations"] == 20
+    assert sum(found["operator_shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert [sum(shares.values()) for shares in found["depth_shares"]] == pytest.approx([1, 1])
+
+
+def test_invalid_samples_are_written_as_such(tmp_path, trained, capsys):
+    """Weights of 20 steps: many samples are invalid."""
+    path = tmp_path / "samples.txt"
+    options = ["--space", "toy", "--num", "300", "--weights", trained, "--out", path]
+    code, out, _ = run_here(capsys, sample_app, *options)
+    assert code == 0
+    lines, found = path.read_text().splitlines(), json.loads(out)
+    invalid = lines.count("INVALID")
+    assert 0 < invalid < 300
+    assert found["validity"] == pytest.approx(1 - invalid / 300)
+    assert sum(found["invalid"].values()) == invalid
+
+
+def test_samples_are_a_function_of_the_seed(tmp_path, capsys):
+    texts = []
+    for i, seed in enumerate((5, 5, 6)):
+        path = tmp_path / f"{i}.txt"
+        options = ["--space", "toy", "--num", "40", "--score", "exact", "--seed", seed]
+        assert run_here(capsys, sample_app, *options, "--out", path)[0] == 0
+        texts.append(path.read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+# Bad input: exit code 2 and one line.
+
+
+@pytest.mark.parametrize("module", ["nag.train", "nag.sample"])
+def test_bad_input_as_seen_by_the_shell(module, tmp_path):
+    options = ["--num", "3"] if module == "nag.sample" else []
+    out = tmp_path / "W.safetensors"
+    code, stdout, stderr = command(module, "--space", "nowhere", *options, "--out", out)
+    assert (code, stdout) == (2, "")
+    assert stderr == ("error: unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--space", "nowhere"], "unknown space 'nowhere': choose from mobilenetv3, nasbench201"),
+        (["--space", "toy", "--out", "W.pt"], "--out W.pt must end in .safetensors"),
+        (["--space", "toy", "--steps", "0"], "must be at least 1"),
+        (["--space", "toy", "--steps", "many"], "many"),
+        (["--space", "toy", "--sigma-min", "9"], "sigma_min 9 must be positive and below"),
+        (["--space", "toy", "--sigma-max", "inf"], "which must be finite"),
+        (["--space", "toy", "--device", "warp"], "device 'warp' is not available"),
+        (["--space", "toy", "--preset", "huge"], "huge"),
+        (["--space", "toy", "--colour", "red"], "--colour"),
+        ([], "--space"),
+    ],
+)
+def test_bad_training_options(options, message, tmp_path, capsys):
+    if "--out" not in options:
+        options = [*options, "--out", tmp_path / "W.safetensors"]
+    assert message in refusal(capsys, train_app, *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--space", "nowhere"], "unknown space 'nowhere'"),
+        (["--space", "toy"], "no trained weights ship for space 'toy'"),
+        (["--space", "toy", "--weights", "nothing.safetensors"], "no such file: nothing.safe"),
+        (["--space", "toy", "--sampler", "magic"], "unknown sampler 'magic': choose from predict"),
+        (["--space", "toy", "--score", "guess"], "guess"),
+        (["--space", "toy", "--num", "0"], "must be at least 1"),
+        (["--space", "toy", "--sigma-min", "-1"], "sigma_min -1 must be positive"),
+        (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
+    ],
+)
+def test_bad_sampling_options(options, message, tmp_path, capsys):
+    defaults = {"--num": "3", "--out": str(tmp_path / "samples.txt")}
+    for name, value in defaults.items():
+        if name not in options:
+            options = [*options, name, value]
+    assert message in refusal(capsys, sample_app, *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_space_or_sigma(trained, tmp_path, capsys):
+    options = ["--num", "3", "--weights", trained, "--out", tmp_path / "samples.txt"]
+    message = refusal(capsys, sample_app, "--space", "nasbench201", *options)
+    assert "holds weights of space 'toy', not 'nasbench201'" in message
+    message = refusal(capsys, sample_app, "--space", "toy", "--sigma-max", "20", *options)
+    assert "but sigma 0.1..20 is asked for" in message
