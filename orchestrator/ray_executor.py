@@ -9,6 +9,7 @@ offer them, each actor asks for one.
 """
 
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -234,11 +235,14 @@ def _connect(config: RunConfig, runtime: Runtime) -> str | None:
     else:
         _check_reachable(str(address))
         options |= {"address": address}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in its place
     try:
         context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
     url = context.dashboard_url
     return f"http://{url}" if url else None
 
