@@ -14,6 +14,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 # Set before Ray starts its processes. By default Ray retries for ever what ran out of memory.
@@ -150,6 +151,7 @@ class RayExecutor:
                 actor, trial, attempt = running.pop(reference)
                 try:
                     outcome = ray.get(reference)
+                    outcome = replace(outcome, attempts=outcome.attempts + attempt - 1)
                 except RayTaskError:
                     raise  # evaluate_trial catches what an evaluation raises: this is our own bug
                 except RayError as error:

@@ -142,6 +142,7 @@ class TestFaults:
     def test_a_lost_worker_costs_one_attempt(self, executor: RayExecutor) -> None:
         outcomes = _outcomes(executor, _trials(KILLS_ONCE, *["a-/a-", "b-/b-", "c-/c-"] * 2))
         assert [outcome.status for outcome in outcomes] == ["ok"] * 7
+        assert [outcome.attempts for outcome in outcomes] == [2, 1, 1, 1, 1, 1, 1]
 
     def test_an_architecture_that_kills_its_worker_is_given_up(self, executor: RayExecutor) -> None:
         outcomes = _outcomes(executor, _trials("a-/a-", KILLS, "b-/b-", "c-/c-"))
