@@ -1,4 +1,4 @@
-"""From a pool to a batch: the best by acquisition, one after the other, the earlier ones pending."""
+"""From a pool to a batch: the best by acquisition, one after the other, earlier ones pending."""
 
 from dataclasses import dataclass
 

@@ -7,6 +7,7 @@ the predictor only to sort.
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -94,14 +95,14 @@ class Mutation:
         found: list[Architecture] = []
         for i in np.argsort(-observations.values, kind="stable"):
             parent = observations.archs[i]
-            found += draw_unseen(
-                lambda parent=parent: [self.space.mutate(parent, rng)],
-                n - len(found),
-                exclude | set(found),
-            )
+            mutants = partial(self._mutants, parent, rng)
+            found += draw_unseen(mutants, n - len(found), exclude | set(found))
             if len(found) == n:
                 break
         return Pool(tuple(found))
+
+    def _mutants(self, parent: Architecture, rng: np.random.Generator) -> list[Architecture]:
+        return [self.space.mutate(parent, rng)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -86,7 +86,7 @@ def generate(
             sde.prior(size, generator),
             steps,
             generator,
-            progress=(lambda size=size: progress(size)) if progress else None,
+            progress=partial(progress, size) if progress else None,
         )
         v = uncentre(x).cpu()
         archs += space.decode(v)

@@ -37,7 +37,7 @@ class GeneratorConfig:
     sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
     device: str = "auto"
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True)

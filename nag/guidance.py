@@ -60,7 +60,7 @@ def guided(score: ScoreFn, log_density: LogDensity, scale: Ladder) -> ScoreFn:
 
 
 class NoiseAware(Protocol):
-    """A predictor of noisy architectures: (x_t (B, N, F), sigma (B,)) -> standardised value (B,)."""
+    """A predictor of noisy architectures: x_t (B, N, F), sigma (B,) -> standardised value (B,)."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 

@@ -146,6 +146,9 @@ class _Block(nn.Module):
 class _Positions(nn.Module):
     """(N, C) embedding of the nodes, added to every sample."""
 
+    slots: Tensor
+    table: Tensor
+
     def __init__(self, space: SearchSpace, kind: PositionKind, width: int) -> None:
         super().__init__()
         n, slots = space.shape[0], space.slots
@@ -169,6 +172,9 @@ class _Positions(nn.Module):
 
 class ScoreNetwork(nn.Module):
     """s_theta(x_t, sigma), see the module text; knows its space and SDE, nothing of sampling."""
+
+    time_rates: Tensor
+    mask: Tensor | None
 
     def __init__(self, space: SearchSpace, sde: VESDE, config: ScoreNetConfig) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def main(
         raise UserError(f"--out {out} must end in .safetensors")
     search_space = find_space(space)
     config = TrainingConfig() if preset_name == "default" else PAPER_TRAINING
-    overrides = {
+    overrides: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

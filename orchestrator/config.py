@@ -90,7 +90,7 @@ class RunConfig:
     pool_size: int = 100
     batch_size: int = 1
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
     def __post_init__(self) -> None:
         find_space(self.space)

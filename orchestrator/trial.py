@@ -71,8 +71,8 @@ def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
                 return _failed(trial, error, started, attempt)
         else:
             if not math.isfinite(found.value):
-                error = EvaluationError(f"the value is {found.value}")
-                return _failed(trial, error, started, attempt)
+                not_finite = EvaluationError(f"the value is {found.value}")
+                return _failed(trial, not_finite, started, attempt)
             return Outcome(
                 trial.trial, "ok", found.value, dict(found.metrics), found.seconds, None, attempt
             )

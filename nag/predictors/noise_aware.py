@@ -1,0 +1,120 @@
+"""Noise-aware predictor f(x_t, sigma): the value to expect of the architecture behind noise.
+
+DiffusionNAG (An et al., ICLR 2024, Eq. 8) trains a predictor on noised architectures,
+
+    min_f  E_{x_0, sigma, noise} (f(x_0 + sigma noise, sigma) - y(x_0))^2,
+
+whose minimiser is E[y(x_0) | x_t]; its gradient guides the reverse diffusion. Here f is refitted in
+every round of the search, so it must be quick and live on few labels. Two choices make it so:
+
+* f reads P(operator | x_t), the posterior under the uniform law (`nag.exact_score.posterior`),
+  instead of x_t: in [0, 1] whatever sigma is, and all that x_t tells of each node;
+* f is distilled from the surrogate predictor, whose mean labels as many architectures as we like.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nag.exact_score import posterior
+from nag.predictors.base import FittedPredictor, Observations
+from nag.sde import per_sample
+from nag.spaces import Architecture, SearchSpace
+
+SIGMA_MIN, SIGMA_MAX = 0.1, 5.0  # of the noise trained on
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseAwarePredictor:
+    """A perceptron of P(operator | x_t) and log sigma. Implements `nag.guidance.NoiseAware`."""
+
+    space: SearchSpace
+    parameters: tuple[Tensor, ...]  # weight (I, O), bias (O,) of each layer
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x (B, N, F) in the centred coding, sigma (B,) -> standardised value (B,)."""
+        return _perceptron(self.parameters, _inputs(self.space, x, sigma))
+
+
+def fit_noise_aware(
+    space: SearchSpace,
+    observations: Observations,
+    surrogate: FittedPredictor | None,
+    rng: np.random.Generator,
+    *,
+    device: torch.device | str = "cpu",
+    width: int = 128,
+    pool: int = 1024,
+    draws: int = 8,
+    steps: int = 300,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+) -> NoiseAwarePredictor:
+    """Fit f to observations, or (with a surrogate) to its mean on them and on `pool` more.
+
+    draws: noisy copies of every architecture. Equal arguments give equal results.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    archs = list(observations.archs)
+    if surrogate is None:
+        values = torch.from_numpy(_standardised(observations.values)).float()
+        draws = max(draws, pool * draws // len(archs))
+        x = space.encode(archs)
+    else:
+        archs += _unlabelled(space, observations, pool, rng)
+        x = space.encode(archs)
+        with torch.no_grad():
+            values = surrogate.relaxed(x)[0]
+    x0 = (2 * x - 1).repeat(draws, 1, 1)
+    sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(len(x0), generator=generator)
+    noisy = x0 + per_sample(sigma) * torch.randn(x0.shape, generator=generator)
+    inputs, targets = _inputs(space, noisy, sigma), values.repeat(draws)
+    parameters = _initial((inputs.shape[1], width, width, 1), generator)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for _ in range(steps):
+        batch = torch.randint(len(inputs), (batch_size,), generator=generator)
+        loss = (_perceptron(parameters, inputs[batch]) - targets[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return NoiseAwarePredictor(space, tuple(p.detach().to(device) for p in parameters))
+
+
+def _inputs(space: SearchSpace, x: Tensor, sigma: Tensor) -> Tensor:
+    """(B, N F + 1)."""
+    return torch.cat([posterior(space, x, sigma).flatten(1), sigma.log()[:, None]], dim=1)
+
+
+def _perceptron(parameters: Sequence[Tensor], h: Tensor) -> Tensor:
+    """(B, I) -> (B,)."""
+    *hidden, weight, bias = parameters
+    for w, b in zip(hidden[::2], hidden[1::2], strict=True):
+        h = silu(h @ w + b)
+    return (h @ weight + bias).squeeze(1)
+
+
+def _initial(sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+    parameters = []
+    for i, o in pairwise(sizes):
+        parameters += [torch.randn(i, o, generator=generator) * i**-0.5, torch.zeros(o)]
+    return [p.requires_grad_() for p in parameters]
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / (values.std() or 1.0)
+
+
+def _unlabelled(
+    space: SearchSpace, observations: Observations, n: int, rng: np.random.Generator
+) -> list[Architecture]:
+    """Half uniform draws, half mutations of the best tenth: where guidance starts and ends."""
+    best = np.argsort(-observations.values)[: max(1, len(observations) // 10)]
+    parents = [observations.archs[i] for i in rng.choice(best, size=n - n // 2)]
+    return space.sample(n // 2, rng) + [space.mutate(parent, rng) for parent in parents]

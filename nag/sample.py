@@ -1,0 +1,144 @@
+"""`python -m nag.sample`: draw architectures from the diffusion model."""
+
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from cyclopts import App
+from rich.console import Console
+from rich.progress import Progress
+
+from nag.cli import UserError, find_space, run, user_errors
+from nag.generate import DEFAULT_SAMPLER, Samples, generate
+from nag.generator import DiffusionGenerator, GeneratorConfig
+from nag.samplers import DEFAULT_STEPS
+from nag.spaces import SearchSpace
+
+app = App(name="python -m nag.sample", help_format="plaintext")
+
+
+@app.default
+def main(
+    *,
+    space: str,
+    num: int,
+    out: Path,
+    seed: int = 0,
+    score: Literal["network", "exact"] = "network",
+    weights: Path | None = None,
+    sigma_min: float = 0.1,
+    sigma_max: float = 5.0,
+    sampler: str = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    batch_size: int = 512,
+    device: str = "auto",
+    threads: int = 1,
+) -> None:
+    """Draw unguided samples; one published string per line in OUT, INVALID for an invalid sample.
+
+    Statistics go to stdout as JSON: validity, uniqueness, shares of operators and of stage depths,
+    score evaluations and seconds.
+
+    Parameters
+    ----------
+    space
+        Search space: mobilenetv3, nasbench201 or toy.
+    num
+        Number of samples.
+    out
+        Text file to write.
+    seed
+        Seed of the samples.
+    score
+        The trained network, or the closed form.
+    weights
+        Score-network weights, instead of those that come with the package.
+    sigma_min
+        Smallest noise level; must be that of the weights.
+    sigma_max
+        Largest noise level; must be that of the weights.
+    sampler
+        predictor-corrector (the reference), ancestral, dpm++2m or dpm++2m-sde.
+    steps
+        Sampler steps; by default 1000 for the reference and a few dozen for the others.
+    batch_size
+        Samples drawn at once.
+    device
+        cpu, cuda, or auto (cuda where there is one).
+    threads
+        CPU threads.
+    """
+    search_space = find_space(space)
+    if min(num, batch_size, threads, steps or 1) < 1:
+        raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
+    if not out.parent.is_dir():
+        raise UserError(f"no such folder: {out.parent}")
+    config = GeneratorConfig(
+        space, score, weights, sigma_min, sigma_max, sampler, steps, device, threads
+    )
+    generator: DiffusionGenerator = user_errors(DiffusionGenerator, config)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
+        advance = None
+        if bar:
+            task = bar.add_task("sampling", total=num * (steps or DEFAULT_STEPS[sampler]))
+            advance = lambda n: bar.advance(task, n)  # noqa: E731
+        samples = generate(
+            search_space,
+            generator.score,
+            generator.sde,
+            num,
+            seed=seed,
+            sampler=sampler,
+            steps=steps,
+            batch_size=batch_size,
+            device=generator.device,
+            progress=advance,
+        )
+    lines = ["INVALID" if a is None else search_space.to_str(a) for a in samples.archs]
+    aside = out.with_name(out.name + ".tmp")
+    aside.write_text("\n".join(lines) + "\n")
+    os.replace(aside, out)
+    sys.stdout.write(json.dumps(statistics(search_space, samples), indent=1) + "\n")
+
+
+def statistics(space: SearchSpace, samples: Samples) -> dict[str, Any]:
+    """What the samples look like; shares are fractions of the valid samples."""
+    codes = torch.tensor(samples.codes)
+    v = space.encode(samples.valid)  # (B, N, F)
+    free = torch.tensor([len(c) > 1 for stage in space.stages for c in stage.choices])
+    operators = v[:, free].sum((0, 1))
+    stage = space.slots[:, 0]
+    depth_shares = []
+    for s, description in enumerate(space.stages):
+        depth = v[:, stage == s].sum((1, 2))
+        depth_shares.append(
+            {str(d): _share(int((depth == d).sum()), len(v)) for d in description.depths}
+        )
+    return {
+        "space": space.name,
+        "generated": len(samples.archs),
+        "validity": samples.validity,
+        "uniqueness": samples.uniqueness,
+        "invalid": {text: int((codes == code).sum()) for code, text in space.errors.items()},
+        "operator_shares": {
+            name: _share(int(n), int(operators.sum()))
+            for name, n in zip(space.operators, operators, strict=True)
+            if n
+        },
+        "depth_shares": depth_shares if any(len(s.depths) > 1 for s in space.stages) else None,
+        "score_evaluations": samples.score_evaluations,
+        "seconds": round(samples.seconds, 3),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / max(whole, 1), 6)
+
+
+if __name__ == "__main__":
+    run(app)
