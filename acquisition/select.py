@@ -15,7 +15,7 @@ class Candidate:
     """An architecture worth evaluating, and what was predicted of it."""
 
     arch: Architecture
-    mean: float
+    mean: float  # before any other of its batch was pending
     std: float
 
 
@@ -32,13 +32,13 @@ def select_batch(
     Each pick is pending for the next: the predictor is conditioned on its own mean there
     (kriging believer), which removes the uncertainty around it and so spreads the batch.
     """
-    left = list(pool.archs)
+    before = predictor.predict(pool.archs)
+    left = list(range(len(pool.archs)))
     picked: list[Candidate] = []
     while left and len(picked) < count:
-        prediction = predictor.predict(left)
-        i = int(np.argmax(acquisition(prediction, best=best, rng=rng)))
-        arch = left.pop(i)
-        picked.append(Candidate(arch, float(prediction.mean[i]), float(prediction.std[i])))
+        prediction = predictor.predict([pool.archs[i] for i in left])
+        i = left.pop(int(np.argmax(acquisition(prediction, best=best, rng=rng))))
+        picked.append(Candidate(pool.archs[i], float(before.mean[i]), float(before.std[i])))
         if len(picked) < count:
-            predictor = predictor.condition([arch])
+            predictor = predictor.condition([pool.archs[i]])
     return picked

@@ -76,7 +76,7 @@ def _search(
         return 130
     if store.num_finished < config.budget:
         console.print(f"the space is exhausted after {store.num_finished} trials")
-    print_result(console, store, write_report(out))
+    print_result(console, store, write_report(store))
     return 0
 
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -214,7 +215,7 @@ def _record(config: RunConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "config": {**config.identity(), "budget": config.budget},
         "hash": config.hash(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": versions,
     }
 

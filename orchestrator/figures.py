@@ -1,0 +1,183 @@
+"""The figures of the report: numbers in (accuracies as fractions), an inline SVG out.
+
+n trials, R rounds. Axes and texts take the colour of the page, so that a figure is legible on a
+light and on a dark one.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+BLUE, ORANGE, GREEN, GREY, RED = "#3a87c8", "#e08a2e", "#2f9e6e", "#8a94a0", "#d64545"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+def draw_progress(trials: NDArray[np.int64], values: Numbers, initial: NDArray[np.bool_]) -> str:
+    """Every trial and the best so far; `values` (n,) is NaN where a trial failed.
+
+    The scale ends at Tukey's outer fence, so that one hopeless architecture does not flatten the
+    rest; what is below it is marked at its end.
+    """
+    percent = 100 * values
+    lower, upper = np.nanpercentile(percent, (25, 75))
+    fence = lower - 3 * (upper - lower)
+    shown, below, failed = percent >= fence, percent < fence, np.isnan(percent)
+    best = np.fmax.accumulate(np.where(failed, -np.inf, percent))
+    best[np.isinf(best)] = np.nan
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.step(trials, best, where="post", color=BLUE, lw=1.6, label="best so far")
+        for chosen, colour, label in (
+            (shown & initial, ORANGE, "initial design"),
+            (shown & ~initial, BLUE, "proposed"),
+        ):
+            if chosen.any():
+                x, y = trials[chosen], percent[chosen]
+                axes.plot(x, y, "o", color=colour, ms=4, alpha=0.75, mew=0, label=label)
+        if np.ptp(percent[shown]) > 0:
+            margin = 0.06 * float(np.ptp(percent[shown]))
+            axes.set_ylim(percent[shown].min() - margin, percent[shown].max() + margin)
+        bottom = axes.get_ylim()[0]
+        for chosen, marker, colour, label in (
+            (below, "v", GREY, "off the scale"),
+            (failed, "x", RED, "failed"),
+        ):
+            if chosen.any():
+                x, y = trials[chosen], np.full(int(chosen.sum()), bottom)
+                axes.plot(x, y, marker, color=colour, ms=6, clip_on=False, label=label)
+        axes.set_ylim(bottom=bottom)
+        axes.set(ylabel="value, %")
+        _count_along_x(axes, "trial", int(trials.max()) + 1)
+        _legend_above(axes)
+        return _svg(figure, "progress")
+
+
+def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
+    """Predictions (n,) against what was then observed."""
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        start = 100 * float(observed.mean())
+        axes.axline(
+            (start, start), slope=1, ls="--", color=GREY, lw=1, label="predicted = observed"
+        )
+        axes.errorbar(
+            100 * observed,
+            100 * mean,
+            yerr=100 * std,
+            fmt="o",
+            color=BLUE,
+            ms=4,
+            mew=0,
+            elinewidth=0.9,
+            alpha=0.75,
+            label="mean ± 1 std",
+        )
+        axes.set(xlabel="observed value, %", ylabel="predicted value, %")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _legend_above(axes)
+        return _svg(figure, "calibration")
+
+
+def draw_seconds(seconds: Mapping[str, Numbers]) -> str:
+    """Stacked bars: the seconds (R,) that each phase took in each round."""
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        colours = (GREY, BLUE, GREEN, ORANGE)
+        below = np.zeros(len(next(iter(seconds.values()))))
+        edges = np.arange(len(below) + 1) - 0.5
+        for (phase, spent), colour in zip(seconds.items(), colours, strict=True):
+            top = below + spent
+            axes.stairs(
+                top, edges, baseline=below, fill=True, color=colour, linewidth=0, label=phase
+            )
+            below = top
+        axes.set(ylabel="time per round", ylim=(0, None))
+        axes.yaxis.set_major_formatter(EngFormatter("s"))
+        _count_along_x(axes, "round", len(below))
+        _legend_above(axes)
+        return _svg(figure, "seconds")
+
+
+def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
+    """Rates (R,) of each round above, pool sizes (R,) below; NaN where a round has none."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+        rounds = np.arange(len(sizes))
+        drawn = {name: rate for name, rate in rates.items() if np.isfinite(rate).any()}
+        if drawn:
+            above, axes = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+            looks = (("o-", BLUE), ("s-", ORANGE), ("^-", GREEN))
+            for (name, rate), (style, colour) in zip(drawn.items(), looks, strict=False):
+                above.plot(
+                    rounds, 100 * rate, style, color=colour, ms=3, lw=1, clip_on=False, label=name
+                )
+            above.set(ylabel="%", ylim=(min(90, 100 * _smallest(drawn) - 5), 100))
+            _legend_above(above)
+        else:
+            axes = figure.subplots()
+        axes.bar(rounds, np.nan_to_num(sizes), width=0.8, color=GREY)
+        axes.set(ylabel="pool size")
+        _count_along_x(axes, "round", len(sizes))
+        return _svg(figure, "pools")
+
+
+def _smallest(rates: Mapping[str, Numbers]) -> float:
+    return min(float(np.nanmin(rate)) for rate in rates.values())
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _count_along_x(axes: Axes, label: str, count: int) -> None:
+    """0, 1, ..., count - 1 along the x axis."""
+    axes.set(xlabel=label, xlim=(-0.5 - 0.02 * count, count - 0.5 + 0.02 * count))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(
+        ncols=len(axes.get_legend_handles_labels()[1]),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        columnspacing=1.1,
+        handlelength=1.4,
+        handletextpad=0.5,
+    )
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element, in which every id begins with `name`."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
+    svg = re.sub(r' width="[^"]*pt" height="[^"]*pt"', ' class="figure" role="img"', svg, count=1)
+    svg = svg.replace("font-family: 'DejaVu Sans', sans-serif; ", "")
+    return re.sub(r"\s*\n\s*", "\n", svg.replace("#000000", "var(--ink)")).strip()

@@ -1,0 +1,268 @@
+"""The report of real small runs: complete, self-contained, and equal to what the store says."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from nag.spaces import ABSENT, SPACES, Architecture
+from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
+from nag.spaces.toy import TOY
+from orchestrator.build import build_optimizer, make_evaluator
+from orchestrator.config import RunConfig
+from orchestrator.drawing import draw
+from orchestrator.executor import LocalExecutor
+from orchestrator.loop import run_study
+from orchestrator.report import Calibration, Finished, write_report
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome, Trial
+from trainers.base import EvaluationError, Evaluator, Measurement
+from trainers.toy import ToyEvaluator
+
+CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=4, batch_size=3)
+TOY_EVALUATOR = partial(make_evaluator, "toy", evaluator="toy")
+SECTIONS = {
+    "headline", "progress", "calibration", "best", "seconds", "pools", "failed", "configuration"
+}  # fmt: skip
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class _Failing(ToyEvaluator):
+    """Fails at every architecture whose text begins with one of some letters."""
+
+    def __init__(self, letters: str) -> None:
+        self._letters = letters
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        if TOY.to_str(arch)[0] in self._letters:
+            raise EvaluationError("<script>alert('loss & more')</script>")
+        found = super().evaluate(arch, seed=seed)
+        return Measurement(found.value, {"macs": 2.5e6, "test": found.value / 2}, found.seconds)
+
+
+class _Page(HTMLParser):
+    """A report, read: text by section, every tag closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self._section = ""
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"]
+            self.sections[self._section] = ""
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        if tag == "section":
+            self._section = ""
+
+    def handle_data(self, data):
+        if self._section:
+            self.sections[self._section] += data
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Iterator[Callable[..., tuple[RunStore, str]]]:
+    """Run a search to its end and write its report."""
+    stores: list[RunStore] = []
+
+    def run(evaluator: Callable[[], Evaluator] = TOY_EVALUATOR, **settings) -> tuple[RunStore, str]:
+        config = RunConfig(**{**vars(CONFIG), **settings})
+        stores.append(store := RunStore.open(tmp_path / "run", config, TOY))
+        executor = LocalExecutor(config.generator("cpu"), evaluator, retries=0)
+        run_study(
+            build_optimizer(config, executor.generator),
+            executor,
+            store,
+            budget=config.budget,
+            n_init=config.n_init,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        path = write_report(store)
+        assert path == store.out / "report.html"
+        assert not list(store.out.glob("*.tmp"))
+        return store, path.read_text(encoding="utf-8")
+
+    yield run
+    for store in stores:
+        store.close()
+
+
+def _svgs(html: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+def _count(svg: str, kind: str) -> int:
+    return sum(kind in node.get("class", "").split() for node in ElementTree.fromstring(svg).iter())
+
+
+def _check_page(html: str) -> _Page:
+    """What holds for every report."""
+    page = _Page(html)
+    assert page.sections.keys() == SECTIONS
+    assert len(page.ids) == len(set(page.ids))
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in ("href", "src", "xlink:href"):
+            assert value.startswith("#")
+            assert value[1:] in page.ids
+        for target in re.findall(r"url\(#?(.*?)\)", value):
+            assert target in page.ids
+    assert "url(" not in html.split("</style>")[0]
+    assert "@import" not in html
+    assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
+    assert not re.search(r"\bnan\b|None\b(?!:|\.)", "".join(page.sections.values()))
+    _svgs(html)  # parse
+    return page
+
+
+def test_the_report_says_what_the_store_says(search) -> None:
+    store, html = search(partial(_Failing, "b"))
+    page = _check_page(html)
+    trial, value = store.best
+    headline = page.sections["headline"]
+    assert f"{100 * value:.3f} %" in headline
+    assert f"{50 * value:.3f} %" in headline  # the test accuracy
+    assert "2.50 M" in headline
+    assert "parameters" not in headline
+    assert TOY.to_str(trial.arch) in headline
+    assert json.dumps(TOY.to_config(trial.arch)) in headline
+    assert "synthetic" in headline
+    num_failed = sum(outcome.value is None for outcome in store.outcomes.values())
+    assert num_failed > 0
+    facts = " ".join(headline.split())
+    assert f"found in trial{trial.trial}" in facts
+    assert "evaluations12 of 12" in facts
+    assert f"failures{num_failed}" in facts
+    # figures: progress, calibration, seconds, pools; then one drawing per architecture
+    num_drawn = min(5, store.num_finished - num_failed)
+    assert len(_svgs(html)) == 4 + num_drawn
+    ranked = sorted(store.observations().values, reverse=True)
+    for value in ranked[:5]:
+        assert f"{100 * value:.3f}" in page.sections["best"]
+    for name, setting in json.loads((store.out / "config.json").read_text())["config"].items():
+        assert name in page.sections["configuration"]
+        assert setting is None or str(setting) in page.sections["configuration"]
+
+
+def test_equal_stores_give_equal_reports(search) -> None:
+    store, html = search()
+    _check_page(html)
+    store.close()
+    replayed = RunStore.open(store.out, CONFIG, TOY)
+    assert write_report(replayed).read_text(encoding="utf-8") == html
+    replayed.close()
+
+
+def test_an_error_text_is_shown_and_not_run(search) -> None:
+    _, html = search(partial(_Failing, "b"))
+    assert "<script" not in html
+    assert "alert('loss & more')" in _check_page(html).sections["failed"]
+
+
+def test_all_trials_failed(search) -> None:
+    store, html = search(partial(_Failing, "abc"))
+    page = _check_page(html)
+    assert store.best is None
+    assert "No evaluation succeeded" in page.sections["headline"]
+    assert page.sections["failed"].count("EvaluationError") == store.num_finished == 12
+    for section in ("progress", "calibration", "best", "pools"):
+        assert "None" in page.sections[section]
+
+
+def test_one_trial(search) -> None:
+    store, html = search(budget=1, n_init=1)
+    page = _check_page(html)
+    assert store.num_finished == 1
+    assert f"{100 * store.best[1]:.3f} %" in page.sections["headline"]
+    assert "no evaluated trial had a prediction" in page.sections["calibration"]
+    assert "no round proposed from a pool" in page.sections["pools"]
+
+
+def test_a_run_without_a_generator_has_pools_without_rates(search) -> None:
+    _, html = search(strategy="random")
+    pools = _check_page(html).sections["pools"]
+    assert "pool size" in pools
+    assert "not recorded" in pools
+
+
+def test_calibration_of_calibrated_predictions(rng: np.random.Generator) -> None:
+    n = 20_000
+    mean, std = rng.uniform(0.6, 0.8, n), rng.uniform(0.01, 0.02, n)
+    observed = rng.normal(mean, std)
+    arch = TOY.from_str("a-/a-")
+    finished = [
+        Finished(
+            Trial(i, 1, arch, "guided", 0, float(mean[i]), float(std[i])),
+            Outcome(i, "ok", float(observed[i])),
+        )
+        for i in range(n)
+    ]
+    failed = Finished(Trial(n, 1, arch, "guided", 0, 0.5, 0.1), Outcome(n, "failed", error="no"))
+    first = Finished(Trial(n + 1, 0, arch, "initial", 0), Outcome(n + 1, "ok", 0.5))
+    found = Calibration.of([*finished, failed, first])
+    assert len(found.mean) == n
+    assert found.coverage(1) == pytest.approx(0.6827, abs=0.01)
+    assert found.coverage(2) == pytest.approx(0.9545, abs=0.006)
+    assert found.errors.mean() == pytest.approx(0, abs=0.02)
+    assert found.rmse == pytest.approx(float(np.sqrt(np.mean(std**2))), rel=0.02)
+    assert 0.9 < found.rank_correlation < 1
+    assert Calibration(mean[:1], std[:1], observed[:1]).rank_correlation is None
+
+
+@pytest.mark.parametrize("name", ["toy", "mobilenetv3"])
+def test_a_box_for_every_layer(name: str, rng: np.random.Generator) -> None:
+    space = SPACES[name]
+    for arch in space.sample(20, rng):
+        svg = draw(space, arch)
+        assert _count(svg, "layer") == sum(op != ABSENT for op in arch.ops)
+        labels = [text.text for text in ElementTree.fromstring(svg).iter() if "text" in text.tag]
+        assert len(labels) == _count(svg, "layer") + len(space.stages)
+
+
+def test_a_labelled_edge_for_every_operation(rng: np.random.Generator) -> None:
+    space = SPACES["nasbench201"]
+    for arch in space.sample(20, rng):
+        svg = draw(space, arch)
+        missing = arch.ops.count(OPERATORS.index("none"))
+        assert _count(svg, "node") == 4
+        assert _count(svg, "none") == missing
+        assert _count(svg, "edge") == len(CELL_EDGES) - missing
+        assert svg.count("<text") == 4 + len(CELL_EDGES) - missing
+
+
+def test_drawings_stay_inside_their_frame(rng: np.random.Generator) -> None:
+    for space in SPACES.values():
+        for arch in space.sample(50, rng):
+            svg = ElementTree.fromstring(draw(space, arch))
+            _, _, width, height = map(float, svg.get("viewBox").split())
+            for box in svg.iter("{http://www.w3.org/2000/svg}rect"):
+                x, y, w, h = (float(box.get(name)) for name in ("x", "y", "width", "height"))
+                assert 0 <= x <= x + w <= width
+                assert 0 <= y <= y + h <= height
