@@ -19,7 +19,8 @@ from nag.guidance import Ladder
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
 
-_PATIENCE = 50  # draws in a row that bring nothing new before a source counts as dry
+_PATIENCE = 50  # calls in a row that bring nothing new before a source counts as dry
+_MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
 _MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted
 
 
@@ -59,6 +60,13 @@ def draw_unseen(
     return list(found)[:n]
 
 
+def random_unseen(
+    space: SearchSpace, n: int, exclude: Set[Architecture], rng: np.random.Generator
+) -> list[Architecture]:
+    """n uniform draws, distinct and outside `exclude`; fewer where the space has no more."""
+    return draw_unseen(lambda: space.sample(max(n, _MIN_DRAWS), rng), n, exclude)
+
+
 @dataclass(frozen=True)
 class RandomSearch:
     """Uniform draws from the space."""
@@ -74,7 +82,7 @@ class RandomSearch:
         rng: np.random.Generator,
     ) -> Pool:
         del observations, predictor
-        return Pool(tuple(draw_unseen(lambda: self.space.sample(n, rng), n, exclude)))
+        return Pool(tuple(random_unseen(self.space, n, exclude, rng)))
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def _generate_unseen(
     valid = [arch for samples in rounds for arch in samples.valid]
     diagnostics = {
         "generated": generated,
-        "validity": len(valid) / generated,
+        "validity": len(valid) / max(generated, 1),
         "uniqueness": len(set(valid)) / max(len(valid), 1),
         "novelty": len(set(valid) - exclude) / max(len(set(valid)), 1),
         "score_evaluations": sum(samples.score_evaluations for samples in rounds),

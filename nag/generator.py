@@ -42,7 +42,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class Guidance:
-    """What to steer towards: the value that `predictor`, fitted on `observations`, predicts.
+    """What to steer towards: the mean + optimism * std of `predictor`, fitted on `observations`.
 
     kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` trains the
     paper's f(x_t, sigma) on noised architectures first.
@@ -52,6 +52,7 @@ class Guidance:
     observations: Observations
     kind: GuidanceKind = "denoised"
     scale: Ladder = field(default_factory=Ladder)
+    optimism: float = 1.0
 
 
 class Generator(Protocol):
@@ -90,10 +91,16 @@ class DiffusionGenerator:
 
     def _log_density(self, guidance: Guidance, seed: int) -> LogDensity:
         if guidance.kind == "denoised":
-            return denoised_value(self.space, guidance.predictor, self.sde)
+            return denoised_value(self.space, guidance.predictor, self.sde, guidance.optimism)
         rng = np.random.default_rng([seed, 1])
         predictor = fit_noise_aware(
-            self.space, guidance.observations, guidance.predictor, rng, device=self.device
+            self.space,
+            self.sde,
+            guidance.observations,
+            guidance.predictor,
+            rng,
+            optimism=guidance.optimism,
+            device=self.device,
         )
         return noise_aware_value(predictor, self.sde)
 

@@ -32,8 +32,8 @@ class Ladder:
     space and round, so a pool holds all of them and the acquisition function chooses.
     """
 
-    low: float = 1.0
-    high: float = 30.0
+    low: float = 3.0
+    high: float = 1000.0
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < math.inf:
@@ -70,13 +70,21 @@ def noise_aware_value(predictor: NoiseAware, sde: VESDE) -> LogDensity:
     return lambda x, t: predictor(x, sde.sigma(t))
 
 
-def denoised_value(space: SearchSpace, predictor: FittedPredictor, sde: VESDE) -> LogDensity:
-    """log_density = mu(E[V | x_t]): the surrogate's mean at the denoised architecture.
+def denoised_value(
+    space: SearchSpace, predictor: FittedPredictor, sde: VESDE, optimism: float = 0.0
+) -> LogDensity:
+    """log_density = mu + optimism * std at the denoised architecture E[V | x_t].
 
-    For an additive surrogate this *is* E[mu | x_t], and it costs no training. The denoiser is the
-    closed-form one of the uniform law, so that the gradient need not pass the score network.
+    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t], and it costs no training. The
+    denoiser is the closed-form one of the uniform law, so that the gradient need not pass the score
+    network. Optimism draws samples to where acquisition functions look, beyond the best mean.
     """
-    return lambda x, t: predictor.relaxed(posterior(space, x, sde.sigma(t)))[0]
+
+    def log_density(x: Tensor, t: Tensor) -> Tensor:
+        mean, std = predictor.relaxed(posterior(space, x, sde.sigma(t)))
+        return mean + optimism * std
+
+    return log_density
 
 
 def denoised_improvement(

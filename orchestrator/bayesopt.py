@@ -11,7 +11,7 @@ import numpy as np
 
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
-from acquisition.strategies import CandidateStrategy, Pool, draw_unseen
+from acquisition.strategies import CandidateStrategy, Pool, random_unseen
 from nag.predictors.base import Observations, SurrogatePredictor
 from nag.spaces import Architecture, SearchSpace
 
@@ -44,7 +44,7 @@ class BayesianOptimizer:
         self, exclude: Set[Architecture], count: int, rng: np.random.Generator
     ) -> Suggestion:
         """Uniform draws, distinct and outside `exclude`."""
-        archs = draw_unseen(lambda: self.space.sample(count, rng), count, exclude)
+        archs = random_unseen(self.space, count, exclude, rng)
         return Suggestion(tuple(archs), "initial", (None,) * len(archs))
 
     def suggest(
@@ -64,7 +64,7 @@ class BayesianOptimizer:
         short = count - len(pool.archs)
         if short > 0:  # the source is dry: fill up with random architectures
             seen = exclude | set(pool.archs)
-            fill = draw_unseen(lambda: self.space.sample(count, rng), short, seen)
+            fill = random_unseen(self.space, short, seen, rng)
             pool = Pool(pool.archs + tuple(fill), {**pool.diagnostics, "filled": len(fill)})
         proposed = perf_counter()
         best = select_batch(pool, predictor, self.acquisition, observations.best, count, rng)

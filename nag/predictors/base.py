@@ -48,8 +48,8 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.mean.shape != self.std.shape or self.mean.ndim != 1:
             raise ValueError(f"mean {self.mean.shape} and std {self.std.shape} must both be (B,)")
-        if not (self.std > 0).all():
-            raise ValueError("standard deviations must be positive")
+        if not (np.isfinite(self.mean).all() and (self.std > 0).all()):
+            raise ValueError("means must be finite and standard deviations positive")
 
 
 class FittedPredictor(Protocol):

@@ -31,6 +31,7 @@ from nag.spaces import Architecture, SearchSpace
 _JITTER = 1e-6
 _MIN_VARIANCE = 1e-8
 _NUM_RESTARTS = 1
+_TINY = 1e-12  # a spread below it is none
 
 
 class Warp(NamedTuple):
@@ -52,7 +53,8 @@ class Warp(NamedTuple):
     @classmethod
     def fit(cls, values: NDArray[np.float64]) -> "Warp":
         median = float(np.median(values))
-        scale = _positive(float(np.mean(np.maximum(values - median, 0))) * 2)
+        spreads = [np.maximum(side, 0).mean() * 2 for side in (values - median, median - values)]
+        scale = _positive(float(spreads[0] if spreads[0] > _TINY else spreads[1]))
         v = _compress((values - median) / scale)
         return cls(median, scale, float(v.mean()), _positive(float(v.std())), float(values.max()))
 
@@ -80,7 +82,7 @@ def _compress(u: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _positive(x: float) -> float:
-    return x if x > 1e-12 else 1.0
+    return x if x > _TINY else 1.0
 
 
 class Features(NamedTuple):

@@ -9,7 +9,7 @@ every round of the search, so it must be quick and live on few labels. Two choic
 
 * f reads P(operator | x_t), the posterior under the uniform law (`nag.exact_score.posterior`),
   instead of x_t: in [0, 1] whatever sigma is, and all that x_t tells of each node;
-* f is distilled from the surrogate predictor, whose mean labels as many architectures as we like.
+* f is distilled from the surrogate predictor, which labels as many architectures as we like.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,8 @@ from torch.nn.functional import silu
 
 from nag.exact_score import posterior
 from nag.predictors.base import FittedPredictor, Observations
-from nag.sde import per_sample
+from nag.sde import VESDE, centre, per_sample
 from nag.spaces import Architecture, SearchSpace
-
-SIGMA_MIN, SIGMA_MAX = 0.1, 5.0  # of the noise trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +36,18 @@ class NoiseAwarePredictor:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x (B, N, F) in the centred coding, sigma (B,) -> standardised value (B,)."""
-        return _perceptron(self.parameters, _inputs(self.space, x, sigma))
+        inputs = _inputs(self.space, x, sigma)
+        return _perceptron([p.to(inputs) for p in self.parameters], inputs)
 
 
 def fit_noise_aware(
     space: SearchSpace,
+    sde: VESDE,
     observations: Observations,
     surrogate: FittedPredictor | None,
     rng: np.random.Generator,
     *,
+    optimism: float = 0.0,
     device: torch.device | str = "cpu",
     width: int = 128,
     pool: int = 1024,
@@ -55,7 +56,7 @@ def fit_noise_aware(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
 ) -> NoiseAwarePredictor:
-    """Fit f to observations, or (with a surrogate) to its mean on them and on `pool` more.
+    """Fit f to observations, or to a surrogate's mean + optimism * std on them and `pool` more.
 
     draws: noisy copies of every architecture. Equal arguments give equal results.
     """
@@ -69,9 +70,10 @@ def fit_noise_aware(
         archs += _unlabelled(space, observations, pool, rng)
         x = space.encode(archs)
         with torch.no_grad():
-            values = surrogate.relaxed(x)[0]
-    x0 = (2 * x - 1).repeat(draws, 1, 1)
-    sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(len(x0), generator=generator)
+            mean, std = surrogate.relaxed(x)
+        values = mean + optimism * std
+    x0 = centre(x).repeat(draws, 1, 1)
+    sigma = sde.sigma(torch.rand(len(x0), generator=generator))
     noisy = x0 + per_sample(sigma) * torch.randn(x0.shape, generator=generator)
     inputs, targets = _inputs(space, noisy, sigma), values.repeat(draws)
     parameters = _initial((inputs.shape[1], width, width, 1), generator)

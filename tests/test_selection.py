@@ -1,0 +1,149 @@
+"""Batches: the best by acquisition first, then the best once the earlier picks are pending."""
+
+import numpy as np
+import pytest
+import torch
+
+from acquisition.functions import ACQUISITIONS
+from acquisition.select import select_batch
+from acquisition.strategies import Pool
+from nag.predictors.base import Observations
+from nag.predictors.gp import Features, FittedGaussianProcess, GaussianProcess, Warp
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.toy import TOY
+from trainers.surrogate import SurrogateEvaluator
+from trainers.toy import ToyEvaluator
+
+torch.set_num_threads(1)
+
+EI = ACQUISITIONS["ei"]
+
+
+@pytest.fixture(params=ACQUISITIONS.values(), ids=ACQUISITIONS)
+def acquisition(request):
+    return request.param
+
+
+@pytest.fixture
+def pool(rng):
+    """30 distinct toy architectures."""
+    return Pool(tuple(dict.fromkeys(TOY.sample(100, rng)))[:30])
+
+
+@pytest.fixture
+def predictor(rng):
+    """Fitted on 10 toy architectures with the synthetic toy objective."""
+    archs = tuple(TOY.sample(10, rng))
+    values = np.array([ToyEvaluator().evaluate(arch, seed=0).value for arch in archs])
+    return GaussianProcess(TOY).fit(Observations(archs, values), rng)
+
+
+def pick(pool, predictor, acquisition, count, best=0.6, seed=0):
+    return select_batch(pool, predictor, acquisition, best, count, np.random.default_rng(seed))
+
+
+def scores(archs, predictor, acquisition, best=0.6, seed=0):
+    return acquisition(predictor.predict(archs), best=best, rng=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (7, 7), (30, 30), (99, 30)])
+def test_as_many_as_asked_for_or_the_whole_pool(pool, predictor, acquisition, count, expected):
+    batch = [c.arch for c in pick(pool, predictor, acquisition, count)]
+    assert len(batch) == len(set(batch)) == expected
+    assert set(batch) <= set(pool.archs)
+
+
+def test_an_empty_pool_gives_an_empty_batch(predictor, acquisition):
+    assert pick(Pool(()), predictor, acquisition, 3) == []
+
+
+def test_the_first_pick_is_the_best_by_acquisition(pool, predictor, acquisition):
+    (first,) = pick(pool, predictor, acquisition, 1)
+    best = int(np.argmax(scores(pool.archs, predictor, acquisition)))
+    assert first.arch == pool.archs[best]
+
+
+@pytest.mark.parametrize("name", ["ei", "pi", "ucb"])
+def test_every_pick_is_the_best_given_all_earlier_ones(name, pool, predictor):
+    """Conditioning one by one is conditioning on all of them."""
+    batch = pick(pool, predictor, ACQUISITIONS[name], 5)
+    for i, candidate in enumerate(batch):
+        earlier = [c.arch for c in batch[:i]]
+        pending = predictor.condition(earlier) if earlier else predictor
+        left = [arch for arch in pool.archs if arch not in earlier]
+        found = scores(left, pending, ACQUISITIONS[name])
+        assert found[left.index(candidate.arch)] >= found.max() - 1e-6
+
+
+def test_candidates_carry_what_was_predicted_before_any_was_pending(pool, predictor, acquisition):
+    batch = pick(pool, predictor, acquisition, 5)
+    expected = predictor.predict([c.arch for c in batch])
+    np.testing.assert_allclose([c.mean for c in batch], expected.mean, rtol=1e-9)
+    np.testing.assert_allclose([c.std for c in batch], expected.std, rtol=1e-6)
+
+
+def test_a_longer_batch_begins_with_the_shorter_one(pool, predictor, acquisition):
+    long = pick(pool, predictor, acquisition, 6)
+    assert pick(pool, predictor, acquisition, 3) == long[:3]
+
+
+def test_equal_generators_give_equal_batches(pool, predictor, acquisition):
+    first, again = (pick(pool, predictor, acquisition, 6, seed=3) for _ in range(2))
+    assert first == again
+
+
+def test_thompson_batches_differ_by_seed_and_others_do_not(pool, predictor):
+    for name, acquisition in ACQUISITIONS.items():
+        batches = [pick(pool, predictor, acquisition, 6, seed=s) for s in range(3)]
+        assert all(batch == batches[0] for batch in batches) == (name != "its"), name
+
+
+def test_the_predictor_is_not_touched(pool, predictor, acquisition):
+    before = predictor.predict(pool.archs)
+    pick(pool, predictor, acquisition, 5)
+    after = predictor.predict(pool.archs)
+    assert (before.mean == after.mean).all()
+    assert (before.std == after.std).all()
+
+
+# Spread.
+
+
+def test_the_second_pick_avoids_the_neighbour_of_the_first():
+    """Hyperparameters by hand: a nearly pure Matern kernel, "aa/aa" known to be 0 and "cc/cc" 1.
+
+    By expected improvement "cb/bc" comes second, but it differs from the first in one layer only.
+    """
+    first, neighbour, elsewhere = (TOY.from_str(text) for text in ("cb/cc", "cb/bc", "bb/bb"))
+    features = Features.of(TOY)
+    seen = TOY.encode([TOY.from_str("aa/aa"), TOY.from_str("cc/cc")]).double()
+    predictor = FittedGaussianProcess(
+        TOY,
+        features,
+        Warp(median=0.0, scale=1.0, mean=0.0, std=1.0, best=1.0),
+        theta=torch.tensor([1e-3, 2.0, 1.0, 1e-4]).double().log(),
+        X=features(TOY, seen),
+        z=torch.tensor([0.0, 1.0]).double(),
+    )
+    pool = Pool((elsewhere, neighbour, first))
+    assert (np.diff(scores(pool.archs, predictor, EI, best=1.0)) > 0.02).all()
+    batch = pick(pool, predictor, EI, 3, best=1.0)
+    assert [c.arch for c in batch] == [first, elsewhere, neighbour]
+
+
+@pytest.mark.parametrize("name", ["ei", "pi"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_batch_visits_several_families(name, seed):
+    """The pool: 6 MobileNetV3 networks with 12 mutants each. The six best by acquisition alone come
+    from one or two of the families."""
+    rng = np.random.default_rng(seed)
+    archs = MOBILENETV3.sample(20, rng)
+    values = SurrogateEvaluator().predict(archs)
+    predictor = GaussianProcess(MOBILENETV3).fit(Observations(tuple(archs), values), rng)
+    parents = MOBILENETV3.sample(6, rng)
+    family = {MOBILENETV3.mutate(p, rng): i for i, p in enumerate(parents) for _ in range(12)}
+    pool, best = Pool(tuple(family)), values.max()
+    order = np.argsort(-scores(pool.archs, predictor, ACQUISITIONS[name], best))
+    batch = pick(pool, predictor, ACQUISITIONS[name], 6, best)
+    assert len({family[pool.archs[i]] for i in order[:6]}) <= 2
+    assert len({family[c.arch] for c in batch}) >= 4
