@@ -13,9 +13,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from cyclopts import App
 
-from nag.cli import find_space, run
+from nag.cli import command_line, find_space, run
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from orchestrator.build import build_optimizer
@@ -30,7 +29,7 @@ STRATEGIES = (
     ("mutation+random", "denoised"),
 )
 
-app = App(name="python benchmarks/iteration.py", help_format="plaintext")
+app = command_line("python benchmarks/iteration.py")
 
 
 @app.default

@@ -19,13 +19,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from cyclopts import App
 from rich.console import Console
 from rich.progress import track
 
 from acquisition.functions import ACQUISITIONS
 from acquisition.strategies import STRATEGIES
-from nag.cli import find_space, run
+from nag.cli import command_line, find_space, run
 from orchestrator.build import build_executor, build_optimizer
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
@@ -34,7 +33,7 @@ from orchestrator.store import RunStore
 RESULTS = Path(__file__).parent / "results"
 ORDER = ("guided", "uncond+sort", "mutation+random", "mutation", "random")
 
-app = App(name="python benchmarks/search.py", help_format="plaintext")
+app = command_line("python benchmarks/search.py")
 
 
 @app.default

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 
 from nag.spaces import SPACES, StagedSpace
@@ -12,6 +13,28 @@ from nag.spaces import SPACES, StagedSpace
 
 class UserError(ValueError):
     """Something the user asked for cannot be done: says what was wrong and what is allowed."""
+
+
+def package_version(package: str = "diffusionnag-bo") -> str:
+    """Version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def command_line(name: str) -> App:
+    """An empty command line, as all ours are."""
+    return App(name=name, help_format="plaintext", version=package_version)
+
+
+def _whole(type_: Any, tokens: Sequence[Token]) -> int:
+    """Where cyclopts would round 6.5 in silence."""
+    del type_
+    return int(tokens[0].value)
+
+
+WholeNumber = Annotated[int, Parameter(converter=_whole)]
 
 
 def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
@@ -32,7 +55,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     app.suppress_keyboard_interrupt = False  # else cyclopts exits without a word
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, UserError) as error:
+    except (CycloptsError, UserError, OSError) as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")

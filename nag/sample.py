@@ -8,35 +8,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from cyclopts import App
 from rich.console import Console
 from rich.progress import Progress
 
-from nag.cli import UserError, find_space, run, user_errors
+from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import DEFAULT_STEPS
 from nag.spaces import SearchSpace
 
-app = App(name="python -m nag.sample", help_format="plaintext")
+app = command_line("python -m nag.sample")
 
 
 @app.default
 def main(
     *,
     space: str,
-    num: int,
+    num: WholeNumber,
     out: Path,
-    seed: int = 0,
+    seed: WholeNumber = 0,
     score: Literal["network", "exact"] = "network",
     weights: Path | None = None,
     sigma_min: float = 0.1,
     sigma_max: float = 5.0,
     sampler: str = DEFAULT_SAMPLER,
-    steps: int | None = None,
-    batch_size: int = 512,
+    steps: WholeNumber | None = None,
+    batch_size: WholeNumber = 512,
     device: str = "auto",
-    threads: int = 1,
+    threads: WholeNumber = 1,
 ) -> None:
     """Draw unguided samples; one published string per line in OUT, INVALID for an invalid sample.
 

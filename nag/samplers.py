@@ -125,5 +125,5 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": DPMSolver(eta=0.0, order=2),
     "dpm++2m-sde": DPMSolver(eta=1.0, order=2),
 }
-DEFAULT_STEPS = {"predictor-corrector": 1000, "ancestral": 50, "dpm++2m": 24, "dpm++2m-sde": 40}
+DEFAULT_STEPS = {"predictor-corrector": 1000, "ancestral": 50, "dpm++2m": 24, "dpm++2m-sde": 50}
 EVALUATIONS_PER_STEP = {"predictor-corrector": 2}  # of the score; 1 for all others

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from rich.console import Console
 from safetensors.torch import load_file
 
 from nag.checkpoint import save_network, save_tensors
-from nag.cli import UserError, find_space, run, user_errors
+from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
 from nag.exact_score import uniform_law_sde
 from nag.generate import generate, resolve_device
 from nag.score_net import ScoreNetwork, preset, without_positions
@@ -26,7 +26,7 @@ from nag.training import (
     train,
 )
 
-app = App(name="python -m nag.train", help_format="plaintext")
+app = command_line("python -m nag.train")
 
 
 @app.default
@@ -37,15 +37,15 @@ def main(
     preset_name: Annotated[Literal["default", "paper"], Parameter("--preset")] = "default",
     positions: bool = True,
     target: Literal["exact", "sampled"] | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
+    steps: WholeNumber | None = None,
+    batch_size: WholeNumber | None = None,
     learning_rate: float | None = None,
     sigma_min: float = 0.1,
     sigma_max: float = 5.0,
-    seed: int = 0,
+    seed: WholeNumber = 0,
     device: str = "auto",
-    threads: int | None = None,
-    report_every: int = 500,
+    threads: WholeNumber | None = None,
+    report_every: WholeNumber = 500,
 ) -> None:
     """Train a score network from uniform architectures alone; no accuracies are needed.
 
@@ -120,10 +120,10 @@ def _train(
     state: TrainingState,
     space: StagedSpace,
     config: TrainingConfig,
-    seed: int,
+    seed: WholeNumber,
     out: Path,
     record: dict[str, object],
-    report_every: int,
+    report_every: WholeNumber,
 ) -> None:
     console = Console(stderr=True, highlight=False)
     restart = out.with_suffix(".train.safetensors")

@@ -6,11 +6,11 @@ from functools import partial
 from acquisition.functions import ACQUISITIONS
 from acquisition.strategies import STRATEGIES, CandidateStrategy, GuidedGeneration
 from nag.cli import UserError, find_space
-from nag.generator import Generator
+from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.gp import GaussianProcess
 from nag.spaces import SPACES
 from orchestrator.bayesopt import BayesianOptimizer
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Observer
 from orchestrator.trial import Executor
@@ -54,6 +54,7 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
         if runtime.executor == "local":
             return LocalExecutor(config.generator(runtime.device), evaluator, runtime.retries)
         evaluator()  # bad settings are found here, not in a worker
+        DiffusionGenerator(config.generator("cpu" if wants_gpu(runtime.device) else runtime.device))
         from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
 
         return RayExecutor(config, runtime, evaluator)

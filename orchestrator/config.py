@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from nag.cli import UserError, find_space
+from nag.cli import UserError, WholeNumber, find_space
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceKind
 
@@ -83,14 +83,14 @@ class RunConfig:
     sigma_min: float = 0.1
     sigma_max: float = 5.0
     sampler: str = DEFAULT_SAMPLER
-    steps: int = 20
+    steps: WholeNumber = 20
     guidance: GuidanceKind = "denoised"
-    budget: int = 100
-    n_init: int = 10
-    pool_size: int = 100
-    batch_size: int = 1
-    seed: int = 0
-    threads: int = 1
+    budget: WholeNumber = 100
+    n_init: WholeNumber = 10
+    pool_size: WholeNumber = 100
+    batch_size: WholeNumber = 1
+    seed: WholeNumber = 0
+    threads: WholeNumber = 1
 
     def __post_init__(self) -> None:
         find_space(self.space)
@@ -165,17 +165,22 @@ class Runtime:
     out: Path | None = None
     executor: Literal["ray", "local"] = "ray"
     address: str | None = None
-    workers: int | None = None
+    workers: WholeNumber | None = None
     device: str = "auto"
     auth: Literal["token", "disabled"] | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
-    retries: int = 2
+    retries: WholeNumber = 2
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UserError("--workers must be at least 1")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
+
+
+def wants_gpu(device: str) -> bool:
+    """Whether the generator goes to a GPU of the cluster, if there is one."""
+    return device == "auto" or device.startswith("cuda")
 
 
 def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ class LocalExecutor:
         self, generator: GeneratorConfig, evaluator: Callable[[], Evaluator], retries: int
     ) -> None:
         self.generator = DiffusionGenerator(generator)
+        self.description = f"in this process, generator on {self.generator.device}"
         self._evaluator = evaluator()
         self._retries = retries
 

@@ -31,7 +31,7 @@ from nag.cli import UserError
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.bayesopt import Suggestion
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
@@ -98,7 +98,7 @@ class RayExecutor:
     def __init__(
         self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
     ) -> None:
-        self.dashboard_url = _connect(config, runtime)
+        dashboard = _connect(config, runtime)
         try:
             resources = ray.cluster_resources()
             plan = _plan(resources, config, runtime)
@@ -110,7 +110,7 @@ class RayExecutor:
                 max_task_retries=runtime.retries,
                 **plan.generator,
             ).remote(config.generator(plan.device))
-            self.device = _get_ready("the generator", actor)
+            device = _get_ready("the generator", actor)
             self.generator = RayGenerator(actor)
             evaluators = [
                 EvaluatorActor.options(  # type: ignore[attr-defined]
@@ -128,6 +128,10 @@ class RayExecutor:
             ray.shutdown()
             raise
         self.num_workers = plan.workers
+        self.description = (
+            f"on Ray, generator on {device}, {plan.workers} evaluator(s), "
+            f"dashboard {dashboard or 'off'}"
+        )
         self._retries = runtime.retries
         self._idle = deque(evaluators)
         self._lost: dict[Any, Any] = {}  # question whether it is ready again -> evaluator
@@ -202,10 +206,9 @@ class _Plan:
 def _plan(resources: Mapping[str, float], config: RunConfig, runtime: Runtime) -> _Plan:
     """Compare what the run asks for with what the cluster has; raises ClusterError."""
     cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-    wants_gpu = runtime.device == "auto" or runtime.device.startswith("cuda")
     if runtime.device.startswith("cuda") and not gpus:
         raise ClusterError(f"--device {runtime.device}: the cluster has no GPU; use cpu or auto")
-    on_gpu = wants_gpu and gpus >= 1
+    on_gpu = wants_gpu(runtime.device) and gpus >= 1
     generator: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
     evaluator: dict[str, Any] = {"num_cpus": 1}
     slots = cpus

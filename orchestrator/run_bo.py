@@ -4,10 +4,10 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from cyclopts import App
+import torch
 from rich.console import Console
 
-from nag.cli import find_space, run
+from nag.cli import command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
@@ -16,7 +16,7 @@ from orchestrator.store import RunStore, check_same_run
 from orchestrator.trial import Executor
 from orchestrator.view import View, print_result
 
-app = App(name="python -m orchestrator.run_bo", help_format="plaintext")
+app = command_line("python -m orchestrator.run_bo")
 
 
 @app.default
@@ -37,9 +37,10 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     out = runtime.out or Path(
         "runs", f"{config.space}-{config.strategy}-{config.acq}-seed{config.seed}"
     )
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, _stop)
+    torch.set_num_threads(config.threads)
     executor = build_executor(config, runtime)
     try:
         return _search(config, runtime, executor, out, console)
@@ -51,6 +52,11 @@ def _search(
     config: RunConfig, runtime: Runtime, executor: Executor, out: Path, console: Console
 ) -> int:
     store = RunStore.open(out, config, find_space(config.space))
+    console.print(
+        f"{config.space}, {config.evaluator_name}, {config.strategy}, {config.acq}: "
+        f"{executor.description}",
+        soft_wrap=True,
+    )
     if store.num_finished:
         console.print(f"continuing {out}: {store.num_finished} trials are finished", soft_wrap=True)
     optimizer = build_optimizer(config, executor.generator)

@@ -16,13 +16,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nag.cli import UserError
+from nag.cli import UserError, package_version
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.bayesopt import Suggestion
@@ -60,8 +59,8 @@ class RunStore:
     @classmethod
     def open(cls, out: Path, config: RunConfig, space: SearchSpace) -> "RunStore":
         """Create the run or continue it; raises UserError when `out` holds another run."""
-        check_same_run(out, config)
         try:
+            check_same_run(out, config)
             out.mkdir(parents=True, exist_ok=True)
             store = cls(out, space, config.seed)
         except OSError as error:
@@ -172,14 +171,18 @@ class RunStore:
         self._apply(event)
 
     def _replay(self) -> None:
+        """Rebuild the state; a torn last line is dropped, damage elsewhere is a UserError."""
         self._journal.seek(0)
+        lines = self._journal.readlines()
         intact = 0
-        for line in self._journal:
+        for number, line in enumerate(lines, start=1):
             try:
                 event = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 event = None
             if event is None:
+                if number < len(lines):
+                    raise UserError(f"{self.out / 'journal.jsonl'}, line {number} is damaged")
                 break
             self._apply(event)
             intact += len(line)
@@ -205,18 +208,13 @@ def vars_of(record: Trial | Outcome) -> dict[str, Any]:
 
 def _record(config: RunConfig) -> dict[str, Any]:
     packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    versions = {package: package_version(package) for package in packages}
     return {
         "schema": SCHEMA,
         "config": {**config.identity(), "budget": config.budget},
         "hash": config.hash(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 
@@ -224,11 +222,15 @@ def check_same_run(out: Path, config: RunConfig) -> None:
     """Raise UserError unless `out` is free or holds a run of this configuration."""
     record_file = out / "config.json"
     if not record_file.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and _is_empty(out)):
             raise UserError(f"{out} exists and is not a run: choose another --out")
         return
     try:
-        record: Mapping[str, Any] = json.loads(record_file.read_text())
+        text = record_file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {record_file}: {error.strerror}") from error
+    try:
+        record: Mapping[str, Any] = json.loads(text)
         schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{record_file} is damaged: choose another --out") from None
@@ -241,6 +243,14 @@ def check_same_run(out: Path, config: RunConfig) -> None:
             f"{record_file.parent} holds a run of another configuration ({changes}): "
             "choose another --out"
         )
+
+
+def _is_empty(out: Path) -> bool:
+    """Nothing but what a run leaves that is killed while it starts."""
+    return all(
+        path.name == "config.json.tmp" or (path.name == "journal.jsonl" and not path.stat().st_size)
+        for path in out.iterdir()
+    )
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -45,6 +45,11 @@ class Executor(Protocol):
         """The candidate generator."""
         ...
 
+    @property
+    def description(self) -> str:
+        """Where that is, in words for the user."""
+        ...
+
     def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
         """Evaluate trials, yielding outcomes as they complete; never raises for a failed trial."""
         ...
@@ -74,12 +79,18 @@ def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
                 not_finite = EvaluationError(f"the value is {found.value}")
                 return _failed(trial, not_finite, started, attempt)
             return Outcome(
-                trial.trial, "ok", found.value, dict(found.metrics), found.seconds, None, attempt
+                trial=trial.trial,
+                status="ok",
+                value=float(found.value),
+                metrics={name: float(number) for name, number in found.metrics.items()},
+                seconds=float(found.seconds),
+                attempts=attempt,
             )
     raise AssertionError("unreachable")
 
 
 def _failed(trial: Trial, error: Exception, started: float, attempts: int) -> Outcome:
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    text = text.encode(errors="replace").decode()  # file names need not be UTF-8
     seconds = perf_counter() - started
     return Outcome(trial.trial, "failed", seconds=seconds, error=text, attempts=attempts)

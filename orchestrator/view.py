@@ -71,7 +71,8 @@ def print_result(console: Console, store: RunStore, report: Path) -> None:
     """The best architecture, its numbers, and where the report is."""
     best = store.best
     if best is None:
-        console.print(f"no evaluation succeeded; see {store.out / 'trials.parquet'}")
+        trials = store.out / "trials.parquet"
+        console.print(f"no evaluation succeeded; see {trials}", soft_wrap=True)
         return
     trial, value = best
     metrics = store.outcomes[trial.trial].metrics

@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-from cyclopts import App
 from rich.console import Console
 from rich.progress import track
 
-from nag.cli import UserError, find_space, run, user_errors
+from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from trainers.base import EvaluationError, Evaluator
 from trainers.build import build_evaluator
@@ -15,7 +14,7 @@ from trainers.rows import percent, write_rows
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
 
-app = App(name="evaluate", help="Evaluate a list of architectures into a parquet file.")
+app = command_line("python -m trainers.evaluate")
 
 
 @app.default
@@ -28,7 +27,7 @@ def main(
     table: Path | None = None,
     dataset: str | None = None,
     objective: str = "valid",
-    seed: int = 0,
+    seed: WholeNumber = 0,
 ) -> None:
     """Write one row per architecture, in the order of the list.
 

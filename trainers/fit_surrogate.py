@@ -21,11 +21,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import safetensors.numpy
-from cyclopts import App
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, run, user_errors
+from nag.cli import UserError, command_line, run, user_errors
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import (
     DEPTHS,
@@ -57,7 +56,7 @@ STATEMENT = (
     "weights and no fine-tuning."
 )
 
-app = App(name="fit_surrogate", help="Fit the embedded ImageNet surrogate of MobileNetV3.")
+app = command_line("python -m trainers.fit_surrogate")
 
 
 @dataclass(frozen=True)

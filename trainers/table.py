@@ -38,7 +38,10 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
         raise EvaluatorConfigError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
         )
-    return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
+    try:
+        return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
+    except (pa.ArrowInvalid, OSError):
+        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
 
 
 class TableEvaluator:
@@ -77,6 +80,9 @@ class TableEvaluator:
             )
         optional = [name for name in (test, seconds) if name in available and name != value]
         columns = read_columns(path, ["arch", value, *optional])
+        for name in (value, *optional):
+            if not all(x is None or isinstance(x, int | float) for x in columns[name]):
+                raise EvaluatorConfigError(f"{path}: column {name} does not hold numbers")
         self._rows = {arch: row for row, arch in enumerate(columns["arch"])}
         self._values = _numbers(columns[value])
         self._metrics = {
