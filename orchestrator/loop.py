@@ -41,13 +41,14 @@ def run_study(
     while store.num_finished < budget:
         batch = store.pending()
         if not batch:
-            suggestion = _suggest(optimizer, store, budget, n_init, batch_size, seed)
+            suggestion = _suggest(optimizer, store, n_init, batch_size, seed)
             if not suggestion.archs:
                 break
             batch = store.propose(suggestion)
             for observer in observers:
                 observer.proposed(store, suggestion)
-        for outcome in executor.run(batch):
+        # What the budget leaves of a batch stays pending: a longer run goes on with it.
+        for outcome in executor.run(batch[: budget - store.num_finished]):
             store.record(outcome)
             for observer in observers:
                 observer.finished(store, outcome)
@@ -58,13 +59,11 @@ def run_study(
 def _suggest(
     optimizer: BayesianOptimizer,
     store: RunStore,
-    budget: int,
     n_init: int,
     batch_size: int,
     seed: int,
 ) -> Suggestion:
     rng = np.random.default_rng([seed, store.next_iteration])
-    seen, left = store.seen(), budget - store.num_finished
     if store.next_iteration == 0:
-        return optimizer.initial(seen, min(n_init, left), rng)
-    return optimizer.suggest(store.observations(), seen, min(batch_size, left), rng)
+        return optimizer.initial(store.seen(), n_init, rng)
+    return optimizer.suggest(store.observations(), store.seen(), batch_size, rng)

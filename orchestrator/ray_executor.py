@@ -227,7 +227,7 @@ def _connect(config: RunConfig, runtime: Runtime) -> str | None:
     """Start a Ray of our own or join a cluster; returns the address of the dashboard."""
     os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
     Config.initialize("")  # Ray read its environment when it was imported: read it again
-    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    address = runtime.address or os.environ.get("RAY_ADDRESS") or None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address in (None, "local"):
         cpus = max(os.cpu_count() or 1, runtime.workers or 1)

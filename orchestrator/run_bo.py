@@ -74,6 +74,7 @@ def _search(
                 observers=(view, *build_observers(runtime)),
             )
     except KeyboardInterrupt:
+        store.compact()
         console.print(
             f"interrupted: {store.num_finished} trials are saved in {out}; "
             "repeat the command to continue",
@@ -83,7 +84,7 @@ def _search(
     if store.num_finished < config.budget:
         console.print(f"the space is exhausted after {store.num_finished} trials")
     print_result(console, store, write_report(store))
-    return 0
+    return 0 if store.best else 1
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -67,10 +67,14 @@ class RunStore:
             raise UserError(f"cannot write to {out}: {error.strerror}") from error
         try:
             fcntl.flock(store._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            store._replay()
+            _write_json(out / "config.json", _record(config))
         except BlockingIOError:
+            store.close()
             raise UserError(f"{out} is in use by another process") from None
-        _write_json(out / "config.json", _record(config))
-        store._replay()
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @property
@@ -157,8 +161,8 @@ class RunStore:
             metrics = row.pop("metrics")
             for name in ("predicted_mean", "predicted_std"):
                 row[name] = None if row[name] is None else 100 * row[name]
-            row |= percent({"value": row["value"], **metrics})
-            rows.append(row)
+            row |= percent({"value": row["value"]})
+            rows.append(row | {name: x for name, x in percent(metrics).items() if name not in row})
         return rows
 
     def close(self) -> None:
@@ -177,14 +181,16 @@ class RunStore:
         intact = 0
         for number, line in enumerate(lines, start=1):
             try:
-                event = json.loads(line) if line.endswith(b"\n") else None
+                event = json.loads(line)
             except ValueError:
                 event = None
-            if event is None:
-                if number < len(lines):
-                    raise UserError(f"{self.out / 'journal.jsonl'}, line {number} is damaged")
+            if number == len(lines) and (event is None or not line.endswith(b"\n")):
                 break
-            self._apply(event)
+            try:
+                self._apply(event)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                journal = self.out / "journal.jsonl"
+                raise UserError(f"{journal}, line {number} is damaged") from None
             intact += len(line)
         self._journal.truncate(intact)
 
@@ -198,7 +204,12 @@ class RunStore:
                 ]
                 self.rounds.append(event)
             case "finished":
-                self.outcomes[event["trial"]] = Outcome(**event)
+                outcome = Outcome(**event)
+                if not 0 <= outcome.trial < len(self.trials):
+                    raise ValueError(f"trial {outcome.trial} was never proposed")
+                self.outcomes[outcome.trial] = outcome
+            case other:
+                raise ValueError(f"unknown event {other!r}")
 
 
 def vars_of(record: Trial | Outcome) -> dict[str, Any]:
@@ -255,5 +266,8 @@ def _is_empty(out: Path) -> bool:
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     aside = path.with_suffix(".json.tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
+    with aside.open("w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)

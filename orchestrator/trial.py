@@ -69,23 +69,19 @@ def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
     for attempt in range(1, retries + 2):
         try:
             found = evaluator.evaluate(trial.arch, seed=trial.seed)
+            value = float(found.value)
+            metrics = {name: float(number) for name, number in found.metrics.items()}
+            seconds = float(found.seconds)
         except EvaluationError as error:
             return _failed(trial, error, started, attempt)
         except Exception as error:
             if attempt > retries:
                 return _failed(trial, error, started, attempt)
         else:
-            if not math.isfinite(found.value):
-                not_finite = EvaluationError(f"the value is {found.value}")
+            if not math.isfinite(value):
+                not_finite = EvaluationError(f"the value is {value}")
                 return _failed(trial, not_finite, started, attempt)
-            return Outcome(
-                trial=trial.trial,
-                status="ok",
-                value=float(found.value),
-                metrics={name: float(number) for name, number in found.metrics.items()},
-                seconds=float(found.seconds),
-                attempts=attempt,
-            )
+            return Outcome(trial.trial, "ok", value, metrics, seconds, None, attempt)
     raise AssertionError("unreachable")
 
 

@@ -1,0 +1,485 @@
+"""The loop on the toy space: the trials are a function of the configuration, come what may."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from toy_law import ARCHS
+
+from nag.predictors.gp import GaussianProcess
+from nag.spaces.toy import TOY
+from orchestrator.build import build_optimizer
+from orchestrator.config import RunConfig
+from orchestrator.executor import LocalExecutor
+from orchestrator.loop import run_study
+from orchestrator.store import RunStore
+from trainers.base import EvaluationError, Measurement
+from trainers.toy import ToyEvaluator
+
+CONFIG = RunConfig(
+    space="toy", score="exact", budget=12, n_init=4, pool_size=20, batch_size=1, steps=8, seed=3
+)
+BATCH_SIZES = pytest.mark.parametrize("batch_size", [1, 3])
+SHORT = {  # where a test needs many runs
+    1: replace(CONFIG, budget=8, pool_size=8, steps=5),
+    3: replace(CONFIG, budget=11, pool_size=8, steps=5, batch_size=3),
+}
+RETRIES = 2
+
+
+class Evaluator(ToyEvaluator):
+    """Synthetic faults: calls `fault` with each architecture before the toy's own value."""
+
+    def __init__(self, fault):
+        self._fault = fault
+        self.evaluated = Counter()
+
+    def evaluate(self, arch, *, seed):
+        self.evaluated[arch] += 1
+        replacement = self._fault(arch, self.evaluated)
+        found = super().evaluate(arch, seed=seed)
+        return found if replacement is None else Measurement(replacement)
+
+
+def local(config=CONFIG, evaluator=ToyEvaluator):
+    return LocalExecutor(config.generator("cpu"), evaluator, RETRIES)
+
+
+def faulty(fault, config=CONFIG):
+    """An executor whose evaluations fail as `fault` says, and its evaluator."""
+    evaluator = Evaluator(fault)
+    return local(config, lambda: evaluator), evaluator
+
+
+@dataclass
+class Reordered:
+    """Synthetic: outcomes of a batch come in another order, as from several workers."""
+
+    executor: LocalExecutor
+    order: object  # list of outcomes -> list of outcomes
+
+    @property
+    def generator(self):
+        return self.executor.generator
+
+    def run(self, trials):
+        yield from self.order(list(self.executor.run(trials)))
+
+
+class InterruptAt:
+    """An observer that presses Ctrl-C at the n-th event: a batch proposed, a trial finished."""
+
+    def __init__(self, n):
+        self._left = n
+
+    def _count(self, store, event):
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+    proposed = finished = _count
+
+
+@dataclass
+class Events:
+    """An observer that only writes down."""
+
+    seen: list = field(default_factory=list)
+
+    def proposed(self, store, suggestion):
+        self.seen.append(("proposed", len(suggestion.archs), store.num_finished))
+
+    def finished(self, store, outcome):
+        self.seen.append(("finished", outcome.trial, store.num_finished))
+
+
+def study(out, config=CONFIG, executor=None, observers=(), optimizer=None):
+    """Open or reopen the run in `out`, go on with it, and return the closed store."""
+    executor = executor or local(config)
+    store = RunStore.open(out, config, TOY)
+    try:
+        run_study(
+            optimizer or build_optimizer(config, executor.generator),
+            executor,
+            store,
+            budget=config.budget,
+            n_init=config.n_init,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            observers=observers,
+        )
+    finally:
+        store.close()
+    return store
+
+
+def found(store):
+    """What a run is judged by: (architecture, value) of all trials in order."""
+    return [
+        (TOY.to_str(trial.arch), store.outcomes[trial.trial].value)
+        for trial in store.trials
+        if trial.trial in store.outcomes
+    ]
+
+
+def statuses(store):
+    return [store.outcomes[trial.trial].status for trial in store.trials]
+
+
+def assert_nothing_twice(store):
+    assert len(store.seen()) == len(store.trials)
+
+
+# What a run does
+
+
+@BATCH_SIZES
+def test_rounds_are_proposed_then_finished(tmp_path, batch_size):
+    config = replace(CONFIG, budget=11, batch_size=batch_size)
+    events = Events()
+    store = study(tmp_path / "run", config, observers=(events,))
+    sizes = [4, *[1] * 7] if batch_size == 1 else [4, 3, 3, 3]
+    expected, first = [], 0
+    for size in sizes:
+        expected.append(("proposed", size, first))
+        evaluated = min(size, 11 - first)  # the rest of the last batch stays pending
+        expected += [("finished", first + i, first + i + 1) for i in range(evaluated)]
+        first += size
+    assert events.seen == expected
+    iterations = [i for i, size in enumerate(sizes) for _ in range(size)]
+    assert [trial.iteration for trial in store.trials] == iterations
+    guided = sum(sizes) - 4
+    assert [trial.strategy for trial in store.trials] == ["initial"] * 4 + ["guided"] * guided
+    assert_nothing_twice(store)
+
+
+def test_values_are_those_of_the_evaluator(tmp_path):
+    store = study(tmp_path / "run")
+    for trial in store.trials:
+        value = ToyEvaluator().evaluate(trial.arch, seed=0).value
+        assert store.outcomes[trial.trial].value == value
+
+
+def test_candidates_come_with_the_prediction_they_were_chosen_by(tmp_path):
+    store = study(tmp_path / "run")
+    for trial in store.trials:
+        assert (trial.predicted_mean is None) == (trial.strategy == "initial")
+        assert trial.predicted_std is None or trial.predicted_std > 0
+
+
+def test_another_seed_gives_other_trials(tmp_path):
+    one = study(tmp_path / "one")
+    assert found(study(tmp_path / "two", replace(CONFIG, seed=4))) != found(one)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    before = found(study(tmp_path / "run"))
+    journal = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    events = Events()
+    assert found(study(tmp_path / "run", observers=(events,))) == before
+    assert events.seen == []
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == journal
+
+
+@BATCH_SIZES
+@pytest.mark.parametrize("strategy", ["guided", "mutation"])
+def test_a_prolonged_run_equals_a_long_one(tmp_path, strategy, batch_size):
+    config = replace(CONFIG, strategy=strategy, batch_size=batch_size)
+    long = found(study(tmp_path / "long", config))
+    for budget in (4, 5, 9, 12):
+        store = study(tmp_path / "short", replace(config, budget=budget))
+        assert found(store) == long[:budget]
+
+
+def test_more_initial_trials_than_the_budget_has_room_for(tmp_path):
+    """The command line refuses it; the loop keeps to the budget."""
+    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    executor = local()
+    optimizer = build_optimizer(CONFIG, executor.generator)
+    settings = {"n_init": 10, "batch_size": 3, "seed": 3}
+    run_study(optimizer, executor, store, budget=6, **settings)
+    assert [trial.trial for trial in store.pending()] == [6, 7, 8, 9]
+    run_study(optimizer, executor, store, budget=12, **settings)
+    assert [trial.strategy for trial in store.trials] == ["initial"] * 10 + ["guided"] * 3
+    assert store.num_finished == 12
+    store.close()
+
+
+# Interruptions
+
+
+def num_events(config):
+    rounds = 1 + math.ceil((config.budget - config.n_init) / config.batch_size)
+    return rounds + config.budget
+
+
+@BATCH_SIZES
+def test_a_run_interrupted_anywhere_ends_as_if_it_had_not_been(tmp_path, batch_size):
+    config = SHORT[batch_size]
+    expected = found(study(tmp_path / "expected", config))
+    assert len(expected) == config.budget
+    executor = local(config)
+    for n in range(1, num_events(config) + 1):
+        out = tmp_path / str(n)
+        with pytest.raises(KeyboardInterrupt):
+            study(out, config, executor, observers=(InterruptAt(n),))
+        assert found(study(out, config, executor)) == expected
+        assert pq.read_table(out / "trials.parquet").num_rows == config.budget
+
+
+@BATCH_SIZES
+def test_a_run_interrupted_at_every_step_still_ends_the_same(tmp_path, batch_size):
+    """The same run again and again, each time for one more event."""
+    config = SHORT[batch_size]
+    expected = found(study(tmp_path / "expected", config))
+    executor = local(config)
+    for _ in range(num_events(config)):
+        with pytest.raises(KeyboardInterrupt):
+            study(tmp_path / "run", config, executor, observers=(InterruptAt(1),))
+    assert found(study(tmp_path / "run", config, executor)) == expected
+
+
+def test_interrupted_evaluations_are_evaluated_again_and_no_others(tmp_path):
+    config = SHORT[3]
+    expected = found(study(tmp_path / "expected", config))
+    for n in range(1, config.budget + 1):
+
+        def interrupt(arch, evaluated, n=n):
+            if evaluated.total() == n:
+                raise KeyboardInterrupt
+
+        executor, evaluator = faulty(interrupt, config)
+        with pytest.raises(KeyboardInterrupt):
+            study(tmp_path / str(n), config, executor)
+        assert found(study(tmp_path / str(n), config, executor)) == expected
+        assert evaluator.evaluated[TOY.from_str(expected[n - 1][0])] == 2
+        assert evaluator.evaluated.total() == config.budget + 1
+
+
+def _reversed(outcomes):
+    return outcomes[::-1]
+
+
+def _shuffled(outcomes):
+    return [outcomes[i] for i in np.random.default_rng(len(outcomes)).permutation(len(outcomes))]
+
+
+@pytest.mark.parametrize("order", [_reversed, _shuffled])
+def test_who_finishes_first_does_not_matter(tmp_path, order):
+    config = SHORT[3]
+    events = Events()
+    store = study(tmp_path / "run", config, Reordered(local(config), order), observers=(events,))
+    trials = [event[1] for event in events.seen if event[0] == "finished"]
+    assert trials != sorted(trials)
+    assert found(store) == found(study(tmp_path / "expected", config))
+
+
+def test_interruptions_among_outcomes_out_of_order(tmp_path):
+    """After a restart a batch has gaps: trial 6 is finished, 4 and 5 are not."""
+    config = SHORT[3]
+    expected = found(study(tmp_path / "expected", config))
+    executor = Reordered(local(config), _reversed)
+    for n in range(1, num_events(config) + 1):
+        out = tmp_path / str(n)
+        with pytest.raises(KeyboardInterrupt):
+            study(out, config, executor, observers=(InterruptAt(n),))
+        assert found(study(out, config, executor)) == expected
+
+
+# Failures
+
+
+def starts_with_b(arch):
+    return TOY.to_str(arch).startswith("b")
+
+
+def fails_at_b(arch, evaluated):
+    if starts_with_b(arch):
+        raise EvaluationError("does not\n  fit")
+
+
+def raises_at_b(arch, evaluated):
+    if starts_with_b(arch):
+        raise RuntimeError("the training diverged")
+
+
+def nan_at_b(arch, evaluated):
+    return math.nan if starts_with_b(arch) else None
+
+
+def infinite_at_b(arch, evaluated):
+    return math.inf if starts_with_b(arch) else None
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "attempts"),
+    [
+        (fails_at_b, "EvaluationError: does not fit", 1),
+        (raises_at_b, "RuntimeError: the training diverged", RETRIES + 1),
+        (nan_at_b, "EvaluationError: the value is nan", 1),
+        (infinite_at_b, "EvaluationError: the value is inf", 1),
+    ],
+)
+def test_a_failed_evaluation_is_an_outcome(tmp_path, fault, error, attempts):
+    config = replace(CONFIG, budget=24, n_init=12, batch_size=4, pool_size=10)
+    executor, evaluator = faulty(fault, config)
+    store = study(tmp_path / "run", config, executor)
+    failed = [trial for trial in store.trials if starts_with_b(trial.arch)]
+    assert 0 < len(failed) < config.budget == store.num_finished
+    for trial in store.trials:
+        outcome = store.outcomes[trial.trial]
+        if trial in failed:
+            assert (outcome.status, outcome.value, outcome.error) == ("failed", None, error)
+        else:
+            assert (outcome.status, outcome.error) == ("ok", None)
+            assert math.isfinite(outcome.value)
+        expected = attempts if trial in failed else 1
+        assert outcome.attempts == evaluator.evaluated[trial.arch] == expected
+    assert_nothing_twice(store)
+
+
+def test_a_passing_fault_costs_an_attempt_only(tmp_path):
+    def raises_the_first_time(arch, evaluated):
+        if evaluated[arch] == 1:
+            raise OSError("the disk is not there")
+
+    executor, _ = faulty(raises_the_first_time)
+    store = study(tmp_path / "run", executor=executor)
+    assert {outcome.attempts for outcome in store.outcomes.values()} == {2}
+    assert found(store) == found(study(tmp_path / "expected"))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The Gaussian process; writes down what it was fitted on."""
+
+    predictor: GaussianProcess
+    fits: list = field(default_factory=list)
+
+    def fit(self, observations, rng):
+        self.fits.append(observations)
+        return self.predictor.fit(observations, rng)
+
+
+def test_failures_are_not_learned_from(tmp_path):
+    config = replace(CONFIG, budget=24, n_init=12, batch_size=4, pool_size=10)
+    executor, _ = faulty(raises_at_b, config)
+    predictor = Recording(GaussianProcess(TOY))
+    optimizer = replace(build_optimizer(config, executor.generator), predictor=predictor)
+    store = study(tmp_path / "run", config, executor, optimizer=optimizer)
+    assert statuses(store)[:12].count("failed") > 0
+    assert len(predictor.fits) == 3
+    for fit, finished in zip(predictor.fits, (12, 16, 20), strict=True):
+        expected = [
+            trial.arch for trial in store.trials[:finished] if not starts_with_b(trial.arch)
+        ]
+        assert list(fit.archs) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_run_goes_on_when_all_initial_trials_failed(tmp_path, batch_size):
+    """Without two values there is nothing to fit: random trials until there are."""
+
+    def fails_at_first(arch, evaluated):
+        if evaluated.total() <= 7:
+            raise EvaluationError("not yet")
+
+    config = replace(CONFIG, budget=16, batch_size=batch_size)
+    executor, _ = faulty(fails_at_first, config)
+    store = study(tmp_path / "run", config, executor)
+    assert statuses(store) == ["failed"] * 7 + ["ok"] * 9
+    drawn = 9 if batch_size == 1 else 12
+    expected = ["initial"] * drawn + ["guided"] * (16 - drawn)
+    assert [trial.strategy for trial in store.trials] == expected
+    assert_nothing_twice(store)
+
+
+def test_a_run_in_which_everything_fails_ends_with_its_budget(tmp_path):
+    def fails(arch, evaluated):
+        raise EvaluationError("never")
+
+    executor, _ = faulty(fails)
+    store = study(tmp_path / "run", executor=executor)
+    assert statuses(store) == ["failed"] * CONFIG.budget
+    assert store.best is None
+    assert_nothing_twice(store)
+
+
+def test_an_error_may_hold_any_text(tmp_path):
+    """As of a file name that is not UTF-8."""
+
+    def fails(arch, evaluated):
+        raise OSError("no such file: caf\udce9")
+
+    executor, _ = faulty(fails)
+    store = study(tmp_path / "run", executor=executor)
+    assert statuses(store) == ["failed"] * CONFIG.budget
+    errors = pq.read_table(tmp_path / "run" / "trials.parquet").to_pydict()["error"]
+    assert all(error.startswith("OSError: no such file: caf") for error in errors)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64])
+def test_an_evaluator_may_measure_in_numbers_of_numpy(tmp_path, number):
+    class Numpy(ToyEvaluator):
+        def evaluate(self, arch, *, seed):
+            return Measurement(number(1), {"macs": number(10)})
+
+    store = study(tmp_path / "run", executor=local(evaluator=Numpy))
+    assert statuses(store) == ["ok"] * CONFIG.budget
+    assert found(study(tmp_path / "run")) == found(store)
+
+
+def test_failures_survive_an_interruption(tmp_path):
+    config = SHORT[3]
+    executor, _ = faulty(raises_at_b, config)
+    expected = found(study(tmp_path / "expected", config, executor))
+    assert None in [value for _, value in expected]
+    for n in range(1, num_events(config) + 1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            study(tmp_path / str(n), config, executor, observers=(InterruptAt(n),))
+        assert found(study(tmp_path / str(n), config, executor)) == expected
+
+
+# The end of the space
+
+
+@pytest.mark.parametrize(
+    "strategy", ["guided", "mutation", "mutation+random", "random", "uncond+sort"]
+)
+def test_an_exhausted_space_ends_the_run(tmp_path, strategy):
+    config = replace(CONFIG, strategy=strategy, budget=200, batch_size=48, pool_size=48)
+    store = study(tmp_path / "run", config)
+    assert store.num_finished == len(store.trials) == len(ARCHS) == 144
+    assert store.seen() == set(ARCHS)
+    assert store.best[0].arch == TOY.from_str("ca/bc")
+    assert study(tmp_path / "run", config).num_finished == 144
+
+
+def test_the_last_unseen_architecture_is_found(tmp_path):
+    optimizer = build_optimizer(CONFIG, local().generator)
+    for i, last in enumerate(ARCHS):
+        seen = frozenset(arch for arch in ARCHS if arch != last)
+        assert optimizer.initial(seen, 1, np.random.default_rng(i)).archs == (last,)
+
+
+# Is it any good?
+
+
+@pytest.mark.slow
+def test_guidance_is_better_than_chance(tmp_path):
+    """Mean best value so far over the run, 20 seeds in pairs: the mean difference is positive."""
+    config = replace(CONFIG, budget=14, pool_size=10)
+
+    def progress(strategy, seed):
+        store = study(
+            tmp_path / f"{strategy} {seed}", replace(config, strategy=strategy, seed=seed)
+        )
+        return np.maximum.accumulate(store.observations().values).mean()
+
+    gain = [progress("guided", seed) - progress("random", seed) for seed in range(20)]
+    error = np.std(gain, ddof=1) / math.sqrt(len(gain))
+    print(f"guided - random: {np.mean(gain):.4f} +- {error:.4f}")  # noqa: T201
+    assert np.mean(gain) > 0

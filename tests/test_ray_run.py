@@ -1,0 +1,173 @@
+"""The command with its default executor: the trials of a local run, and no process left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("ray")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ["--space", "toy", "--score", "exact", "--budget", "16", "--n-init", "4"]
+SETTINGS += ["--batch-size", "3", "--pool-size", "100", "--steps", "30", "--seed", "2"]
+LOCAL = [*SETTINGS, "--executor", "local"]
+RAY = ["--executor", "ray", "--auth", "disabled", "--no-dashboard"]
+MARK = "NAG_TEST_RUN"  # in the environment of a command and of all that it starts
+AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}
+
+
+class Run:
+    """A command in a process of its own, recognisable by the environment it passes on."""
+
+    def __init__(self, out, *arguments, **environment):
+        self.out, self._mark = out, uuid.uuid4().hex
+        inherited = {name: x for name, x in os.environ.items() if name != "RAY_ADDRESS"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.run_bo", *arguments, "--out", str(out)],
+            cwd=ROOT,
+            env=inherited | {"OMP_NUM_THREADS": "1", MARK: self._mark} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self):
+        """Exit code, stdout and stderr; soon after no process of this run must be left.
+
+        But for two of Ray's agents, which after a kill take a minute to see that they are alone.
+        """
+        try:
+            stdout, stderr = self.process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGINT)
+            raise
+        self.wait_until_gone(AGENTS if self.process.returncode == -signal.SIGKILL else set())
+        return self.process.returncode, stdout, stderr
+
+    def wait_until_gone(self, but_for=frozenset(), seconds=30):
+        deadline = time.monotonic() + seconds
+        while left := set(self.processes()) - but_for:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+    def processes(self):
+        """Names of the processes that this run has started, its own among them."""
+        mark, found = f"{MARK}={self._mark}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "comm").read_text().strip())
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def wait_for(self, outcomes):
+        journal = self.out / "journal.jsonl"
+        while not journal.exists() or journal.read_bytes().count(b'"finished"') < outcomes:
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """Runs that were killed: the last of their processes must end while the other tests run."""
+    runs = []
+    yield runs
+    for run in runs:
+        run.wait_until_gone(seconds=100)
+
+
+def found(out):
+    """(architecture, value) of all trials in order."""
+    columns = pq.read_table(out / "trials.parquet").to_pydict()
+    assert columns["trial"] == list(range(len(columns["trial"])))
+    return list(zip(columns["arch"], columns["value"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The trials of the same run without Ray."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    code, _, stderr = Run(out, *LOCAL).finish()
+    assert (code, stderr) == (0, "")
+    assert len(found(out)) == 16
+    return found(out)
+
+
+def test_the_trials_are_those_of_a_local_run(expected, tmp_path):
+    """With a Ray of its own and two workers; the test of a joined cluster has one."""
+    run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2")
+    run.wait_for(1)
+    assert {"raylet", "gcs_server"} <= set(run.processes())
+    code, stdout, stderr = run.finish()
+    assert (code, stderr) == (0, "")
+    assert found(run.out) == expected
+    assert stdout.splitlines()[-1] == f"report: {run.out / 'report.html'}"
+    assert (run.out / "report.html").exists()
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_path, stop, code):
+    """Continued with another executor: where a run happens is no part of it."""
+    run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2")
+    run.wait_for(7)
+    assert "raylet" in run.processes()
+    run.process.send_signal(stop)
+    returncode, stdout, stderr = run.finish()
+    assert returncode == code
+    assert "Traceback" not in stderr
+    if stop == signal.SIGINT:
+        assert stdout.splitlines()[-1].startswith("interrupted: ")
+    else:
+        killed.append(run)
+    rest = [*SETTINGS, *RAY] if stop == signal.SIGKILL else LOCAL
+    code, stdout, stderr = Run(run.out, *rest).finish()
+    assert (code, stderr) == (0, "")
+    assert f"\ncontinuing {run.out}: " in stdout
+    assert found(run.out) == expected
+
+
+def test_a_cluster_that_was_joined_goes_on(expected, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        options = [*SETTINGS, *RAY, "--workers", "1"]
+        run = Run(tmp_path / "run", *options, RAY_ADDRESS=cluster.address)
+        run.wait_for(1)
+        assert "raylet" not in run.processes()  # it has no Ray of its own
+        assert run.finish()[0] == 0
+        assert found(run.out) == expected
+        assert not cluster.head_node.dead_processes()
+        host, _, port = cluster.address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=5).close()
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--score", "network"], "no trained weights ship for space 'toy'"),
+        (["--device", "warp"], "device 'warp' is not available"),
+    ],
+)
+def test_bad_settings_of_the_generator_are_one_line(tmp_path, options, message):
+    settings = [part for part in SETTINGS if part not in {"--score", "exact"}]
+    score = [] if "--score" in options else ["--score", "exact"]
+    code, stdout, stderr = Run(tmp_path / "run", *settings, *score, *options, *RAY).finish()
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert message in stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,681 @@
+"""The command `python -m orchestrator.run_bo`, on the toy space and on synthetic tables."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from nag.checkpoint import save_network
+from nag.cli import run
+from nag.exact_score import uniform_law_sde
+from nag.score_net import ScoreNetConfig, ScoreNetwork
+from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
+from nag.spaces.toy import TOY
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.run_bo import app
+from orchestrator.store import COLUMNS, RunStore
+from trainers.toy import ToyEvaluator
+
+ROOT = Path(__file__).parent.parent
+STRATEGIES = ("guided", "mutation", "mutation+random", "random", "uncond+sort")
+ACQUISITIONS = ("ei", "pi", "its", "ucb")
+QUICK = {
+    "--space": "toy",
+    "--score": "exact",
+    "--executor": "local",
+    "--budget": 8,
+    "--n-init": 4,
+    "--pool-size": 10,
+    "--steps": 5,
+}
+LONG = QUICK | {"--budget": 14, "--pool-size": 100, "--steps": 30}  # rounds take a while
+
+
+def arguments(settings, **changes):
+    """Settings as a command line; `n_init=3` replaces --n-init, None removes an option."""
+    settings = settings | {f"--{name.replace('_', '-')}": x for name, x in changes.items()}
+    return [str(part) for pair in settings.items() if pair[1] is not None for part in pair]
+
+
+def start(settings, **changes):
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.run_bo", *arguments(settings, **changes)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _this_process(tmp_path, monkeypatch):
+    """A command run here leaves this process as it was, and finds an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run_here(capsys, settings, **changes):
+    """Exit code, stdout and stderr of a command run in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        run(app, arguments(settings, **changes))
+    return exit_.value.code, *capsys.readouterr()
+
+
+def search(capsys, settings, **changes):
+    """stdout of a command that must end well."""
+    code, out, err = run_here(capsys, settings, **changes)
+    assert (code, err) == (0, "")
+    return out
+
+
+def refusal(capsys, settings, **changes):
+    """The one line with which a command is refused; not a file is made or changed."""
+    before = snapshot()
+    code, out, err = run_here(capsys, settings, **changes)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert snapshot() == before
+    return err
+
+
+def snapshot():
+    """All that is below the working directory."""
+    return {file: file.is_file() and file.read_bytes() for file in Path.cwd().rglob("*")}
+
+
+def trials(out):
+    return pd.read_parquet(out / "trials.parquet")
+
+
+def found(out):
+    """(architecture, value) of all trials in order."""
+    columns = pq.read_table(out / "trials.parquet").to_pydict()
+    assert columns["trial"] == list(range(len(columns["trial"])))
+    return list(zip(columns["arch"], columns["value"], strict=True))
+
+
+def num_finished(out):
+    """How many outcomes are in the journal, while another process writes it."""
+    journal = out / "journal.jsonl"
+    return journal.read_bytes().count(b'"event": "finished"') if journal.exists() else 0
+
+
+def wait_for(process, out, finished):
+    while num_finished(out) < finished:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+# The command as the shell sees it
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Directory and stdout of a quick run in a process of its own."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    process = start(QUICK, out=out)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (0, "")
+    return out, stdout
+
+
+def test_a_run_leaves_its_files(finished):
+    out, _ = finished
+    files = {file.name for file in out.iterdir()}
+    assert files == {"config.json", "journal.jsonl", "trials.parquet", "report.html"}
+    assert (out / "report.html").read_text()
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert (config["space"], config["evaluator"], config["budget"]) == ("toy", "toy", 8)
+
+
+def test_the_table_of_trials(finished):
+    table = trials(finished[0])
+    assert list(table.columns) == list(COLUMNS)
+    assert set(COLUMNS) >= {"trial", "arch", "value", "status", "error", "iteration", "strategy"}
+    assert set(COLUMNS) >= {"seed", "seconds"}
+    assert list(table.trial) == list(range(8))
+    assert list(table.iteration) == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert list(table.strategy) == ["initial"] * 4 + ["guided"] * 4
+    assert set(table.status) == {"ok"}
+    assert table.error.isna().all()
+    assert table.arch.is_unique
+    assert table.seed.is_unique
+    for arch, value in found(finished[0]):
+        expected = 100 * ToyEvaluator().evaluate(TOY.from_str(arch), seed=0).value
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_last_lines_name_the_result(finished):
+    out, stdout = finished
+    best = max(enumerate(found(out)), key=lambda pair: pair[1][1])
+    trial, (arch, value) = best
+    assert stdout.splitlines()[-5:] == [
+        f"best architecture (trial {trial} of 8): value {value:.3f} %",
+        f"  {arch}",
+        f'  {{"layers": "{arch}"}}',
+        f"trials: {out / 'trials.parquet'}",
+        f"report: {out / 'report.html'}",
+    ]
+
+
+def test_the_first_line_tells_what_is_done_where(finished):
+    first = finished[1].splitlines()[0]
+    assert first == "toy, toy, guided, ei: in this process, generator on cpu"
+
+
+def test_every_trial_is_told_of(finished):
+    out, stdout = finished
+    lines = [line for line in stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == 8
+    for i, (line, (_, value)) in enumerate(zip(lines, found(out), strict=True)):
+        assert line.startswith(f"[{i + 1}/8] trial {i} ")
+        assert f"value {value:.3f} %" in line
+
+
+@pytest.mark.slow
+def test_bad_input_as_the_shell_sees_it(tmp_path):
+    process = start(QUICK, space="nowhere", out=tmp_path / "run")
+    assert process.communicate(timeout=120) == (
+        "",
+        "error: unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy\n",
+    )
+    assert process.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+# Again, and more of it
+
+
+def test_the_same_command_again_does_nothing_new(tmp_path, capsys):
+    out = tmp_path / "run"
+    first = search(capsys, QUICK, out=out)
+    journal, before = (out / "journal.jsonl").read_bytes(), found(out)
+    again = search(capsys, QUICK, out=out)
+    assert (out / "journal.jsonl").read_bytes() == journal
+    assert found(out) == before
+    where, *rest = again.splitlines()
+    assert where == first.splitlines()[0]
+    assert rest == [f"continuing {out}: 8 trials are finished", *first.splitlines()[-5:]]
+
+
+def test_a_larger_budget_prolongs_a_run(tmp_path, capsys):
+    search(capsys, QUICK, out=tmp_path / "run")
+    before = found(tmp_path / "run")
+    search(capsys, QUICK, budget=12, out=tmp_path / "run")
+    assert len(found(tmp_path / "run")) == 12
+    assert found(tmp_path / "run")[:8] == before
+    search(capsys, QUICK, budget=6, out=tmp_path / "run")  # nothing is taken back
+    assert len(found(tmp_path / "run")) == 12
+
+
+def test_the_trials_do_not_depend_on_the_process(finished, tmp_path, capsys):
+    search(capsys, QUICK, out=tmp_path / "run")
+    assert found(tmp_path / "run") == found(finished[0])
+
+
+def test_another_seed_is_another_run(finished, tmp_path, capsys):
+    search(capsys, QUICK, seed=1, out=tmp_path / "run")
+    assert found(tmp_path / "run") != found(finished[0])
+
+
+def test_a_run_has_a_directory_of_its_own_by_default(tmp_path, capsys):
+    search(capsys, QUICK, strategy="random", acq="ucb", seed=5, budget=4)
+    assert len(found(tmp_path / "runs" / "toy-random-ucb-seed5")) == 4
+
+
+def test_a_space_that_is_exhausted_ends_the_run(tmp_path, capsys):
+    sizes = {"budget": 500, "n_init": 100, "batch_size": 50, "pool_size": 100}
+    out = search(capsys, QUICK, strategy="random", out=tmp_path / "run", **sizes)
+    assert "the space is exhausted after 144 trials\n" in out
+    assert len(set(found(tmp_path / "run"))) == 144
+
+
+# Stopped, and repeated
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The trials of a long run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.raises(SystemExit) as exit_:
+        run(app, arguments(LONG, out=out))
+    assert exit_.value.code == 0
+    return found(out)
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_says_so_and_continues(expected, tmp_path, capsys, stop):
+    out = tmp_path / "run"
+    process = start(LONG, out=out)
+    wait_for(process, out, 5)
+    process.send_signal(stop)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "")
+    n = num_finished(out)
+    assert 5 <= n < 14
+    assert stdout.splitlines()[-1] in {  # the last one may be written but not yet counted
+        f"interrupted: {saved} trials are saved in {out}; repeat the command to continue"
+        for saved in (n - 1, n)
+    }
+    again = search(capsys, LONG, out=out)
+    assert f"continuing {out}: {n} trials are finished" in again.splitlines()
+    assert found(out) == expected
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_as_if_it_had_not_been(expected, tmp_path, capsys):
+    moments = np.sort(np.random.default_rng().choice(np.arange(1, 11), size=3, replace=False))
+    print(f"killed after {moments} outcomes")  # noqa: T201
+    out = tmp_path / "run"
+    for moment in moments:
+        process = start(LONG, out=out)
+        wait_for(process, out, moment)
+        process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    search(capsys, LONG, out=out)
+    assert found(out) == expected
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_time_ends_as_if_it_had_not_been(expected, tmp_path, capsys):
+    """By the clock: also while it starts, writes its table, or draws its report."""
+    for i, seconds in enumerate(np.random.default_rng().uniform(0.5, 6, size=6)):
+        out = tmp_path / str(i)
+        process = start(LONG, out=out)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate(timeout=60)
+        code, _, err = run_here(capsys, LONG, out=out)
+        assert (code, err) == (0, ""), f"killed after {seconds:.3f} s"
+        assert found(out) == expected
+
+
+def test_a_directory_that_is_in_use(tmp_path, capsys):
+    """A lock belongs to an open file: this process stands for two."""
+    store = RunStore.open(
+        tmp_path / "run",
+        RunConfig(space="toy", score="exact", budget=8, n_init=4, pool_size=10, steps=5),
+        TOY,
+    )
+    message = refusal(capsys, QUICK, out=tmp_path / "run")
+    assert message == f"error: {tmp_path / 'run'} is in use by another process\n"
+    store.close()
+    search(capsys, QUICK, out=tmp_path / "run")
+
+
+# All methods
+
+
+def _complete(capsys, out, strategy, acq):
+    search(capsys, QUICK, strategy=strategy, acq=acq, out=out)
+    table = trials(out)
+    assert list(table.status) == ["ok"] * 8
+    assert list(table.strategy) == ["initial"] * 4 + [strategy] * 4
+    assert table.arch.is_unique
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "acq"),
+    [*((strategy, "ei") for strategy in STRATEGIES), *(("guided", a) for a in ACQUISITIONS[1:])],
+)
+def test_every_strategy_and_every_acquisition_completes(tmp_path, capsys, strategy, acq):
+    _complete(capsys, tmp_path / "run", strategy, acq)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "acq"), list(itertools.product(STRATEGIES[1:], ACQUISITIONS[1:]))
+)
+def test_every_other_pair_completes_too(tmp_path, capsys, strategy, acq):
+    _complete(capsys, tmp_path / "run", strategy, acq)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"guidance": "noise-aware", "budget": 6}, marks=pytest.mark.slow),
+        {"batch_size": 3, "budget": 9},
+        {"budget": 1, "n_init": 1},
+        {"sampler": "predictor-corrector"},
+        {"objective": "test"},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_other_settings_complete_too(tmp_path, capsys, changes):
+    search(capsys, QUICK, out=tmp_path / "run", **changes)
+    assert len(found(tmp_path / "run")) == changes.get("budget", 8)
+
+
+# Tables
+
+
+def on_validation(cell):
+    """Synthetic, in percent: it grows with the convolutions and falls with cuts."""
+    return (
+        20 + 11 * cell.count("nor_conv_3x3") + 7 * cell.count("nor_conv_1x1") - cell.count("none")
+    )
+
+
+def on_test(cell):
+    return on_validation(cell) - 2.5 + cell.count("skip_connect") / 8
+
+
+def write_table(path, cells, **columns):
+    """A synthetic benchmark table; columns are functions of a cell."""
+    pd.DataFrame(
+        {"arch": cells} | {name: [f(cell) for cell in cells] for name, f in columns.items()}
+    ).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """All 15,625 cells of NAS-Bench-201."""
+    inner = itertools.product(map(OPERATORS.index, CELL_OPERATORS), repeat=6)
+    return [NASBENCH201.render((0, *ops, 1)) for ops in inner]
+
+
+@pytest.fixture(scope="module")
+def table(cells, tmp_path_factory):
+    """A synthetic table of all cells."""
+    path = tmp_path_factory.mktemp("table") / "synthetic.parquet"
+    return write_table(path, cells, c10_valid_200=on_validation, c10_test_200=on_test)
+
+
+CELLS = QUICK | {"--space": "nasbench201", "--evaluator": "table", "--budget": 14, "--n-init": 8}
+
+
+@pytest.mark.parametrize(("objective", "value"), [("valid", on_validation), ("test", on_test)])
+def test_searching_a_table(table, tmp_path, capsys, objective, value):
+    """The column `test` is there whatever is searched on; all accuracies are percent."""
+    stdout = search(capsys, CELLS, table=table, objective=objective, out=tmp_path / "run")
+    rows = trials(tmp_path / "run")
+    assert list(rows.columns[: len(COLUMNS)]) == list(COLUMNS)
+    assert set(rows.status) == {"ok"}
+    assert list(rows.strategy) == ["initial"] * 8 + ["guided"] * 6
+    np.testing.assert_allclose(rows.value, [value(cell) for cell in rows.arch])
+    np.testing.assert_allclose(rows.test, [on_test(cell) for cell in rows.arch])
+    best = rows.iloc[rows.value.argmax()]
+    lines = stdout.splitlines()[-5:]
+    assert f": value {best.value:.3f} %, test {best.test:.3f} %, MACs " in lines[0]
+    assert lines[1].strip() == best.arch
+    assert json.loads(lines[2]) == {"name": "infer.tiny", "arch_str": best.arch}
+
+
+def test_the_evaluator_of_a_space_need_not_be_named(table, tmp_path, capsys):
+    for i, evaluator in enumerate(("table", None)):
+        search(capsys, CELLS, evaluator=evaluator, table=table, budget=9, out=tmp_path / str(i))
+    assert found(tmp_path / "0") == found(tmp_path / "1")
+
+
+def test_cells_that_the_table_lacks_fail(cells, tmp_path, capsys):
+    """Synthetic: only cells without a cut edge. A run goes on without the others."""
+    some = [cell for cell in cells if "none" not in cell]
+    path = write_table(tmp_path / "some.parquet", some, c10_valid_200=on_validation)
+    stdout = search(capsys, CELLS, table=path, out=tmp_path / "run")
+    rows = trials(tmp_path / "run")
+    missing = rows.arch.str.contains("none")
+    assert 0 < missing.sum() < 14
+    assert ((rows.status == "failed") == missing).all()
+    assert (rows.value.isna() == missing).all()
+    assert (rows.attempts == 1).all()
+    for trial, arch, error in rows[missing][["trial", "arch", "error"]].itertuples(index=False):
+        assert error == f"EvaluationError: {arch} is not in {path}"
+        assert f"trial {trial} failed: {error}\n" in stdout
+    assert rows.arch.is_unique
+
+
+def test_a_table_in_which_nothing_is_found(cells, tmp_path, capsys):
+    path = write_table(tmp_path / "empty.parquet", cells[:0], c10_valid_200=on_validation)
+    _, stdout, err = run_here(capsys, CELLS, table=path, out=tmp_path / "run")
+    assert err == ""
+    assert "no evaluation succeeded; see " in stdout
+    assert set(trials(tmp_path / "run").status) == {"failed"}
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_path_is_never_broken_over_lines(cells, tmp_path, capsys):
+    path = write_table(tmp_path / "empty.parquet", cells[:0], c10_valid_200=on_validation)
+    out = tmp_path / "a name that is rather long" / "and another one"
+    _, stdout, _ = run_here(capsys, CELLS, table=path, out=out)
+    assert str(out / "trials.parquet") in stdout
+
+
+def test_a_path_is_printed_as_it_is(tmp_path, capsys):
+    out = tmp_path / ":fire:" / "run"
+    assert search(capsys, QUICK, out=out).endswith(f"report: {out / 'report.html'}\n")
+
+
+# Trained networks
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network that was never trained: its weights load, that is all."""
+    path = tmp_path_factory.mktemp("weights") / "W.safetensors"
+    save_network(ScoreNetwork(TOY, uniform_law_sde(TOY), ScoreNetConfig(width=16)), path, {})
+    return path
+
+
+def test_weights_of_ones_own(weights, tmp_path, capsys):
+    search(capsys, QUICK, score="network", weights=weights, out=tmp_path / "run")
+    assert len(found(tmp_path / "run")) == 8
+
+
+# Bad input: exit code 2, one line, and nothing is made
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"space": "nowhere"},
+            "unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy",
+        ),
+        ({"acq": "luck"}, '"luck" for --acq'),
+        ({"strategy": "luck"}, '"luck" for --strategy'),
+        ({"score": "luck"}, '"luck" for --score'),
+        ({"guidance": "luck"}, '"luck" for --guidance'),
+        ({"executor": "luck"}, '"luck" for --executor'),
+        ({"objective": "luck"}, '"luck" for --objective'),
+        ({"auth": "luck"}, '"luck" for --auth'),
+        ({"sampler": "luck"}, "unknown sampler 'luck': choose from predictor-corrector"),
+        ({"evaluator": "luck"}, "unknown evaluator 'luck': choose from surrogate, table, toy"),
+        ({"evaluator": "table"}, "the table evaluator knows the space nasbench201, not toy"),
+        ({"evaluator": "surrogate"}, "surrogate evaluator knows the space mobilenetv3, not toy"),
+        ({"device": "luck"}, "device 'luck' is not available"),
+        ({"budget": 3}, "--budget 3 is smaller than --n-init 4"),
+        ({"budget": 0}, "--budget 0 is smaller than --n-init 4"),
+        ({"n_init": 0}, "--n-init must be at least 1"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"threads": 0}, "--threads must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"pool_size": -1}, "--pool-size must be at least 1"),
+        ({"batch_size": 11}, "--pool-size 10 is smaller than --batch-size 11"),
+        ({"workers": 0}, "--workers must be at least 1"),
+        ({"retries": -1}, "--retries must not be negative"),
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"budget": "many"}, "many"),
+        ({"seed": "1e400"}, "1e400"),
+        ({"sigma_min": "small"}, "small"),
+        ({"sigma_min": "nan"}, "sigma_min nan must be positive"),
+        ({"sigma_min": 5}, "sigma_min 5 must be positive and below sigma_max 5"),
+        ({"colour": "red"}, "--colour"),
+        ({"table": "t.parquet"}, "the toy evaluator reads no table"),
+        ({"weights": "W.safetensors", "score": "network"}, "no such file: W.safetensors"),
+        ({"score": "network"}, "no trained weights ship for space 'toy'"),
+    ],
+    ids=str,
+)
+def test_bad_settings(changes, message, capsys):
+    assert message in refusal(capsys, QUICK, out="run", **changes)
+
+
+@pytest.mark.parametrize("name", ["budget", "seed", "n_init", "pool_size", "workers"])
+def test_a_number_that_is_not_whole(name, capsys):
+    assert "6.5" in refusal(capsys, QUICK, out="run", **{name: "6.5"})
+
+
+def test_an_argument_that_belongs_to_no_option(capsys):
+    assert "stray" in refusal(capsys, QUICK | {"--dashboard": "stray"}, out="run")
+
+
+@pytest.mark.parametrize("name", ["out", "weights"])
+def test_a_name_that_is_too_long(name, capsys):
+    changes = {"out": "run", "score": "network", name: "x" * 300}
+    assert "x" * 300 in refusal(capsys, QUICK, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "the table evaluator needs a table"),
+        ({"table": "nowhere.parquet"}, "no such table: "),
+        ({"table": "."}, "is not a readable parquet file"),
+        ({"table": "notes.txt"}, "notes.txt is not a readable parquet file"),
+        ({"table": "torn.parquet"}, "torn.parquet is not a readable parquet file"),
+        ({"table": "some.parquet", "dataset": "mnist"}, "no data set 'mnist': choose from cifar10"),
+        (
+            {"table": "some.parquet", "dataset": "cifar100"},
+            "some.parquet has no column c100_valid_200; accuracies it has: c10_valid_200\n",
+        ),
+        ({"table": "some.parquet", "objective": "test"}, "has no column c10_test_200"),
+        ({"table": "bare.parquet"}, "has no column c10_valid_200; accuracies it has: none\n"),
+        ({"table": "other.parquet"}, "other.parquet has no column arch"),
+    ],
+    ids=str,
+)
+def test_bad_tables(changes, message, cells, capsys):
+    write_table("some.parquet", cells[:9], c10_valid_200=on_validation)
+    write_table("bare.parquet", cells[:9])
+    pd.DataFrame({"c10_valid_200": [50.0]}).to_parquet("other.parquet")
+    Path("torn.parquet").write_bytes(Path("some.parquet").read_bytes()[:-30])
+    Path("notes.txt").write_text("not a table\n")
+    assert message in refusal(capsys, CELLS, out="run", **changes)
+
+
+def test_a_table_of_texts(cells, capsys):
+    write_table("texts.parquet", cells[:9], c10_valid_200=lambda cell: "ninety")
+    assert "texts.parquet" in refusal(capsys, CELLS, out="run", table="texts.parquet")
+
+
+def test_a_table_with_damage_inside(cells, capsys):
+    write_table("damaged.parquet", cells, c10_valid_200=on_validation)
+    content = bytearray(Path("damaged.parquet").read_bytes())
+    content[1000:40_000] = bytes(39_000)
+    Path("damaged.parquet").write_bytes(content)
+    assert "damaged.parquet" in refusal(capsys, CELLS, out="run", table="damaged.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "cifar10"}, "the surrogate evaluator has no data set 'cifar10': choose from"),
+        ({"objective": "test"}, "the surrogate evaluator has no objective 'test'"),
+        ({"table": "t.parquet"}, "the surrogate evaluator reads no table"),
+    ],
+    ids=str,
+)
+def test_what_the_surrogate_does_not_have(changes, message, capsys):
+    assert message in refusal(capsys, QUICK, space="mobilenetv3", out="run", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": "nasbench201"}, "holds weights of space 'toy', not 'nasbench201'"),
+        ({"sigma_max": 20}, "was trained with sigma 0.1..5, but sigma 0.1..20 is asked for"),
+        ({"sigma_min": 0.01}, "but sigma 0.01..5 is asked for"),
+    ],
+    ids=str,
+)
+def test_weights_of_something_else(weights, changes, message, capsys):
+    settings = QUICK | {"--score": "network", "--weights": weights}
+    assert message in refusal(capsys, settings, out="run", **changes)
+
+
+def test_damaged_weights(weights, capsys):
+    Path("W.json").write_bytes(weights.with_suffix(".json").read_bytes())
+    Path("W.safetensors").write_bytes(weights.read_bytes()[:-1])
+    settings = QUICK | {"--score": "network", "--weights": "W.safetensors"}
+    assert "W.safetensors does not match the hash" in refusal(capsys, settings, out="run")
+
+
+def test_a_directory_of_another_configuration(capsys):
+    search(capsys, QUICK, out="run")
+    message = refusal(capsys, QUICK, out="run", seed=1, acq="ucb")
+    assert "run holds a run of another configuration (acq is 'ei' there, 'ucb' here, " in message
+    assert "seed is 0 there, 1 here): choose another --out\n" in message
+
+
+def test_a_directory_that_is_not_a_run(capsys):
+    Path("thesis").mkdir()
+    Path("thesis", "chapter.txt").write_text("years of work")
+    assert "thesis exists and is not a run" in refusal(capsys, QUICK, out="thesis")
+    message = refusal(capsys, QUICK, out="thesis/chapter.txt")
+    assert "thesis/chapter.txt exists and is not a run" in message
+    message = refusal(capsys, QUICK, out="thesis/chapter.txt/run")
+    assert "cannot write to thesis/chapter.txt/run: Not a directory" in message
+
+
+@pytest.mark.parametrize("how", ["--address", "RAY_ADDRESS"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: "),
+        ("ray://127.0.0.1:1", "no Ray cluster answers at ray://127.0.0.1:1: "),
+        ("127.0.0.1:99999", "no Ray cluster answers at 127.0.0.1:99999: "),
+        ("127.0.0.1", "Ray address '127.0.0.1' must be host:port, ray://host:port or auto"),
+        (":6379", "must be host:port"),
+        ("somewhere:else", "must be host:port"),
+    ],
+)
+def test_a_cluster_that_is_not_there(how, address, message, monkeypatch, capsys):
+    """Starts no Ray process."""
+    settings = QUICK | {"--executor": "ray"}
+    if how == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:
+        settings |= {"--address": address}
+    started = time.monotonic()
+    assert message in refusal(capsys, settings, out="run")
+    assert time.monotonic() - started < 20
+
+
+# Help
+
+
+def test_help_names_every_option(capsys):
+    code, out, err = run_here(capsys, {}, help="")
+    assert (code, err) == (0, "")
+    for name in (*RunConfig.__dataclass_fields__, *Runtime.__dataclass_fields__):
+        assert f"--{name.replace('_', '-')} " in out
+    for name in (*STRATEGIES, *ACQUISITIONS):
+        assert name in out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert version("diffusionnag-bo") in search(capsys, {}, version="")
