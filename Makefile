@@ -26,6 +26,7 @@ check: $(VENV)/dev-ready
 
 bench: $(VENV)/run-ready
 	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/search.py --space mobilenetv3
 
 $(VENV)/run-ready: pyproject.toml
