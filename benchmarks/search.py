@@ -44,6 +44,7 @@ def main(
     dataset: str | None = None,
     objective: str = "valid",
     score: str = "network",
+    guidance: str = "denoised",
     acqs: tuple[str, ...] = tuple(ACQUISITIONS),
     strategies: tuple[str, ...] = tuple(STRATEGIES),
     seeds: int = 5,
@@ -66,6 +67,7 @@ def main(
         dataset=dataset,
         objective=objective,  # type: ignore[arg-type]
         score=score,  # type: ignore[arg-type]
+        guidance=guidance,  # type: ignore[arg-type]
         budget=budget,
     )
     configs = [
