@@ -63,7 +63,7 @@ def draw_unseen(
 def random_unseen(
     space: SearchSpace, n: int, exclude: Set[Architecture], rng: np.random.Generator
 ) -> list[Architecture]:
-    """n uniform draws, distinct and outside `exclude`; fewer where the space has no more."""
+    """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
     return draw_unseen(lambda: space.sample(max(n, _MIN_DRAWS), rng), n, exclude)
 
 
