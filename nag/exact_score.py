@@ -11,6 +11,7 @@ l[i, o] = 2 x[i, o] / sigma^2 (rows differ from "absent" in one entry, +1 instea
     E[x_0]       = 2 q softmax_o(l) - 1,    q[s, j] = sum_{d > j} p(d|x_t)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -85,14 +86,20 @@ def uniform_law_sde(space: SearchSpace, sigma_min: float = 0.1, sigma_max: float
     return VESDE.of_mean(posterior_mean(space, *no_evidence)[0], sigma_min, sigma_max)
 
 
+def posterior_mean_of_samples(samples: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """E[x_0 | x_t] under the empirical law of a finite set, (B, N, F).
+
+    samples: (M, N, F) in the centred coding, as x (B, N, F); sigma: (B,).
+    """
+    flat = samples.flatten(1)  # (M, N F)
+    distance = torch.cdist(x.flatten(1), flat).square()  # (B, M)
+    weights = (-distance / (2 * sigma[:, None] ** 2)).softmax(-1)
+    return (weights @ flat).view_as(x)
+
+
 def exact_score(space: SearchSpace, sde: VESDE, reward: Tensor | None = None) -> ScoreFn:
-    """The score of the (tilted) uniform law: (E[x_0 | x_t] - x_t) / sigma^2 (Tweedie's formula)."""
-
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        sigma = sde.sigma(t)
-        return (posterior_mean(space, x, sigma, reward) - x) / per_sample(sigma**2)
-
-    return score
+    """The score of the (tilted) uniform law."""
+    return _score(sde, lambda x, sigma: posterior_mean(space, x, sigma, reward))
 
 
 def exact_score_of_samples(samples: Tensor, sde: VESDE) -> ScoreFn:
@@ -100,13 +107,14 @@ def exact_score_of_samples(samples: Tensor, sde: VESDE) -> ScoreFn:
 
     samples: (M, N, F) encodings in the centred coding.
     """
-    flat = samples.flatten(1)  # (M, N F)
+    return _score(sde, lambda x, sigma: posterior_mean_of_samples(samples.to(x), x, sigma))
+
+
+def _score(sde: VESDE, mean: Callable[[Tensor, Tensor], Tensor]) -> ScoreFn:
+    """(E[x_0 | x_t] - x_t) / sigma^2 (Tweedie's formula)."""
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         sigma = sde.sigma(t)
-        distance = torch.cdist(x.flatten(1), flat).square()  # (B, M)
-        weights = (-distance / (2 * sigma[:, None] ** 2)).softmax(-1)
-        mean = (weights @ flat).view_as(x)
-        return (mean - x) / per_sample(sigma**2)
+        return (mean(x, sigma) - x) / per_sample(sigma**2)
 
     return score

@@ -1,7 +1,7 @@
 """From a score to architectures: sample, decode, keep what is valid, and say how much was."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -41,6 +41,10 @@ class Samples:
     def uniqueness(self) -> float:
         """Distinct valid / valid."""
         return len(self.unique) / max(len(self.valid), 1)
+
+    def novelty(self, known: Set[Architecture]) -> float:
+        """Distinct valid that are not in `known` / distinct valid."""
+        return sum(arch not in known for arch in self.unique) / max(len(self.unique), 1)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from nag.sde import VESDE, per_sample
 from nag.spaces import SearchSpace
 
-MaskKind = Literal["full", "upper_triangular", "closure", "adjacency"]
+MaskKind = Literal["full", "upper_triangular", "closure", "adjacency", "undirected"]
 PositionKind = Literal["learned", "slot", "absolute", "none"]
 
 
@@ -53,12 +53,22 @@ class ScoreNetConfig:
         return asdict(self)
 
 
+PRESETS = ("default", "paper", "undirected")
+
+
 def preset(name: str, space: SearchSpace) -> ScoreNetConfig:
-    """The configuration called `default` or `paper` for a space."""
+    """The configuration of that name, one of PRESETS, for a space.
+
+    `undirected` is a baseline in the manner of GDSS (Jo et al., ICML 2022), the paper's Table 4: an
+    attention network on the graph without directions, equivariant to permutations of its nodes. It
+    is told the graph, which GDSS has to generate as well.
+    """
     if name == "default":
         return ScoreNetConfig()
+    if name == "undirected":
+        return ScoreNetConfig(blocks=6, output="score", positions="none", mask="undirected")
     if name != "paper":
-        raise ValueError(f"unknown preset {name!r}: choose from default, paper")
+        raise ValueError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
     staged = int(space.slots[:, 1].max()) > 0
     return ScoreNetConfig(
         width=64,
@@ -89,6 +99,8 @@ def attention_mask(space: SearchSpace, kind: MaskKind) -> Tensor:
             return torch.ones(n, n, dtype=torch.bool).triu()
         case "adjacency":
             return space.adjacency | eye
+        case "undirected":
+            return space.adjacency | space.adjacency.T | eye
         case "closure":
             reach = (space.adjacency | eye).float()
             return torch.linalg.matrix_power(reach, n) > 0

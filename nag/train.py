@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 
 from nag.checkpoint import save_network, save_tensors
 from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
-from nag.exact_score import uniform_law_sde
 from nag.generate import generate, resolve_device
-from nag.score_net import ScoreNetwork, preset, without_positions
+from nag.laws import Law, ListLaw, UniformLaw, parse_list, random_list, sde_of
+from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
+from nag.sde import VESDE
 from nag.spaces import StagedSpace
 from nag.training import (
     PAPER_TRAINING,
@@ -28,18 +30,25 @@ from nag.training import (
 
 app = command_line("python -m nag.train")
 
+_MAX_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to compare with
+
 
 @app.default
 def main(
     *,
     space: str,
     out: Path,
-    preset_name: Annotated[Literal["default", "paper"], Parameter("--preset")] = "default",
+    preset_name: Annotated[
+        Literal["default", "paper", "undirected"], Parameter("--preset")
+    ] = "default",
     positions: bool = True,
+    archs: Path | None = None,
+    num_archs: WholeNumber | None = None,
     target: Literal["exact", "sampled"] | None = None,
     steps: WholeNumber | None = None,
     batch_size: WholeNumber | None = None,
     learning_rate: float | None = None,
+    decay: bool | None = None,
     sigma_min: float = 0.1,
     sigma_max: float = 5.0,
     seed: WholeNumber = 0,
@@ -47,11 +56,11 @@ def main(
     threads: WholeNumber | None = None,
     report_every: WholeNumber = 500,
 ) -> None:
-    """Train a score network from uniform architectures alone; no accuracies are needed.
+    """Train a score network on architectures alone: uniform ones, or a list of yours.
 
-    Writes OUT (EMA weights) and a JSON file beside it. Interrupted training continues when the
-    command is repeated. Progress goes to stderr: validity of 1,000 samples, and the distance of the
-    network to the exact score.
+    No accuracies are needed. Writes OUT (EMA weights) and a JSON file beside it. Interrupted
+    training continues when the command is repeated. Progress goes to stderr: validity and novelty
+    of 1,000 samples, and the distance of the network to the exact score.
 
     Parameters
     ----------
@@ -60,17 +69,27 @@ def main(
     out
         Weights file to write, e.g. W.safetensors.
     preset_name
-        Network and training of the package (default) or of the paper (12 blocks, 4 M parameters).
+        Network and training of the package (default) or of the paper (12 blocks, 4 M parameters),
+        or a baseline on the undirected graph in the manner of GDSS.
     positions
         Give the network positional embeddings; --no-positions is the ablation of Table 4.
+    archs
+        Learn the distribution of the architectures in this file, one published string per line (as
+        nag.sample writes them), instead of the uniform one.
+    num_archs
+        Learn from this many random architectures only, e.g. half of the space.
     target
-        Regress on the exact posterior (exact) or on the clean architecture (sampled).
+        Regress on the exact posterior (exact, the default for uniform architectures) or on the
+        clean architecture (sampled, the default for a list: a list's exact posterior generates the
+        list itself and nothing new).
     steps
         Training steps; by default 10,000, or 250,000 for the paper preset.
     batch_size
         Architectures per step; by default 128, or 256 for the paper preset.
     learning_rate
         Peak learning rate; by default 3e-3, or 2e-5 for the paper preset.
+    decay
+        Let the learning rate fall to zero along a cosine; the paper preset keeps it.
     sigma_min
         Smallest noise level, in the coding -1/+1.
     sigma_max
@@ -89,42 +108,70 @@ def main(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
     search_space = find_space(space)
-    config = TrainingConfig() if preset_name == "default" else PAPER_TRAINING
+    if archs is not None and num_archs is not None:
+        raise UserError("give --archs or --num-archs, not both")
+    law = _law(search_space, archs, num_archs, seed)
+    config = PAPER_TRAINING if preset_name == "paper" else TrainingConfig()
+    if not isinstance(law, UniformLaw) or preset_name == "undirected":
+        config = replace(config, exact_target=False)
     overrides: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "decay": decay,
         "exact_target": None if target is None else target == "exact",
     }
     config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
     if config.steps < 1 or config.batch_size < 1:
         raise UserError("--steps and --batch-size must be at least 1")
-    sde = user_errors(uniform_law_sde, search_space, sigma_min, sigma_max)
     net_config = preset(preset_name, search_space)
     if not positions:
         net_config = without_positions(net_config)
-    torch.manual_seed(seed)
-    network = ScoreNetwork(search_space, sde, net_config)
-    state = TrainingState.start(network.to(user_errors(resolve_device, device)))
-    record = {
-        "command": "python -m nag.train " + " ".join(sys.argv[1:]),
-        "preset": preset_name,
-        "seed": seed,
-        "data": "uniform architectures",
-        **asdict(config),
-    }
-    _train(state, search_space, config, seed, out, record, report_every)
+    train_network(
+        law,
+        net_config,
+        config,
+        out,
+        sde=user_errors(sde_of, law, sigma_min, sigma_max),
+        seed=seed,
+        device=user_errors(resolve_device, device),
+        report_every=report_every,
+        record={"command": "python -m nag.train " + " ".join(sys.argv[1:]), "preset": preset_name},
+    )
 
 
-def _train(
-    state: TrainingState,
-    space: StagedSpace,
+def _law(space: StagedSpace, archs: Path | None, num_archs: int | None, seed: int) -> Law:
+    if archs is not None:
+        return read_list(space, archs)
+    if num_archs is not None:
+        return user_errors(random_list, space, num_archs, seed)
+    return UniformLaw(space)
+
+
+def read_list(space: StagedSpace, path: Path) -> ListLaw:
+    """The architectures in a text file; raises UserError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return user_errors(parse_list, space, lines, str(path))
+
+
+def train_network(
+    law: Law,
+    net_config: ScoreNetConfig,
     config: TrainingConfig,
-    seed: WholeNumber,
     out: Path,
-    record: dict[str, object],
-    report_every: WholeNumber,
+    *,
+    sde: VESDE,
+    seed: int,
+    device: torch.device,
+    report_every: int,
+    record: Mapping[str, object],
 ) -> None:
+    """Train on a law and write OUT, or continue a training of OUT that was interrupted."""
+    torch.manual_seed(seed)
+    state = TrainingState.start(ScoreNetwork(law.space, sde, net_config).to(device))
     console = Console(stderr=True, highlight=False)
     restart = out.with_suffix(".train.safetensors")
     if restart.exists():
@@ -136,35 +183,44 @@ def _train(
             ) from error
         console.print(f"continuing at step {state.step} from {restart}")
     started, first, losses = time.monotonic(), state.step, []
-
-    def batches(n: int, rng: np.random.Generator) -> torch.Tensor:
-        return space.encode(space.sample(n, rng))
-
-    held_out = space.encode(space.sample(1024, np.random.default_rng([seed, 1])))
+    held_out = law.draw(1024, np.random.default_rng([seed, 1]))
     report: dict[str, float] = {}
-    for loss in train(state, batches, config, seed):
+    for loss in train(state, law, config, seed):
         losses.append(loss)
         if state.step % report_every and state.step != config.steps:
             continue
-        samples = generate(space, state.ema, state.ema.sde, 1000, seed=0)
-        report = {
-            "loss": float(np.mean(losses[-report_every:])),
-            "distance_to_exact": distance_to_exact(
-                state.ema, held_out, torch.Generator().manual_seed(1)
-            ),
-            "validity": samples.validity,
-        }
+        report = {"loss": float(np.mean(losses[-report_every:])), **_quality(state, law, held_out)}
         seconds = time.monotonic() - started
         remaining = seconds / (state.step - first) * (config.steps - state.step)
+        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in report.items())
         console.print(
-            f"step {state.step}/{config.steps}  loss {report['loss']:.4f}  distance to exact "
-            f"{report['distance_to_exact']:.4f}  validity {100 * report['validity']:.2f} %  "
+            f"step {state.step}/{config.steps}  {shown}  "
             f"{seconds:.0f} s, about {remaining:.0f} s left"
         )
         save_tensors(state.tensors(), restart)
-    save_network(state.ema, out, {**record, "torch": torch.__version__, "final": report})
+    made = {
+        **record,
+        "data": law.to_json(),
+        "seed": seed,
+        **asdict(config),
+        "torch": torch.__version__,
+        "final": report,
+    }
+    save_network(state.ema, out, made)
     restart.unlink(missing_ok=True)
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
+
+
+def _quality(state: TrainingState, law: Law, held_out: torch.Tensor) -> dict[str, float]:
+    """Of 1,000 samples and of the denoised estimate, as fractions."""
+    samples = generate(law.space, state.ema, state.ema.sde, 1000, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    quality = {"validity": samples.validity}
+    if isinstance(law, ListLaw):
+        quality["novelty"] = samples.novelty(set(law.archs))
+    if not isinstance(law, ListLaw) or len(law.archs) <= _MAX_EXACT:
+        quality["distance_to_exact"] = distance_to_exact(state.ema, law, held_out, generator)
+    return quality
 
 
 if __name__ == "__main__":

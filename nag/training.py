@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nag.exact_score import posterior
+from nag.laws import Law
 from nag.score_net import ScoreNetwork
 from nag.sde import centre, per_sample, uncentre
 
-Batches = Callable[[int, np.random.Generator], Tensor]
-"""(batch size, rng) -> encodings (B, N, F) of training architectures."""
+Posterior = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, N, F), sigma (B,)) -> E[V | x_t], (B, N, F)."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,17 @@ def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.G
 
 
 def score_matching_loss(
-    network: ScoreNetwork, v: Tensor, sigma: Tensor, noise: Tensor, exact_target: bool
+    network: ScoreNetwork, v: Tensor, sigma: Tensor, noise: Tensor, exact: Posterior | None
 ) -> Tensor:
     """Scalar loss for encodings v (B, N, F), noise levels (B,) and noise (B, N, F).
+
+    exact: the posterior to regress on, instead of on the clean architectures.
 
     A `posterior` network is trained by cross-entropy: a proper score of the same posterior, whose
     gradient does not vanish where a softmax saturates. A `score` network by sigma^2 |s - s*|^2.
     """
     x = centre(v) + per_sample(sigma) * noise
-    target = posterior(network.space, x, sigma) if exact_target else v
+    target = v if exact is None else exact(x, sigma)
     if network.config.output == "posterior":
         absent = 1 - target.sum(-1, keepdim=True)
         log_p = network.log_posterior(x, sigma).log_softmax(-1)
@@ -130,24 +132,23 @@ def score_matching_loss(
     return (s * score - (centre(target) - x) / s).square().mean()
 
 
-def train(
-    state: TrainingState, batches: Batches, config: TrainingConfig, seed: int
-) -> Iterator[float]:
-    """Train from `state.step` to the end, yielding the loss of every step.
+def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
+    """Train on draws from a law, from `state.step` to the end, yielding the loss of every step.
 
     Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one.
     """
     device = _device(state.network)
+    exact = law.posterior if config.exact_target else None
     state.network.train()
     while state.step < config.steps:
         rng = np.random.default_rng([seed, state.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        v = batches(config.batch_size, rng)
+        v = law.draw(config.batch_size, rng)
         sigma = draw_sigma(config, state.network, generator)
         noise = torch.randn(v.shape, generator=generator)
         loss = score_matching_loss(
-            state.network, v.to(device), sigma.to(device), noise.to(device), config.exact_target
+            state.network, v.to(device), sigma.to(device), noise.to(device), exact
         )
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
@@ -168,11 +169,13 @@ def _update_ema(state: TrainingState, decay: float) -> None:
 
 
 @torch.no_grad()
-def distance_to_exact(network: ScoreNetwork, v: Tensor, generator: torch.Generator) -> float:
+def distance_to_exact(
+    network: ScoreNetwork, law: Law, v: Tensor, generator: torch.Generator
+) -> float:
     """RMS difference between the denoised estimate and the exact posterior mean, in the 0/1 coding,
-    over noise levels 0.4..2: what validity and the loss hide."""
+    over noised encodings v (B, N, F) at levels 0.4..2: what validity and the loss hide."""
     sigma = torch.empty(len(v)).uniform_(math.log(0.4), math.log(2), generator=generator).exp()
     x = centre(v) + per_sample(sigma) * torch.randn(v.shape, generator=generator)
     x, sigma = x.to(_device(network)), sigma.to(_device(network))
-    error = uncentre(network.denoise(x, sigma)) - posterior(network.space, x, sigma)
+    error = uncentre(network.denoise(x, sigma)) - law.posterior(x, sigma)
     return error.square().mean().sqrt().item()

@@ -11,6 +11,7 @@ from torch import nn
 from nag.checkpoint import save_tensors
 from nag.exact_score import posterior, uniform_law_sde
 from nag.generate import generate
+from nag.laws import UniformLaw
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import centre, per_sample
 from nag.spaces.toy import TOY
@@ -27,6 +28,8 @@ from nag.training import (
 torch.set_num_threads(1)
 
 SDE = uniform_law_sde(TOY)
+LAW = UniformLaw(TOY)
+EXACT = {True: LAW.posterior, False: None}  # by exact_target
 SMALL = ScoreNetConfig(width=16, blocks=1, heads=2, feed_forward=32, head_widths=(32,))
 
 
@@ -57,10 +60,6 @@ def draws(n, seed=0):
     return v, sigma, torch.randn(v.shape, generator=generator)
 
 
-def batches(n, rng):
-    return TOY.encode(TOY.sample(n, rng))
-
-
 def network(**options):
     torch.manual_seed(0)
     return ScoreNetwork(TOY, SDE, ScoreNetConfig(**SMALL.to_json() | options))
@@ -76,7 +75,9 @@ def test_the_exact_posterior_minimises_the_loss(output, exact_target):
 
     def loss(error):
         with torch.no_grad():
-            return score_matching_loss(ExactNetwork(output, error), *sample, exact_target).item()
+            return score_matching_loss(
+                ExactNetwork(output, error), *sample, EXACT[exact_target]
+            ).item()
 
     losses = {error: loss(error) for error in (-0.6, -0.3, 0.0, 0.3, 0.6)}
     assert losses[0.0] < losses[0.3] < losses[0.6]
@@ -92,7 +93,7 @@ def test_the_loss_is_flat_at_the_exact_posterior(output, exact_target):
 
     def slope(error):
         net = ExactNetwork(output, error)
-        score_matching_loss(net, *draws(20_000), exact_target).backward()
+        score_matching_loss(net, *draws(20_000), EXACT[exact_target]).backward()
         return net.error.grad.norm()
 
     assert slope(0.0) < (1e-3 if exact_target else 0.15) * slope(0.6)
@@ -103,7 +104,7 @@ def test_exact_and_sampled_targets_have_the_same_gradient_on_average(output):
     net = network(output=output)
 
     def gradient(seed, exact_target):
-        loss = score_matching_loss(net, *draws(500, seed), exact_target)
+        loss = score_matching_loss(net, *draws(500, seed), EXACT[exact_target])
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
 
     repeats = 100
@@ -123,7 +124,7 @@ def test_score_loss_is_denoising_score_matching():
     v, sigma, z = draws(50)
     x = centre(v) + per_sample(sigma) * z
     expected = (per_sample(sigma) * net(x, SDE.time(sigma)) + z).square().mean()
-    torch.testing.assert_close(score_matching_loss(net, v, sigma, z, False), expected)
+    torch.testing.assert_close(score_matching_loss(net, v, sigma, z, None), expected)
 
 
 def test_noise_levels_lie_in_the_range_of_the_sde():
@@ -148,7 +149,7 @@ def test_learning_rate_warms_up_and_decays():
 def test_distance_to_exact_is_zero_for_the_exact_posterior():
     v = draws(500)[0]
     near, off, far = (
-        distance_to_exact(ExactNetwork("posterior", e), v, torch.Generator().manual_seed(0))
+        distance_to_exact(ExactNetwork("posterior", e), LAW, v, torch.Generator().manual_seed(0))
         for e in (0.0, 0.1, 1.0)
     )
     assert near == pytest.approx(0, abs=1e-5)
@@ -161,7 +162,7 @@ def test_distance_to_exact_is_zero_for_the_exact_posterior():
 def run(config, stop=None, state=None, seed=4, **options):
     """Train a small network to step `stop`; returns the state."""
     state = state or TrainingState.start(network(**options))
-    for _ in itertools.takewhile(lambda _: state.step != stop, train(state, batches, config, seed)):
+    for _ in itertools.takewhile(lambda _: state.step != stop, train(state, LAW, config, seed)):
         pass
     return state
 
@@ -198,7 +199,7 @@ def test_ema_is_the_stated_average_and_leaves_the_raw_weights_alone():
     config = TrainingConfig(steps=30, batch_size=16, warm_up=5, ema=0.5)
     state = TrainingState.start(network())
     expected = state.network.embed.weight.detach().clone()
-    for n, _ in enumerate(train(state, batches, config, seed=4), start=1):
+    for n, _ in enumerate(train(state, LAW, config, seed=4), start=1):
         d = min(0.5, (1 + n) / (10 + n))
         expected = d * expected + (1 - d) * state.network.embed.weight.detach()
         torch.testing.assert_close(state.ema.embed.weight, expected)
@@ -210,7 +211,7 @@ def test_ema_is_the_stated_average_and_leaves_the_raw_weights_alone():
 def test_sampling_from_the_ema_between_steps_changes_nothing():
     config = TrainingConfig(steps=6, batch_size=16, warm_up=2)
     state = TrainingState.start(network(dropout=0.1))
-    for _ in train(state, batches, config, seed=4):
+    for _ in train(state, LAW, config, seed=4):
         generate(TOY, state.ema, SDE, 4, seed=0, steps=2)
         assert state.network.training
         assert not state.ema.training
@@ -222,9 +223,9 @@ def test_a_short_training_learns_the_toy_space(exact_target):
     config = TrainingConfig(steps=300, warm_up=30, exact_target=exact_target, ema=0.98)
     state = TrainingState.start(network())
     v = draws(1024, seed=1)[0]
-    before = distance_to_exact(state.ema, v, torch.Generator().manual_seed(0))
-    losses = list(train(state, batches, config, seed=0))
-    after = distance_to_exact(state.ema, v, torch.Generator().manual_seed(0))
+    before = distance_to_exact(state.ema, LAW, v, torch.Generator().manual_seed(0))
+    losses = list(train(state, LAW, config, seed=0))
+    after = distance_to_exact(state.ema, LAW, v, torch.Generator().manual_seed(0))
     assert np.mean(losses[-50:]) < np.mean(losses[:50])
     assert after < 0.015 < 0.1 < before
     made = generate(TOY, state.ema, SDE, 1000, seed=0)

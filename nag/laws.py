@@ -1,0 +1,130 @@
+"""Laws of architectures: what a score network learns, and what its samples are compared with.
+
+A law can be drawn from, and its posterior behind Gaussian noise is known in closed form.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nag.exact_score import posterior, posterior_mean_of_samples
+from nag.sde import VESDE, centre, uncentre
+from nag.spaces import Architecture, InvalidArchitectureError, SearchSpace
+
+_MAX_DRAWS = 50  # times the number wanted, before a random list of distinct ones is given up
+
+
+class Law(Protocol):
+    """A distribution over the architectures of one space."""
+
+    @property
+    def space(self) -> SearchSpace: ...
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, F) mean of the encodings."""
+        ...
+
+    def draw(self, n: int, rng: np.random.Generator) -> Tensor:
+        """(n, N, F) encodings of independent draws."""
+        ...
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[V | x_t], (B, N, F) in [0, 1], for x_t in the centred coding and sigma (B,)."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """How the law can be told from others, for the record of what was trained on it."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformLaw:
+    """Every decision of the space uniform: independent stages, all depths as likely."""
+
+    space: SearchSpace
+
+    @cached_property
+    def mean(self) -> Tensor:
+        x = torch.zeros(1, *self.space.shape)
+        return posterior(self.space, x, torch.tensor([torch.inf]))[0]
+
+    def draw(self, n: int, rng: np.random.Generator) -> Tensor:
+        return self.space.encode(self.space.sample(n, rng))
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return posterior(self.space, x, sigma)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"law": "uniform"}
+
+
+@dataclass(frozen=True, eq=False)
+class ListLaw:
+    """The empirical law of a finite list: each of its architectures as likely.
+
+    Its exact score reproduces the list and nothing else; a network trained on it generalises as far
+    as its capacity and training make it.
+    """
+
+    space: SearchSpace
+    archs: tuple[Architecture, ...]
+    origin: dict[str, Any]  # where the list came from
+
+    @cached_property
+    def _encodings(self) -> Tensor:
+        return self.space.encode(self.archs)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self._encodings.mean(0)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Tensor:
+        return self._encodings[torch.from_numpy(rng.integers(len(self.archs), size=n))]
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return uncentre(posterior_mean_of_samples(centre(self._encodings).to(x), x, sigma))
+
+    def to_json(self) -> dict[str, Any]:
+        ops = np.array([arch.ops for arch in self.archs], dtype=np.int8)
+        digest = hashlib.sha256(ops.tobytes()).hexdigest()
+        return {"law": "list", "num": len(self.archs), "sha256": digest, **self.origin}
+
+
+def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
+    """`num` distinct uniform draws, the same for the same seed: a random part of the space.
+
+    Raises ValueError when the space does not hold so many.
+    """
+    rng = np.random.default_rng([seed, 2])
+    found: dict[Architecture, None] = {}
+    for _ in range(_MAX_DRAWS):
+        found |= dict.fromkeys(space.sample(num, rng))
+        if len(found) >= num:
+            return ListLaw(space, tuple(found)[:num], {"random": num, "seed": seed})
+    raise ValueError(f"no {num} distinct architectures found in {space.name}")
+
+
+def parse_list(space: SearchSpace, lines: Sequence[str], name: str) -> ListLaw:
+    """One published string per line; empty lines are skipped. Raises ValueError."""
+    archs = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                archs.append(space.from_str(line))
+            except InvalidArchitectureError as error:
+                raise ValueError(f"{name}, line {number}: {error}") from error
+    if not archs:
+        raise ValueError(f"{name} holds no architecture")
+    return ListLaw(space, tuple(archs), {"file": name})
+
+
+def sde_of(law: Law, sigma_min: float = 0.1, sigma_max: float = 5.0) -> VESDE:
+    """The SDE with its prior at the mean of a law."""
+    return VESDE.of_mean(centre(law.mean), sigma_min, sigma_max)
