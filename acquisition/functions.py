@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ _FAR = -(float(np.finfo(float).eps) ** -0.25)
 
 class AcquisitionFunction(Protocol):
     """Scores predictions; only the order of the scores has a meaning."""
+
+    @property
+    def is_logarithm(self) -> bool:
+        """Whether the scores are logarithms, to which that of a probability can be added."""
+        ...
 
     def __call__(
         self, prediction: Prediction, *, best: float, rng: np.random.Generator
@@ -61,6 +66,7 @@ class ExpectedImprovement:
     Jones et al., J. Global Optimization 1998; Ament et al., NeurIPS 2023.
     """
 
+    is_logarithm: ClassVar[bool] = True
     xi: float = 0.0
 
     def __call__(
@@ -80,6 +86,7 @@ class ProbabilityOfImprovement:
     Kushner, J. Basic Engineering 1964.
     """
 
+    is_logarithm: ClassVar[bool] = True
     xi: float = 0.0
 
     def __call__(
@@ -98,6 +105,7 @@ class UpperConfidenceBound:
     Note that beta multiplies the standard deviation. Srinivas et al., ICML 2010.
     """
 
+    is_logarithm: ClassVar[bool] = False
     beta: float = 0.5
 
     def __call__(
@@ -115,6 +123,8 @@ class IndependentThompsonSampling:
 
     White et al., "BANANAS", AAAI 2021.
     """
+
+    is_logarithm: ClassVar[bool] = False
 
     def __call__(
         self, prediction: Prediction, *, best: float, rng: np.random.Generator

@@ -1,5 +1,6 @@
 """From a pool to a batch: the best by acquisition, one after the other, earlier ones pending."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from acquisition.functions import AcquisitionFunction
 from acquisition.strategies import Pool
 from nag.predictors.base import FittedPredictor
+from nag.properties import Constraint
 from nag.spaces import Architecture
 
 
@@ -26,18 +28,27 @@ def select_batch(
     best: float,
     count: int,
     rng: np.random.Generator,
+    constraints: Sequence[Constraint] = (),
 ) -> list[Candidate]:
     """At most `count` candidates of the pool, without repeats.
+
+    EI and PI are weighted with the probability of satisfying the constraints (Gardner et al., ICML
+    2014), which matters for properties that are predicted; a strategy proposes nothing that more
+    likely breaks one than not.
 
     Each pick is pending for the next: the predictor is conditioned on its own mean there
     (kriging believer), which removes the uncertainty around it and so spreads the batch.
     """
     before = predictor.predict(pool.archs)
+    log_weight = np.zeros(len(pool.archs))
+    if acquisition.is_logarithm:
+        log_weight += sum(constraint.log_feasible(pool.archs) for constraint in constraints)
     left = list(range(len(pool.archs)))
     picked: list[Candidate] = []
     while left and len(picked) < count:
         prediction = predictor.predict([pool.archs[i] for i in left])
-        i = left.pop(int(np.argmax(acquisition(prediction, best=best, rng=rng))))
+        scores = acquisition(prediction, best=best, rng=rng) + log_weight[left]
+        i = left.pop(int(np.argmax(scores)))
         picked.append(Candidate(pool.archs[i], float(before.mean[i]), float(before.std[i])))
         if len(picked) < count:
             predictor = predictor.condition([pool.archs[i]])

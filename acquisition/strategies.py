@@ -6,22 +6,48 @@ the predictor only to sort.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
+from nag.calibration import Calibrated
 from nag.generate import Samples
-from nag.generator import Generator, Guidance, GuidanceKind
+from nag.generator import Generator, Guidance, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from nag.predictors.base import FittedPredictor, Observations
+from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
 _PATIENCE = 50  # calls in a row that bring nothing new before a source counts as dry
 _MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
 _MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted
+
+
+class Exclusion(Protocol):
+    """What is not to be proposed: a set of architectures, or `Unwanted`."""
+
+    def __contains__(self, arch: object, /) -> bool: ...
+
+    def __or__(self, more: Set[Architecture], /) -> "Exclusion": ...
+
+
+@dataclass(frozen=True)
+class Unwanted:
+    """What was seen before, and whatever breaks a constraint."""
+
+    seen: Set[Architecture]
+    constraints: tuple[Constraint, ...] = ()
+
+    def __contains__(self, arch: object) -> bool:
+        if arch in self.seen or not isinstance(arch, Architecture):
+            return True
+        return not satisfied(self.constraints, [arch])[0]
+
+    def __or__(self, more: Set[Architecture]) -> "Unwanted":
+        return replace(self, seen=self.seen | more)
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,7 @@ class CandidateStrategy(Protocol):
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
@@ -48,7 +74,7 @@ class CandidateStrategy(Protocol):
 
 
 def draw_unseen(
-    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Set[Architecture]
+    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Exclusion
 ) -> list[Architecture]:
     """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
     found: dict[Architecture, None] = {}
@@ -61,7 +87,7 @@ def draw_unseen(
 
 
 def random_unseen(
-    space: SearchSpace, n: int, exclude: Set[Architecture], rng: np.random.Generator
+    space: SearchSpace, n: int, exclude: Exclusion, rng: np.random.Generator
 ) -> list[Architecture]:
     """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
     return draw_unseen(lambda: space.sample(max(n, _MIN_DRAWS), rng), n, exclude)
@@ -78,7 +104,7 @@ class RandomSearch:
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         del observations, predictor
@@ -96,7 +122,7 @@ class Mutation:
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor
@@ -125,7 +151,7 @@ class Union:
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         one = self.first.propose(n // 2, observations, predictor, exclude, rng)
@@ -136,21 +162,35 @@ class Union:
 
 @dataclass(frozen=True)
 class GuidedGeneration:
-    """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen)."""
+    """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen).
+
+    The fields are those of `Guidance`.
+    """
 
     generator: Generator
     kind: GuidanceKind = "denoised"
-    scale: Ladder = field(default_factory=Ladder)
+    form: GuidanceForm = "value"
+    target: float | None = None
+    scale: Ladder | Calibrated = field(default_factory=Calibrated)
+    constraints: tuple[Constraint, ...] = ()
 
     def propose(
         self,
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
-        guidance = Guidance(predictor, observations, self.kind, self.scale)
+        guidance = Guidance(
+            predictor,
+            observations,
+            kind=self.kind,
+            form=self.form,
+            target=self.target,
+            scale=self.scale,
+            constraints=self.constraints,
+        )
         return _generate_unseen(self.generator, n, exclude, rng, guidance)
 
 
@@ -170,7 +210,7 @@ class UnconditionalSorted:
         n: int,
         observations: Observations,
         predictor: FittedPredictor,
-        exclude: Set[Architecture],
+        exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         pool = _generate_unseen(self.generator, n * self.oversample, exclude, rng, None)
@@ -183,10 +223,11 @@ class UnconditionalSorted:
 def _generate_unseen(
     generator: Generator,
     n: int,
-    exclude: Set[Architecture],
+    exclude: Exclusion,
     rng: np.random.Generator,
     guidance: Guidance | None,
 ) -> Pool:
+    constraints = () if guidance is None else guidance.constraints
     rounds: list[Samples] = []
     found: dict[Architecture, None] = {}
     while len(found) < n and len(rounds) < _MAX_ROUNDS:
@@ -195,15 +236,43 @@ def _generate_unseen(
         found |= dict.fromkeys(arch for arch in rounds[-1].unique if arch not in exclude)
     generated = sum(len(samples.archs) for samples in rounds)
     valid = [arch for samples in rounds for arch in samples.valid]
+    feasible = {}
+    if constraints and valid:
+        feasible = {"feasible": float(satisfied(constraints, valid).mean())}
     diagnostics = {
         "generated": generated,
         "validity": len(valid) / max(generated, 1),
         "uniqueness": len(set(valid)) / max(len(valid), 1),
-        "novelty": len(set(valid) - exclude) / max(len(set(valid)), 1),
+        "novelty": sum(arch not in exclude for arch in set(valid)) / max(len(set(valid)), 1),
         "score_evaluations": sum(samples.score_evaluations for samples in rounds),
         "generator_seconds": sum(samples.seconds for samples in rounds),
+        **feasible,
+        **(rounds[0].diagnostics if rounds else {}),
     }
     return Pool(tuple(found)[:n], diagnostics)
+
+
+@dataclass(frozen=True)
+class ConstrainedGeneration:
+    """Samples of the diffusion model that keep to constraints; no predictor is asked.
+
+    For an initial design where random draws hardly ever satisfy the constraints.
+    """
+
+    generator: Generator
+    constraints: tuple[Constraint, ...]
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        exclude: Exclusion,
+        rng: np.random.Generator,
+    ) -> Pool:
+        del predictor
+        guidance = Guidance(None, observations, constraints=self.constraints)
+        return _generate_unseen(self.generator, n, exclude, rng, guidance)
 
 
 STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {

@@ -65,11 +65,14 @@ def save_network(network: ScoreNetwork, path: Path, training: dict[str, Any]) ->
 
 
 def load_network(
-    path: Path, space: SearchSpace, sde: VESDE | None = None, device: str | torch.device = "cpu"
+    path: Path,
+    space: SearchSpace,
+    sigmas: tuple[float, float] | None = None,
+    device: str | torch.device = "cpu",
 ) -> ScoreNetwork:
     """Load a network in evaluation mode; raises CheckpointError when it does not fit.
 
-    sde: the noise levels expected; by default those of the checkpoint are taken.
+    sigmas: the noise levels expected, smallest and largest; by default any are taken.
     """
     record = _read_record(path)
     if record["space"] != space.name:
@@ -77,11 +80,10 @@ def load_network(
             f"{path} holds weights of space {record['space']!r}, not {space.name!r}"
         )
     stored: VESDE = record["sde"]
-    if sde is not None and stored != sde:
+    if sigmas is not None and sigmas != (stored.sigma_min, stored.sigma_max):
         raise CheckpointError(
-            f"{path} was trained with sigma {stored.sigma_min:g}..{stored.sigma_max:g}"
-            f"{'' if stored.mean == sde.mean else ' and another prior mean'}, but sigma "
-            f"{sde.sigma_min:g}..{sde.sigma_max:g} is asked for: see --sigma-min, --sigma-max"
+            f"{path} was trained with sigma {stored.sigma_min:g}..{stored.sigma_max:g}, but sigma "
+            f"{sigmas[0]:g}..{sigmas[1]:g} is asked for: see --sigma-min, --sigma-max"
         )
     if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
         raise CheckpointError(f"{path} does not match the hash in {path.with_suffix('.json')}")

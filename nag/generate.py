@@ -1,13 +1,14 @@
 """From a score to architectures: sample, decode, keep what is valid, and say how much was."""
 
 import time
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
-from nag.samplers import DEFAULT_STEPS, EVALUATIONS_PER_STEP, SAMPLERS
+from nag.samplers import SAMPLERS
 from nag.sde import VESDE, ScoreFn, uncentre
 from nag.spaces import Architecture, SearchSpace
 
@@ -20,8 +21,9 @@ class Samples:
 
     archs: tuple[Architecture | None, ...]  # (B,)
     codes: tuple[int, ...]  # (B,) error codes of the space, 0 = valid
-    score_evaluations: int  # network calls per sample
+    score_evaluations: int  # calls of the score per sample, counted
     seconds: float
+    diagnostics: Mapping[str, float] = field(default_factory=dict)  # of guidance
 
     @cached_property
     def valid(self) -> tuple[Architecture, ...]:
@@ -69,31 +71,41 @@ def generate(
     seed: int,
     sampler: str = DEFAULT_SAMPLER,
     steps: int | None = None,
+    schedule: str = "geometric",
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> Samples:
     """Draw n samples; equal arguments give equal samples on the same machine.
 
-    progress: called with the number of samples times steps done, whose total is n * steps.
+    steps, schedule: number and spacing of the noise levels, by default those of the sampler.
+    progress: called with the number of samples times levels done, whose total is n * steps.
     """
-    steps = steps or DEFAULT_STEPS[sampler]
+    spec = SAMPLERS[sampler]
+    levels = spec.levels(sde, steps, schedule)
+    calls = 0
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += len(x)
+        return score(x, t)
+
     generator = torch.Generator(device=device).manual_seed(seed)
     archs: list[Architecture | None] = []
     codes: list[int] = []
     started = time.perf_counter()
     while len(archs) < n:
         size = min(batch_size, n - len(archs))
-        x = SAMPLERS[sampler](
-            score,
+        x = spec.sampler(
+            counted,
             sde,
             sde.prior(size, generator),
-            steps,
+            levels,
             generator,
             progress=partial(progress, size) if progress else None,
         )
         v = uncentre(x).cpu()
         archs += space.decode(v)
         codes += space.check(v).tolist()
-    evaluations = steps * EVALUATIONS_PER_STEP.get(sampler, 1)
-    return Samples(tuple(archs), tuple(codes), evaluations, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Samples(tuple(archs), tuple(codes), calls // max(n, 1), seconds)

@@ -1,23 +1,41 @@
 """The generator of candidates: a score, its SDE and a sampler, ready to be guided."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
 from nag.exact_score import exact_score, uniform_law_sde
 from nag.generate import DEFAULT_SAMPLER, Samples, generate, resolve_device
-from nag.guidance import Ladder, LogDensity, denoised_value, guided, noise_aware_value
+from nag.guidance import (
+    Ladder,
+    LogDensity,
+    Norms,
+    denoised,
+    guided,
+    improvement,
+    target,
+    value,
+)
 from nag.predictors.base import FittedPredictor, Observations
 from nag.predictors.noise_aware import fit_noise_aware
-from nag.samplers import SAMPLERS
+from nag.properties import Constraint
+from nag.samplers import SAMPLERS, SCHEDULES
+from nag.score_net import ScoreNetwork
 from nag.sde import VESDE, ScoreFn
-from nag.spaces import SPACES, SearchSpace
+from nag.spaces import SPACES, Architecture, SearchSpace
 
 GuidanceKind = Literal["denoised", "noise-aware"]
+GuidanceForm = Literal["value", "improvement", "target"]
+
+_REFERENCE_SIZE = 512  # random architectures that say how much g varies
 
 
 @dataclass(frozen=True)
@@ -36,23 +54,35 @@ class GeneratorConfig:
     sigma_max: float = 5.0
     sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
+    schedule: str = "geometric"
     device: str = "auto"
     threads: int = 1
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What to steer towards: the mean + optimism * std of `predictor`, fitted on `observations`.
+    """What to steer towards: a function of what `predictor` says, and constraints.
 
+    predictor: fitted on `observations`; None for constraints alone.
     kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` trains the
     paper's f(x_t, sigma) on noised architectures first.
+    form: `value` climbs mean + optimism * std; `improvement` log P(value >= best observed);
+    `target` goes to architectures whose value is `target`, in the unit of the observations.
+    scale: k, given or found from the progress of a pilot batch.
     """
 
-    predictor: FittedPredictor
+    predictor: FittedPredictor | None
     observations: Observations
     kind: GuidanceKind = "denoised"
-    scale: Ladder = field(default_factory=Ladder)
+    form: GuidanceForm = "value"
     optimism: float = 1.0
+    target: float | None = None
+    scale: Ladder | Calibrated = field(default_factory=Calibrated)
+    constraints: tuple[Constraint, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.form == "target") != (self.target is not None):
+            raise ValueError("a target value goes with the guidance form 'target', and only there")
 
 
 class Generator(Protocol):
@@ -71,13 +101,21 @@ class DiffusionGenerator:
         self.config = config
         self.space = SPACES[config.space]
         self.device = resolve_device(config.device)
-        self.sde = uniform_law_sde(self.space, config.sigma_min, config.sigma_max)
-        self.score = load_score(config, self.space, self.sde, self.device)
+        self.score, self.sde = load_score(config, self.space, self.device)
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
-        score = self.score
-        if guidance is not None:
-            score = guided(score, self._log_density(guidance, seed), guidance.scale)
+        if guidance is None:
+            return self._sample(self.score, n, seed)
+        norms, scale, log_density = Norms(), Ladder(1.0, 1.0), None
+        if guidance.predictor is not None:
+            log_density = self._log_density(guidance, guidance.predictor, seed)
+            scale = self._scale(guidance, log_density, seed)
+        score = self._guided(guidance, log_density, scale, norms)
+        samples = self._sample(score, n, seed)
+        found = {"scale_low": scale.low, "scale_high": scale.high, "norm_ratio": norms.ratio}
+        return replace(samples, diagnostics=found)
+
+    def _sample(self, score: ScoreFn, n: int, seed: int, steps: int | None = None) -> Samples:
         return generate(
             self.space,
             score,
@@ -85,32 +123,94 @@ class DiffusionGenerator:
             n,
             seed=seed,
             sampler=self.config.sampler,
-            steps=self.config.steps,
+            steps=steps or self.config.steps,
+            schedule=self.config.schedule,
             device=self.device,
         )
 
-    def _log_density(self, guidance: Guidance, seed: int) -> LogDensity:
-        if guidance.kind == "denoised":
-            return denoised_value(self.space, guidance.predictor, self.sde, guidance.optimism)
-        rng = np.random.default_rng([seed, 1])
-        predictor = fit_noise_aware(
+    def _guided(
+        self,
+        guidance: Guidance,
+        log_density: LogDensity | None,
+        scale: Ladder,
+        norms: Norms | None = None,
+    ) -> ScoreFn:
+        return guided(
+            self.score,
             self.space,
             self.sde,
-            guidance.observations,
-            guidance.predictor,
-            rng,
-            optimism=guidance.optimism,
-            device=self.device,
+            log_density=log_density,
+            scale=scale,
+            peaked=guidance.form == "target",
+            constraints=guidance.constraints,
+            norms=norms,
         )
-        return noise_aware_value(predictor, self.sde)
+
+    def _log_density(self, guidance: Guidance, predictor: FittedPredictor, seed: int) -> LogDensity:
+        reading = denoised(predictor)
+        if guidance.kind == "noise-aware":
+            rng = np.random.default_rng([seed, 1])
+            reading = fit_noise_aware(
+                self.space, self.sde, guidance.observations, predictor, rng, device=self.device
+            )
+        match guidance.form:
+            case "value":
+                return value(reading, guidance.optimism)
+            case "improvement":
+                return improvement(reading, predictor.standardise(guidance.observations.best))
+            case "target":
+                assert guidance.target is not None
+                return target(reading, predictor.standardise(guidance.target))
+
+    def _scale(self, guidance: Guidance, log_density: LogDensity, seed: int) -> Ladder:
+        """The scales of this batch, found by a pilot unless they are given."""
+        if isinstance(guidance.scale, Ladder):
+            return guidance.scale
+
+        def g(archs: Sequence[Architecture]) -> NDArray[np.float64]:
+            v = self.space.encode(archs).to(self.device)
+            with torch.no_grad():
+                found = log_density(v, v.new_full((len(v),), self.sde.sigma_min))
+            if guidance.form == "target":
+                found = -found.neg().sqrt()  # the distance to the target, in standard deviations
+            return found.double().cpu().numpy()
+
+        def pilot(ladder: Ladder) -> NDArray[np.float64]:
+            score = self._guided(guidance, log_density, ladder)
+            samples = self._sample(score, PILOT_SIZE, seed + 1, PILOT_STEPS)
+            out = np.full(len(samples.archs), np.nan)
+            out[[arch is not None for arch in samples.archs]] = g(samples.valid)
+            return out
+
+        random = self.space.sample(_REFERENCE_SIZE, np.random.default_rng([seed, 2]))
+        return guidance.scale.ladder(g(random), pilot)
 
 
 def load_score(
-    config: GeneratorConfig, space: SearchSpace, sde: VESDE, device: torch.device
-) -> ScoreFn:
+    config: GeneratorConfig, space: SearchSpace, device: torch.device
+) -> tuple[ScoreFn, VESDE]:
     """The score a configuration names; raises CheckpointError when its weights do not fit."""
-    if config.sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {config.sampler!r}: choose from {', '.join(SAMPLERS)}")
+    for kind, name, allowed in (
+        ("sampler", config.sampler, SAMPLERS),
+        ("schedule", config.schedule, SCHEDULES),
+    ):
+        if name not in allowed:
+            raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
     if config.score == "exact":
-        return exact_score(space, sde)
-    return load_network(config.weights or shipped_weights(space), space, sde, device)
+        sde = uniform_law_sde(space, config.sigma_min, config.sigma_max)
+        return exact_score(space, sde), sde
+    sigmas = config.sigma_min, config.sigma_max
+    network = load_network(config.weights or shipped_weights(space), space, sigmas, device)
+    return accelerated(network, device), network.sde
+
+
+def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
+    """On a GPU: TF32, and the whole network as one CUDA graph per batch size."""
+    if device.type != "cuda":
+        return network
+    torch.set_float32_matmul_precision("high")
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(
+        network, mode="reduce-overhead", dynamic=False
+    )
+    # a graph writes its result to the same memory every time
+    return lambda x, t: compiled(x, t).clone()

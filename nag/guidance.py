@@ -1,15 +1,25 @@
-"""Guidance: steer a score towards architectures that a predictor likes.
+"""Guidance: steer a score towards architectures that a predictor likes and constraints allow.
 
-    s_guided(x_t, t) = s(x_t, t) + k grad_x log_density(x_t, t)                  (paper, Eq. 9)
+Notation:
+    V        E[V | x_t] under the uniform law, (B, N, F): the denoised architecture
+    g(V)     log density to climb, a function of what a predictor says of the denoised architecture
+    k        guidance scale, (B,)
+    R        k grad_V g, (B, N, F): the reward of each operator, to first order
 
-`log_density` (x_t (B, N, F), t (B,)) -> (B,) is any differentiable function; guidance maps a
-`ScoreFn` to a `ScoreFn`, so samplers need not know of it and several guidances can be stacked.
+The guided score is that of the law p(A) exp(R . A), which for the uniform law is known exactly:
+
+    s_guided(x_t, t) = s(x_t, t) + (E_R[x_0 | x_t] - E[x_0 | x_t]) / sigma^2
+
+The paper adds k grad_x g instead (Eq. 9): the same thing to first order in R. Under an additive g
+this form is exact for every k; and it stays inside the convex hull of the architectures, where a
+strong linear guidance pushes samples to where neither network nor predictor has been.
+
+Guidance maps a `ScoreFn` to a `ScoreFn`, so samplers need not know of it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +27,21 @@ from torch.special import log_ndtr
 
 from nag.exact_score import posterior
 from nag.predictors.base import FittedPredictor
+from nag.properties import Constraint, shadow_prices
 from nag.sde import VESDE, ScoreFn, per_sample
 from nag.spaces import SearchSpace
 
+Reading = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(V (B, N, F), sigma (B,)) -> mean and std (B,), (B,) of the standardised value."""
+
 LogDensity = Callable[[Tensor, Tensor], Tensor]
+"""(V (B, N, F), sigma (B,)) -> g (B,), differentiable in V."""
+
+
+_BISECTIONS = 8
+
+Scale = Callable[[int, torch.device], Tensor]
+"""(batch size, device) -> k (B,)."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +49,11 @@ class Ladder:
     """Guidance scales k spread geometrically over a batch, from weak (diverse) to strong (greedy).
 
     In units of the standardised value: under an additive predictor with unit variance over the
-    space, scale k shifts the mean of the samples by k standard deviations. No single k suits every
-    space and round, so a pool holds all of them and the acquisition function chooses.
+    space, scale k shifts the mean of the samples by k standard deviations, until they saturate.
     """
 
-    low: float = 3.0
-    high: float = 1000.0
+    low: float
+    high: float
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < math.inf:
@@ -47,58 +67,127 @@ class Ladder:
         return self.low * (self.high / self.low) ** steps
 
 
-def guided(score: ScoreFn, log_density: LogDensity, scale: Ladder) -> ScoreFn:
-    """The score plus the scaled gradient of `log_density`."""
+def denoised(predictor: FittedPredictor) -> Reading:
+    """The surrogate itself, at the denoised architecture: it costs no training.
+
+    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t].
+    """
+    return lambda v, sigma: predictor.relaxed(v)
+
+
+def value(reading: Reading, optimism: float = 0.0) -> LogDensity:
+    """g = mean + optimism * std.
+
+    The reference's choice with optimism 0 (paper, Eq. 8). Optimism draws samples to where
+    acquisition functions look, beyond the best mean.
+    """
+
+    def g(v: Tensor, sigma: Tensor) -> Tensor:
+        mean, std = reading(v, sigma)
+        return mean + optimism * std
+
+    return g
+
+
+def improvement(reading: Reading, best: float) -> LogDensity:
+    """g = log P(value >= best) = log Phi((mean - best) / std)."""
+    if not math.isfinite(best):
+        raise ValueError("best must be finite")
+
+    def g(v: Tensor, sigma: Tensor) -> Tensor:
+        mean, std = reading(v, sigma)
+        return log_ndtr((mean - best) / std)
+
+    return g
+
+
+def target(reading: Reading, wanted: float) -> LogDensity:
+    """g = log density of N(mean, std^2) at `wanted`, up to a constant: architectures of that value.
+
+    std is not followed, or uncertain architectures would count as being near every target.
+    """
+    if not math.isfinite(wanted):
+        raise ValueError("the target must be finite")
+
+    def g(v: Tensor, sigma: Tensor) -> Tensor:
+        mean, std = reading(v, sigma)
+        return -((mean - wanted) ** 2) / (2 * std.detach() ** 2)
+
+    return g
+
+
+@dataclass
+class Norms:
+    """Sums, on the device, of the norms of score and guidance over all evaluations."""
+
+    score: Tensor | float = 0.0
+    guidance: Tensor | float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Mean norm of the guidance / mean norm of the score."""
+        return float(self.guidance) / max(float(self.score), 1e-12)
+
+
+def guided(
+    score: ScoreFn,
+    space: SearchSpace,
+    sde: VESDE,
+    *,
+    log_density: LogDensity | None = None,
+    scale: Scale = Ladder(1.0, 1.0),
+    peaked: bool = False,
+    constraints: Sequence[Constraint] = (),
+    norms: Norms | None = None,
+) -> ScoreFn:
+    """The score of what `score` describes, tilted by the predictor and kept to the constraints.
+
+    log_density None: constraints only. peaked: g has its maximum inside the space, and a strong
+    tilt must not go past it.
+    """
 
     def guided_score(x: Tensor, t: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_density(leaf, t).sum(), leaf)
-        return score(x, t) + per_sample(scale(len(x), x.device)) * gradient
+        sigma = sde.sigma(t)
+        v = posterior(space, x, sigma)
+        reward = torch.zeros_like(v)
+        if log_density is not None:
+            k = per_sample(scale(len(x), x.device).to(v))
+            reward = k * _gradient(log_density, v, sigma)
+            if peaked:
+                reward = _up_to_the_peak(log_density, space, x, sigma, reward)
+        if constraints:
+            reward = reward - shadow_prices(space, constraints, x, sigma, reward)
+        guidance = 2 * (posterior(space, x, sigma, reward) - v) / per_sample(sigma**2)
+        plain = score(x, t)
+        if norms is not None:
+            norms.score += plain.flatten(1).norm(dim=1).mean()
+            norms.guidance += guidance.flatten(1).norm(dim=1).mean()
+        return plain + guidance
 
     return guided_score
 
 
-class NoiseAware(Protocol):
-    """A predictor of noisy architectures: x_t (B, N, F), sigma (B,) -> standardised value (B,)."""
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
-
-
-def noise_aware_value(predictor: NoiseAware, sde: VESDE) -> LogDensity:
-    """log_density = f(x_t, sigma): the reference's choice (paper, Eq. 8)."""
-    return lambda x, t: predictor(x, sde.sigma(t))
+def _gradient(log_density: LogDensity, v: Tensor, sigma: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = v.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_density(leaf, sigma).sum(), leaf)
+    return gradient
 
 
-def denoised_value(
-    space: SearchSpace, predictor: FittedPredictor, sde: VESDE, optimism: float = 0.0
-) -> LogDensity:
-    """log_density = mu + optimism * std at the denoised architecture E[V | x_t].
+def _up_to_the_peak(
+    log_density: LogDensity, space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor
+) -> Tensor:
+    """The reward, times the largest a <= 1 at which g still rises along the way from V to V_aR."""
+    v = posterior(space, x, sigma)
 
-    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t], and it costs no training. The
-    denoiser is the closed-form one of the uniform law, so that the gradient need not pass the score
-    network. Optimism draws samples to where acquisition functions look, beyond the best mean.
-    """
+    def past(log_a: Tensor) -> Tensor:
+        tilted = posterior(space, x, sigma, per_sample(log_a.exp()) * reward)
+        return (_gradient(log_density, tilted, sigma) * (tilted - v)).sum((1, 2)) < 0
 
-    def log_density(x: Tensor, t: Tensor) -> Tensor:
-        mean, std = predictor.relaxed(posterior(space, x, sde.sigma(t)))
-        return mean + optimism * std
-
-    return log_density
-
-
-def denoised_improvement(
-    space: SearchSpace, predictor: FittedPredictor, sde: VESDE, best: float
-) -> LogDensity:
-    """log_density = log P(value >= best | E[V | x_t]) = log Phi((mu - best) / s).
-
-    best: in standardised units, as `FittedPredictor.relaxed` predicts.
-    """
-    if not math.isfinite(best):
-        raise ValueError("best must be finite")
-
-    def log_density(x: Tensor, t: Tensor) -> Tensor:
-        mean, std = predictor.relaxed(posterior(space, x, sde.sigma(t)))
-        return log_ndtr((mean - best) / std)
-
-    return log_density
+    low, high = x.new_full((len(x),), -12.0), x.new_zeros(len(x))
+    over = past(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        beyond = past(middle)
+        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return per_sample(torch.where(over, low.exp(), 1.0)) * reward

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
-from nag.samplers import DEFAULT_STEPS
+from nag.samplers import SAMPLERS
 from nag.spaces import SearchSpace
 
 app = command_line("python -m nag.sample")
@@ -33,6 +33,7 @@ def main(
     sigma_max: float = 5.0,
     sampler: str = DEFAULT_SAMPLER,
     steps: WholeNumber | None = None,
+    schedule: str = "geometric",
     batch_size: WholeNumber = 512,
     device: str = "auto",
     threads: WholeNumber = 1,
@@ -61,9 +62,11 @@ def main(
     sigma_max
         Largest noise level; must be that of the weights.
     sampler
-        predictor-corrector (the reference), ancestral, dpm++2m or dpm++2m-sde.
+        predictor-corrector (the reference), ancestral, heun (EDM), dpm++2m or dpm++2m-sde.
     steps
-        Sampler steps; by default 1000 for the reference and a few dozen for the others.
+        Noise levels; by default 1000 for the reference and a few dozen for the others.
+    schedule
+        Spacing of the noise levels: geometric or karras.
     batch_size
         Samples drawn at once.
     device
@@ -77,14 +80,14 @@ def main(
     if not out.parent.is_dir():
         raise UserError(f"no such folder: {out.parent}")
     config = GeneratorConfig(
-        space, score, weights, sigma_min, sigma_max, sampler, steps, device, threads
+        space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )
     generator: DiffusionGenerator = user_errors(DiffusionGenerator, config)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         advance = None
         if bar:
-            task = bar.add_task("sampling", total=num * (steps or DEFAULT_STEPS[sampler]))
+            task = bar.add_task("sampling", total=num * (steps or SAMPLERS[sampler].steps))
             advance = lambda n: bar.advance(task, n)  # noqa: E731
         samples = generate(
             search_space,
@@ -94,6 +97,7 @@ def main(
             seed=seed,
             sampler=sampler,
             steps=steps,
+            schedule=schedule,
             batch_size=batch_size,
             device=generator.device,
             progress=advance,

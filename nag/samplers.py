@@ -1,12 +1,14 @@
 """Samplers: from noise to architectures along the reverse SDE.
 
 A sampler sees a `ScoreFn` and the SDE, nothing of guidance, spaces or data. Each takes the starting
-noise x_1 (B, N, F) and returns an estimate of x_0, having called the score a known number of times.
+noise x_1 (B, N, F) and decreasing noise levels (K,), sigma_max first, and returns an estimate of
+x_0. D(x, sigma) = x + sigma^2 score is the denoised estimate.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -17,14 +19,14 @@ from nag.sde import VESDE, ScoreFn
 
 
 class Sampler(Protocol):
-    """`progress` is called after every step; raising in it stops the sampler."""
+    """`progress` is called after every level; raising in it stops the sampler."""
 
     def __call__(
         self,
         score: ScoreFn,
         sde: VESDE,
         x: Tensor,
-        steps: int,
+        levels: Sequence[float],
         generator: torch.Generator,
         progress: Callable[[], None] | None = None,
     ) -> Tensor: ...
@@ -34,31 +36,38 @@ def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
+def _denoised(score: ScoreFn, sde: VESDE, x: Tensor, sigma: float) -> Tensor:
+    t = sde.time(torch.full((len(x),), sigma, device=x.device))
+    return x + sigma**2 * score(x, t)
+
+
 def predictor_corrector(
     score: ScoreFn,
     sde: VESDE,
     x: Tensor,
-    steps: int,
+    levels: Sequence[float],
     generator: torch.Generator,
     progress: Callable[[], None] | None = None,
     snr: float = 0.16,
 ) -> Tensor:
-    """Langevin corrector, then Euler-Maruyama predictor, at each of `steps` equal time steps.
+    """Langevin corrector, then Euler-Maruyama predictor, at each of the levels.
 
-    The reference sampler of DiffusionNAG (Song et al. 2021, Algorithm 2). Calls the score 2 * steps
-    times; 1,000 steps are usual. Returns the noise-free mean of the last predictor step.
+    The reference sampler of DiffusionNAG (Song et al. 2021, Algorithm 2). Calls the score twice a
+    level; 1,000 levels are usual. Returns the noise-free mean of the last predictor step.
     """
+    times = [sde.time(torch.tensor(sigma)).item() for sigma in levels]
+    spans = [t - after for t, after in pairwise(times)]
     mean = x
-    for t in torch.linspace(1.0, 1e-5, steps, device=x.device):
-        times = t.expand(len(x))
-        s, z = score(x, times), _noise_like(x, generator)
+    for t, span in zip(times, [*spans, spans[-1] if spans else times[0]], strict=True):
+        now = torch.full((len(x),), t, device=x.device)
+        s, z = score(x, now), _noise_like(x, generator)
         ratio = z.flatten(1).norm(dim=1).mean() / s.flatten(1).norm(dim=1).mean()
         step = 2 * (snr * ratio) ** 2
         x = x + step * s + (2 * step).sqrt() * z
 
-        g = sde.diffusion(t)
-        mean = x + g**2 * score(x, times) / steps
-        x = mean + g / math.sqrt(steps) * _noise_like(x, generator)
+        g = sde.diffusion(now[0])
+        mean = x + g**2 * span * score(x, now)
+        x = mean + g * math.sqrt(span) * _noise_like(x, generator)
         if progress:
             progress()
     return mean
@@ -68,14 +77,13 @@ def predictor_corrector(
 class DPMSolver:
     """DPM-Solver++ multistep of order 1 or 2 (Lu et al. 2022), deterministic or stochastic.
 
-    With D(x, sigma) = x + sigma^2 score the denoised estimate and r = sigma' / sigma the ratio of a
-    step, x' = r^(1 + eta^2) x + (1 - r^(1 + eta^2)) D* + noise, whose variance makes x' | x_0 exact
-    when D is; D* = D at order 1 and is extrapolated from the last two steps at order 2.
+    With r = sigma' / sigma the ratio of a step, x' = r^(1 + eta^2) x + (1 - r^(1 + eta^2)) D* +
+    noise, whose variance makes x' | x_0 exact when D is; D* = D at order 1 and is extrapolated from
+    the last two steps at order 2.
 
     eta 0, order 1 is DDIM (the Euler method of the probability-flow ODE); eta 1, order 1 ancestral
-    sampling; order 2 is "2M" for eta 0 and "2M SDE" for eta 1. Calls the score `steps` times, at
-    levels spaced evenly in log sigma; the last step returns D. The last level is 2 sigma_min: a 0/1
-    entry is decided long before sigma_min, and the steps are better spent where it is not.
+    sampling; order 2 is "2M" for eta 0 and "2M SDE" for eta 1. Calls the score once a level; the
+    last step returns D.
     """
 
     eta: float
@@ -86,18 +94,13 @@ class DPMSolver:
         score: ScoreFn,
         sde: VESDE,
         x: Tensor,
-        steps: int,
+        levels: Sequence[float],
         generator: torch.Generator,
         progress: Callable[[], None] | None = None,
     ) -> Tensor:
         previous: tuple[Tensor, float] | None = None  # D and log-step of the step before
-        for sigma, after in _levels(sde, steps):
-            t = sde.time(torch.full((len(x),), sigma, device=x.device))
-            denoised = x + sigma**2 * score(x, t)
-            if progress:
-                progress()
-            if after == 0.0:
-                return denoised
+        for sigma, after in pairwise(levels):
+            denoised = _denoised(score, sde, x, sigma)
             log_step = math.log(sigma / after)
             target = denoised
             if self.order == 2 and previous is not None:
@@ -109,21 +112,81 @@ class DPMSolver:
                 spread = after * math.sqrt(1 - (after / sigma) ** (2 * self.eta**2))
                 x = x + spread * _noise_like(x, generator)
             previous = denoised, log_step
-        raise ValueError("a sampler needs at least one step")
+            if progress:
+                progress()
+        denoised = _denoised(score, sde, x, levels[-1])
+        if progress:
+            progress()
+        return denoised
 
 
-def _levels(sde: VESDE, steps: int) -> Iterator[tuple[float, float]]:
-    """Pairs (sigma, next sigma), geometric from sigma_max to 2 sigma_min, then 0."""
-    last = min(2 * sde.sigma_min, sde.sigma_max)
-    levels = np.geomspace(sde.sigma_max, last, steps).tolist()
-    return zip(levels, [*levels[1:], 0.0], strict=True)
+def heun(
+    score: ScoreFn,
+    sde: VESDE,
+    x: Tensor,
+    levels: Sequence[float],
+    generator: torch.Generator,
+    progress: Callable[[], None] | None = None,
+) -> Tensor:
+    """Heun's method on the probability-flow ODE dx / dsigma = (x - D(x, sigma)) / sigma.
+
+    Karras et al. 2022 (EDM), Algorithm 1: deterministic and of second order. Calls the score twice
+    a level, once at the last, which returns D.
+    """
+    del generator
+    for sigma, after in pairwise(levels):
+        slope = (x - _denoised(score, sde, x, sigma)) / sigma
+        euler = x + (after - sigma) * slope
+        ahead = (euler - _denoised(score, sde, euler, after)) / after
+        x = x + (after - sigma) * (slope + ahead) / 2
+        if progress:
+            progress()
+    denoised = _denoised(score, sde, x, levels[-1])
+    if progress:
+        progress()
+    return denoised
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "predictor-corrector": predictor_corrector,
-    "ancestral": DPMSolver(eta=1.0, order=1),
-    "dpm++2m": DPMSolver(eta=0.0, order=2),
-    "dpm++2m-sde": DPMSolver(eta=1.0, order=2),
+def geometric(first: float, last: float, steps: int) -> list[float]:
+    """Levels evenly spaced in log sigma: evenly in the time of the VE SDE."""
+    return np.geomspace(first, last, steps).tolist()
+
+
+def karras(first: float, last: float, steps: int, rho: float = 7.0) -> list[float]:
+    """Levels evenly spaced in sigma^(1 / rho) (Karras et al. 2022, Eq. 5)."""
+    return (np.linspace(first ** (1 / rho), last ** (1 / rho), steps) ** rho).tolist()
+
+
+SCHEDULES: dict[str, Callable[[float, float, int], list[float]]] = {
+    "geometric": geometric,
+    "karras": karras,
 }
-DEFAULT_STEPS = {"predictor-corrector": 1000, "ancestral": 50, "dpm++2m": 24, "dpm++2m-sde": 50}
-EVALUATIONS_PER_STEP = {"predictor-corrector": 2}  # of the score; 1 for all others
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler, its usual number of levels, and where they end, in units of sigma_min.
+
+    A 0/1 entry is decided long before sigma_min, so all but the reference end at 2 sigma_min and
+    spend the steps where something is still open.
+    """
+
+    sampler: Sampler
+    steps: int
+    last: float = 2.0
+
+    def levels(
+        self, sde: VESDE, steps: int | None = None, schedule: str = "geometric"
+    ) -> list[float]:
+        """Decreasing noise levels, (steps,)."""
+        last = min(self.last * sde.sigma_min, math.sqrt(sde.sigma_min * sde.sigma_max))
+        return SCHEDULES[schedule](sde.sigma_max, last, steps or self.steps)
+
+
+SAMPLERS: dict[str, SamplerSpec] = {
+    "predictor-corrector": SamplerSpec(predictor_corrector, steps=1000, last=1.0),
+    "ancestral": SamplerSpec(DPMSolver(eta=1.0, order=1), steps=50),
+    "heun": SamplerSpec(heun, steps=18),
+    "dpm++2m": SamplerSpec(DPMSolver(eta=0.0, order=2), steps=24),
+    "dpm++2m-sde": SamplerSpec(DPMSolver(eta=1.0, order=2), steps=50),
+}

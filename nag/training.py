@@ -37,6 +37,7 @@ class TrainingConfig:
     focus: float = 0.7
     focus_range: tuple[float, float] = (0.4, 2.0)  # centred coding
     exact_target: bool = True
+    bfloat16: bool = False  # matrix products in bfloat16; weights and loss stay float32
 
 
 PAPER_TRAINING = TrainingConfig(
@@ -147,9 +148,10 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
         v = law.draw(config.batch_size, rng)
         sigma = draw_sigma(config, state.network, generator)
         noise = torch.randn(v.shape, generator=generator)
-        loss = score_matching_loss(
-            state.network, v.to(device), sigma.to(device), noise.to(device), exact
-        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            loss = score_matching_loss(
+                state.network, v.to(device), sigma.to(device), noise.to(device), exact
+            )
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad(set_to_none=True)

@@ -11,8 +11,15 @@ import numpy as np
 
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
-from acquisition.strategies import CandidateStrategy, Pool, random_unseen
+from acquisition.strategies import (
+    CandidateStrategy,
+    ConstrainedGeneration,
+    Pool,
+    Unwanted,
+    random_unseen,
+)
 from nag.predictors.base import Observations, SurrogatePredictor
+from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
 MIN_OBSERVATIONS = 2  # below this there is nothing to fit
@@ -39,12 +46,14 @@ class BayesianOptimizer:
     acquisition: AcquisitionFunction
     strategy_name: str
     pool_size: int
+    constraints: tuple[Constraint, ...] = ()
+    rare: ConstrainedGeneration | None = None  # finds what satisfies them when random draws do not
 
     def initial(
         self, exclude: Set[Architecture], count: int, rng: np.random.Generator
     ) -> Suggestion:
-        """Uniform draws, distinct and outside `exclude`."""
-        archs = random_unseen(self.space, count, exclude, rng)
+        """Uniform draws that satisfy the constraints, distinct and outside `exclude`."""
+        archs = self._random(Unwanted(exclude, self.constraints), count, rng)
         return Suggestion(tuple(archs), "initial", (None,) * len(archs))
 
     def suggest(
@@ -60,14 +69,17 @@ class BayesianOptimizer:
         started = perf_counter()
         predictor = self.predictor.fit(observations, rng)
         fitted = perf_counter()
-        pool = self.strategy.propose(self.pool_size, observations, predictor, exclude, rng)
+        unwanted = Unwanted(exclude, self.constraints)
+        feasible = observations.where(satisfied(self.constraints, observations.archs))
+        pool = self.strategy.propose(self.pool_size, feasible, predictor, unwanted, rng)
         short = count - len(pool.archs)
         if short > 0:  # the source is dry: fill up with random architectures
-            seen = exclude | set(pool.archs)
-            fill = random_unseen(self.space, short, seen, rng)
+            fill = self._random(unwanted | set(pool.archs), short, rng)
             pool = Pool(pool.archs + tuple(fill), {**pool.diagnostics, "filled": len(fill)})
         proposed = perf_counter()
-        best = select_batch(pool, predictor, self.acquisition, observations.best, count, rng)
+        best = select_batch(
+            pool, predictor, self.acquisition, feasible.best, count, rng, self.constraints
+        )
         return Suggestion(
             archs=tuple(candidate.arch for candidate in best),
             strategy=self.strategy_name,
@@ -79,6 +91,16 @@ class BayesianOptimizer:
             },
             diagnostics={"pool": len(pool.archs), **pool.diagnostics},
         )
+
+    def _random(
+        self, unwanted: Unwanted, count: int, rng: np.random.Generator
+    ) -> list[Architecture]:
+        archs = random_unseen(self.space, count, unwanted, rng)
+        short = count - len(archs)
+        if short > 0 and self.rare is not None:
+            none = Observations((), np.empty(0))
+            archs += self.rare.propose(short, none, None, unwanted | set(archs), rng).archs
+        return archs
 
 
 def _prediction(candidate: Candidate) -> tuple[float, float]:

@@ -1,27 +1,54 @@
 """The composition root: the only place where names become objects."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES, CandidateStrategy, GuidedGeneration
-from nag.cli import UserError, find_space
+from acquisition.strategies import (
+    STRATEGIES,
+    CandidateStrategy,
+    ConstrainedGeneration,
+    GuidedGeneration,
+)
+from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.gp import GaussianProcess
-from nag.spaces import SPACES
+from nag.properties import Constraint, Property
+from nag.spaces import SPACES, Architecture
 from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Observer
 from orchestrator.trial import Executor
-from trainers.base import Evaluator
+from trainers.base import Evaluator, Measurement
 from trainers.build import build_evaluator
+from trainers.constraints import build_constraints
+
+
+def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
+    """The constraints of a run; raises UserError."""
+    return user_errors(
+        build_constraints,
+        find_space(config.space),
+        config.constraint,
+        config.dataset,
+        config.latency_table,
+    )
 
 
 def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimizer:
     space = find_space(config.space)
+    constraints = constraints_of(config)
     strategy: CandidateStrategy = (
-        GuidedGeneration(generator, config.guidance)
+        GuidedGeneration(
+            generator,
+            kind=config.guidance,
+            form=config.guidance_form,
+            target=None if config.target is None else config.target / 100,
+            scale=config.scale(),
+            constraints=constraints,
+        )
         if config.strategy == "guided"
         else STRATEGIES[config.strategy](space, generator)
     )
@@ -32,24 +59,40 @@ def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimize
         acquisition=ACQUISITIONS[config.acq],
         strategy_name=config.strategy,
         pool_size=config.pool_size,
+        constraints=constraints,
+        rare=ConstrainedGeneration(generator, constraints) if constraints else None,
     )
 
 
-def make_evaluator(space: str, **settings: object) -> Evaluator:
+@dataclass(frozen=True)
+class WithProperties:
+    """An evaluator that also reports the properties that are constrained."""
+
+    evaluator: Evaluator
+    properties: tuple[Property, ...]
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        found = self.evaluator.evaluate(arch, seed=seed)
+        known = {quantity.name: float(quantity([arch])[0]) for quantity in self.properties}
+        return replace(found, metrics={**known, **found.metrics})
+
+
+def make_evaluator(config: RunConfig) -> Evaluator:
     """Build an evaluator in the process that will use it."""
-    return build_evaluator(SPACES[space], **settings)  # type: ignore[arg-type]
+    evaluator = build_evaluator(
+        SPACES[config.space],
+        evaluator=config.evaluator_name,
+        table=config.table,
+        dataset=config.dataset,
+        objective=config.objective,
+    )
+    properties = tuple(constraint.quantity for constraint in constraints_of(config))
+    return WithProperties(evaluator, properties) if properties else evaluator
 
 
 def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
     """The executor of a run; raises UserError, in one line, for what cannot be set up."""
-    evaluator: Callable[[], Evaluator] = partial(
-        make_evaluator,
-        config.space,
-        evaluator=config.evaluator_name,
-        table=None if config.table is None else config.table.resolve(),
-        dataset=config.dataset,
-        objective=config.objective,
-    )
+    evaluator: Callable[[], Evaluator] = partial(make_evaluator, config.absolute())
     try:
         if runtime.executor == "local":
             return LocalExecutor(config.generator(runtime.device), evaluator, runtime.retries)

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from nag.calibration import Calibrated
 from nag.cli import UserError, WholeNumber, find_space
 from nag.generate import DEFAULT_SAMPLER
-from nag.generator import GeneratorConfig, GuidanceKind
-
-EVALUATOR_OF_SPACE = {"mobilenetv3": "surrogate", "nasbench201": "table", "toy": "toy"}
+from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
+from nag.guidance import Ladder
+from trainers.build import EVALUATORS
 
 
 @Parameter(name="*")
@@ -52,9 +55,26 @@ class RunConfig:
         Sampler of the diffusion model.
     steps
         Steps of the sampler.
+    schedule
+        Spacing of the noise levels: geometric or karras.
     guidance
         Where guidance reads the predictor: at the denoised architecture, or from a noise-aware
         predictor trained on noised architectures every round (the paper).
+    guidance_form
+        What guidance climbs: the optimistic predicted value, the logarithm of the probability of
+        improving on the best, or the likelihood of --target.
+    guidance_scale
+        auto (found anew every round), a scale, or LOW,HIGH: scales spread over the pool. In units
+        of 1 / standard deviation of the predicted value.
+    target
+        Value to aim at with --guidance-form target, in percent.
+    constraint
+        macs, params or latency <= or >= a number, e.g. 'macs<=300e6'; may be repeated. All
+        candidates satisfy it, and guidance steers to where it holds.
+    latency_table
+        Latency of the blocks on your device, for a constraint on latency: FILE or FILE:KEY, a
+        look-up table (JSON; KEY is the resolution) or measured networks (parquet; KEY is the
+        column).
     budget
         Evaluations in all, the first n-init included. Repeat the command with a larger budget to
         go on.
@@ -84,7 +104,13 @@ class RunConfig:
     sigma_max: float = 5.0
     sampler: str = DEFAULT_SAMPLER
     steps: WholeNumber = 20
+    schedule: Literal["geometric", "karras"] = "geometric"
     guidance: GuidanceKind = "denoised"
+    guidance_form: GuidanceForm = "value"
+    guidance_scale: str = "auto"
+    target: float | None = None
+    constraint: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    latency_table: str | None = None
     budget: WholeNumber = 100
     n_init: WholeNumber = 10
     pool_size: WholeNumber = 100
@@ -105,10 +131,29 @@ class RunConfig:
             )
         if self.seed < 0:
             raise UserError("--seed must not be negative")
+        if (self.guidance_form == "target") != (self.target is not None):
+            raise UserError("--target and --guidance-form target go together")
+        if self.target is not None and not math.isfinite(self.target):
+            raise UserError(f"--target {self.target} must be finite")
+        self.scale()
 
     @property
     def evaluator_name(self) -> str:
-        return self.evaluator or EVALUATOR_OF_SPACE.get(self.space, "table")
+        fitting = (name for name, (space, _) in EVALUATORS.items() if space == self.space)
+        return self.evaluator or next(fitting, "table")
+
+    def scale(self) -> Ladder | Calibrated:
+        """The guidance scale that is asked for; raises UserError."""
+        if self.guidance_scale == "auto":
+            return Calibrated()
+        try:
+            low, *high = (float(number) for number in self.guidance_scale.split(","))
+            return Ladder(low, *(high or [low]))
+        except (ValueError, TypeError):
+            raise UserError(
+                f"--guidance-scale {self.guidance_scale!r} must be auto, a positive number, or "
+                "LOW,HIGH with 0 < LOW <= HIGH"
+            ) from None
 
     def generator(self, device: str) -> GeneratorConfig:
         """The generator this run asks for."""
@@ -120,17 +165,27 @@ class RunConfig:
             sigma_max=self.sigma_max,
             sampler=self.sampler,
             steps=self.steps,
+            schedule=self.schedule,
             device=device,
             threads=self.threads,
         )
 
+    def absolute(self) -> "RunConfig":
+        """With paths that mean the same in any working directory."""
+        return replace(
+            self,
+            table=self.table and self.table.resolve(),
+            weights=self.weights and self.weights.resolve(),
+            latency_table=self.latency_table and os.path.abspath(self.latency_table),
+        )
+
     def identity(self) -> dict[str, Any]:
         """All that decides the trials, as JSON; the budget does not, a run can be prolonged."""
-        record = asdict(self) | {"evaluator": self.evaluator_name}
+        record = asdict(self.absolute()) | {"evaluator": self.evaluator_name}
         del record["budget"]
         for name in ("table", "weights"):
-            record[name] = None if record[name] is None else str(record[name].resolve())
-        return record
+            record[name] = record[name] and str(record[name])
+        return record | {"constraint": list(self.constraint)}
 
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

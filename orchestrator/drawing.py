@@ -14,6 +14,7 @@ from nag.spaces.mobilenetv3 import LAYERS
 from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 
 _WIDTH = 340  # of every drawing
+_LEFT = 22.0  # of the first box of a row
 _FONT = 10
 
 
@@ -39,8 +40,10 @@ def legend(space: SearchSpace) -> str:
 
 def _draw_plain(space: SearchSpace, arch: Architecture) -> str:
     """A row of named boxes per stage."""
-    width = 24 + 6.5 * max(len(name) for name in space.operators)
-    boxes = [Box(name, width, 22, "#d8dee6", "#1d2126") for name in space.operators]
+    longest = int((_WIDTH - _LEFT - 24) / 6.5)
+    names = [n if len(n) <= longest else n[: longest - 1] + "…" for n in space.operators]
+    width = 24 + 6.5 * max(map(len, names))
+    boxes = [Box(name, width, 22, "#d8dee6", "#1d2126") for name in names]
     return _draw_stages(space, arch, boxes)
 
 
@@ -52,18 +55,23 @@ def _draw_mobilenetv3(space: SearchSpace, arch: Architecture) -> str:
 
 
 def _draw_stages(space: SearchSpace, arch: Architecture, boxes: Sequence[Box]) -> str:
-    """The present layers of each stage in a row; `boxes` (F,) says how an operator looks."""
+    """The present layers of each stage in a row, or in several if one is too short.
+
+    boxes: (F,) how each operator looks; none is wider than a row.
+    """
     row_height = max(box.height for box in boxes) + 6
-    parts, ops = [], iter(arch.ops)
+    parts, ops, middle = [], iter(arch.ops), row_height / 2
     for s, stage in enumerate(space.stages):
-        x, middle = 22.0, (s + 0.5) * row_height
         parts.append(_text(str(s + 1), 8, middle, "class='label'"))
+        x = _LEFT
         for op in [next(ops) for _ in stage.choices]:
             if op != ABSENT:
+                if x + boxes[op].width > _WIDTH:
+                    x, middle = _LEFT, middle + row_height
                 parts.append(_box(boxes[op], x, middle))
                 x += boxes[op].width + 4
-    height = len(space.stages) * row_height
-    return _svg(height, parts, space.to_str(arch))
+        middle += row_height
+    return _svg(middle - row_height / 2, parts, space.to_str(arch))
 
 
 def _draw_nasbench201(space: SearchSpace, arch: Architecture) -> str:

@@ -6,15 +6,16 @@ light and on a dark one.
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
 
 Numbers = NDArray[np.float64]
 
@@ -34,43 +35,94 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_progress(trials: NDArray[np.int64], values: Numbers, initial: NDArray[np.bool_]) -> str:
-    """Every trial and the best so far; `values` (n,) is NaN where a trial failed.
-
-    The scale ends at Tukey's outer fence, so that one hopeless architecture does not flatten the
-    rest; what is below it is marked at its end.
-    """
+    """Every trial and the best so far; `values` (n,) is NaN where a trial failed."""
     percent = 100 * values
-    lower, upper = np.nanpercentile(percent, (25, 75))
-    fence = lower - 3 * (upper - lower)
-    shown, below, failed = percent >= fence, percent < fence, np.isnan(percent)
-    best = np.fmax.accumulate(np.where(failed, -np.inf, percent))
+    best = np.fmax.accumulate(np.where(np.isnan(percent), -np.inf, percent))
     best[np.isinf(best)] = np.nan
     with rc_context(_STYLE):
         figure, axes = _axes()
         axes.step(trials, best, where="post", color=BLUE, lw=1.6, label="best so far")
-        for chosen, colour, label in (
-            (shown & initial, ORANGE, "initial design"),
-            (shown & ~initial, BLUE, "proposed"),
-        ):
-            if chosen.any():
-                x, y = trials[chosen], percent[chosen]
-                axes.plot(x, y, "o", color=colour, ms=4, alpha=0.75, mew=0, label=label)
-        if np.ptp(percent[shown]) > 0:
-            margin = 0.06 * float(np.ptp(percent[shown]))
-            axes.set_ylim(percent[shown].min() - margin, percent[shown].max() + margin)
-        bottom = axes.get_ylim()[0]
-        for chosen, marker, colour, label in (
-            (below, "v", GREY, "off the scale"),
-            (failed, "x", RED, "failed"),
-        ):
-            if chosen.any():
-                x, y = trials[chosen], np.full(int(chosen.sum()), bottom)
-                axes.plot(x, y, marker, color=colour, ms=6, clip_on=False, label=label)
-        axes.set_ylim(bottom=bottom)
+        _draw_trials(axes, trials, percent, initial)
         axes.set(ylabel="value, %")
         _count_along_x(axes, "trial", int(trials.max()) + 1)
         _legend_above(axes)
         return _svg(figure, "progress")
+
+
+def draw_pareto(
+    name: str,
+    amounts: Numbers,
+    values: Numbers,
+    initial: NDArray[np.bool_],
+    *,
+    front: NDArray[np.int64],
+    best: int | None,
+    limits: Sequence[tuple[float, bool]] = (),
+) -> str:
+    """Values (n,) over amounts (n,) of what `name` says.
+
+    front: the trials on the Pareto front, by rising amount.
+    best: the trial that is marked, if any.
+    limits: (amount, is at most) of each; one that is far from every trial is not drawn.
+    """
+    percent = 100 * values
+    ends = amounts.min(), amounts.max()
+    width = float(np.ptp(amounts)) or 0.1 * float(ends[1]) or 1.0
+    near = {limit: at_most for limit, at_most in limits if -width < limit - ends[0] < 2 * width}
+    left, right = min(*ends, *near) - 0.05 * width, max(*ends, *near) + 0.05 * width
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.step(
+            np.append(amounts[front], right),
+            np.append(percent[front], percent[front[-1]]),
+            where="post",
+            color=GREEN,
+            lw=1.4,
+            label="Pareto front",
+        )
+        _draw_trials(axes, amounts, percent, initial)
+        if best is not None:
+            x, y = amounts[[best]], percent[[best]]
+            axes.plot(x, y, "*", color=GREEN, ms=12, mec="#000000", mew=0.7, label="best")
+        for i, (limit, at_most) in enumerate(near.items()):
+            axes.axvline(limit, color=RED, lw=1.2, ls="--", label="" if i else "limit")
+            axes.axvspan(limit, right if at_most else left, color=RED, alpha=0.1, lw=0)
+        axes.set(xlabel=name, ylabel="value, %", xlim=(left, right))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _legend_above(axes)
+        return _svg(figure, f"pareto-{name.split(',')[0]}")
+
+
+def _draw_trials(
+    axes: Axes, x: Numbers | NDArray[np.int64], percent: Numbers, initial: NDArray[np.bool_]
+) -> None:
+    """Trials (n,) as points; `percent` is NaN where one failed.
+
+    The scale ends at Tukey's outer fence, so that one hopeless architecture does not flatten the
+    rest; what is below it is marked at its end.
+    """
+    lower, upper = np.nanpercentile(percent, (25, 75))
+    fence = lower - 3 * (upper - lower)
+    shown, below, failed = percent >= fence, percent < fence, np.isnan(percent)
+    for chosen, colour, label in (
+        (shown & initial, ORANGE, "initial design"),
+        (shown & ~initial, BLUE, "proposed"),
+    ):
+        if chosen.any():
+            y = percent[chosen]
+            axes.plot(x[chosen], y, "o", color=colour, ms=4, alpha=0.75, mew=0, label=label)
+    if np.ptp(percent[shown]) > 0:
+        margin = 0.06 * float(np.ptp(percent[shown]))
+        axes.set_ylim(percent[shown].min() - margin, percent[shown].max() + margin)
+    bottom = axes.get_ylim()[0]
+    for chosen, marker, colour, label in (
+        (below, "v", GREY, "off the scale"),
+        (failed, "x", RED, "failed"),
+    ):
+        if chosen.any():
+            y = np.full(int(chosen.sum()), bottom)
+            axes.plot(x[chosen], y, marker, color=colour, ms=6, clip_on=False, label=label)
+    axes.set_ylim(bottom=bottom)
 
 
 def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
@@ -127,7 +179,7 @@ def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
         drawn = {name: rate for name, rate in rates.items() if np.isfinite(rate).any()}
         if drawn:
             above, axes = figure.subplots(2, sharex=True, height_ratios=(2, 1))
-            looks = (("o-", BLUE), ("s-", ORANGE), ("^-", GREEN))
+            looks = (("o-", BLUE), ("s-", ORANGE), ("^-", GREEN), ("v-", RED))
             for (name, rate), (style, colour) in zip(drawn.items(), looks, strict=False):
                 above.plot(
                     rounds, 100 * rate, style, color=colour, ms=3, lw=1, clip_on=False, label=name
@@ -140,6 +192,45 @@ def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
         axes.set(ylabel="pool size")
         _count_along_x(axes, "round", len(sizes))
         return _svg(figure, "pools")
+
+
+def draw_guidance(low: Numbers, high: Numbers, norm_ratio: Numbers) -> str:
+    """Scales (R,) of each round above, norms of guidance over score (R,) below; NaN for none."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+        above, below = figure.subplots(2, sharex=True)
+        rounds = np.arange(len(low))
+        above.fill_between(rounds, low, high, color=BLUE, alpha=0.2, lw=0)
+        for scale, style, label in ((high, "^-", "strongest"), (low, "v-", "weakest")):
+            above.plot(rounds, scale, style, color=BLUE, ms=3, lw=1, label=label)
+        above.set(ylabel="guidance scale", yscale="log")
+        above.yaxis.set_major_formatter("{x:g}")
+        above.yaxis.set_minor_formatter(LogFormatter())
+        _legend_above(above)
+        below.plot(rounds, norm_ratio, "o-", color=GREEN, ms=3, lw=1)
+        below.set(ylabel="guidance / score", ylim=(0, None))
+        _count_along_x(below, "round", len(rounds))
+        return _svg(figure, "guidance")
+
+
+def draw_densities(groups: Mapping[str, Numbers]) -> str:
+    """Kernel densities of accuracies (n,) by group, from the lowest quartile of all upwards."""
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        together = 100 * np.concatenate(list(groups.values()))
+        low, high = np.percentile(together, 25), together.max()
+        x = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 400)
+        colours = (GREY, ORANGE, "#c9a227", RED, BLUE, GREEN)
+        for (name, values), colour in zip(groups.items(), colours, strict=False):
+            percent = 100 * values
+            if np.ptp(percent) == 0:
+                axes.axvline(percent[0], color=colour, lw=1.4, label=name)
+                continue
+            width = 0.04 * (high - low) / percent.std()
+            axes.plot(x, gaussian_kde(percent, width)(x), color=colour, lw=1.4, label=name)
+        axes.set(xlabel="accuracy, %", ylabel="density", ylim=(0, None))
+        axes.legend(loc="upper left")
+        return _svg(figure, "densities")
 
 
 def _smallest(rates: Mapping[str, Numbers]) -> float:
@@ -158,8 +249,9 @@ def _count_along_x(axes: Axes, label: str, count: int) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
+    count = len(axes.get_legend_handles_labels()[1])
     axes.legend(
-        ncols=len(axes.get_legend_handles_labels()[1]),
+        ncols=count if count <= 5 else (count + 1) // 2,
         loc="lower center",
         bbox_to_anchor=(0.5, 1),
         columnspacing=1.1,

@@ -14,12 +14,22 @@ from scipy.stats import spearmanr
 
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.drawing import draw, legend
-from orchestrator.figures import draw_calibration, draw_pools, draw_progress, draw_seconds
+from orchestrator.figures import (
+    draw_calibration,
+    draw_guidance,
+    draw_pareto,
+    draw_pools,
+    draw_progress,
+    draw_seconds,
+)
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
+from orchestrator.view import QUANTITIES, Quantity
+from trainers.constraints import parse_constraint
 
 _NUM_BEST = 5
-_RATES = ("validity", "uniqueness", "novelty")
+_NUM_FRONT = 10
+_RATES = ("validity", "uniqueness", "novelty", "feasible")
 _WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
     {
         "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
@@ -76,6 +86,32 @@ class Calibration:
         return float(np.mean(np.abs(self.errors) <= stds))
 
 
+class Limit(NamedTuple):
+    """A constraint, as far as the numbers of a run tell: a metric and what it may be."""
+
+    metric: str
+    at_most: bool
+    amount: float
+
+    def __str__(self) -> str:
+        quantity = QUANTITIES[self.metric]
+        amount = f"{self.amount / quantity.one:g} {quantity.unit}"
+        return f"{quantity.label} {'≤' if self.at_most else '≥'} {amount}"
+
+    def satisfied(self, outcome: Outcome) -> bool:
+        amount = outcome.metrics.get(self.metric)
+        if amount is None:
+            return False
+        return amount <= self.amount if self.at_most else amount >= self.amount
+
+
+def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which of (n,) are better than all of the same or a lesser amount, by rising amount."""
+    order = np.lexsort((-values, amounts))
+    best_below = np.maximum.accumulate(np.append(-np.inf, values[order]))[:-1]
+    return order[values[order] > best_below]
+
+
 def write_report(store: RunStore) -> Path:
     """Write OUT/report.html, aside and then into place; equal stores give equal reports."""
     path = store.out / "report.html"
@@ -99,7 +135,8 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "millions": _millions, "seconds": _seconds}
+    environment.filters |= {"percent": _percent, "seconds": _seconds}
+    limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
     return environment.get_template("report.html").render(
         record=record,
         config=record["config"],
@@ -108,6 +145,9 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
         best=_best(store.space, finished),
         recorded={name for _, outcome in finished for name in outcome.metrics},
+        quantities=QUANTITIES,
+        limits=limits,
+        pareto=_pareto(finished, limits),
         legend=legend(store.space),
         progress=_progress(finished),
         strategies=_by_strategy(finished),
@@ -151,6 +191,42 @@ def _progress(finished: Sequence[Finished]) -> str | None:
         np.array([outcome.value for _, outcome in finished], dtype=float),
         np.array([trial.strategy == "initial" for trial, _ in finished]),
     )
+
+
+def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:
+    """Value against each quantity that is constrained; against MACs where none is."""
+    names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
+    return [
+        _trade_off(name, pairs, limits)
+        for name in names
+        if (pairs := [pair for pair in finished if _measured(pair.outcome, name)])
+    ]
+
+
+def _measured(outcome: Outcome, metric: str) -> bool:
+    return outcome.value is not None and np.isfinite(outcome.metrics.get(metric, np.nan))
+
+
+def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) -> dict[str, Any]:
+    """A figure, and the upper end of the Pareto front, the best first."""
+    quantity: Quantity = QUANTITIES[name]
+    amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
+    values = np.array([pair.outcome.value for pair in pairs], dtype=float)
+    feasible = [all(limit.satisfied(pair.outcome) for limit in limits) for pair in pairs]
+    front = pareto_front(amounts, values)
+    figure = draw_pareto(
+        str(quantity),
+        amounts,
+        values,
+        np.array([pair.trial.strategy == "initial" for pair in pairs]),
+        front=front,
+        best=int(np.argmax(np.where(feasible, values, -np.inf))) if any(feasible) else None,
+        limits=[
+            (limit.amount / quantity.one, limit.at_most) for limit in limits if limit.metric == name
+        ],
+    )
+    upper = [pairs[i] for i in front[::-1][:_NUM_FRONT]]
+    return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
 
 
 def _by_strategy(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
@@ -215,15 +291,24 @@ def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "num_generated": int(sum(found.get("generated", 0) for found in pools)),
         "num_filled": int(sum(found.get("filled", 0) for found in pools)),
         "pools_figure": draw_pools(series, sizes) if pools else None,
+        **_guidance(diagnostics),
     }
+
+
+def _guidance(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Strength of guidance by round, and what is usual over the rounds that have it."""
+    series = {
+        name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
+        for name in ("scale_low", "scale_high", "norm_ratio")
+    }
+    if not all(np.isfinite(numbers).any() for numbers in series.values()):
+        return {"guidance": None, "guidance_figure": None}
+    usual = {name: float(np.nanmedian(numbers)) for name, numbers in series.items()}
+    return {"guidance": usual, "guidance_figure": draw_guidance(*series.values())}
 
 
 def _percent(fraction: float | None, digits: int = 3) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
-
-
-def _millions(number: float | None) -> str:
-    return "–" if number is None else f"{number / 1e6:.2f}"
 
 
 def _seconds(seconds: float) -> str:

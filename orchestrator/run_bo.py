@@ -1,13 +1,14 @@
 """`python -m orchestrator.run_bo`: search a space for its best architecture."""
 
 import signal
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
 import torch
 from rich.console import Console
 
-from nag.cli import command_line, find_space, run
+from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
@@ -43,22 +44,26 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     torch.set_num_threads(config.threads)
     executor = build_executor(config, runtime)
     try:
-        return _search(config, runtime, executor, out, console)
+        with closing(RunStore.open(out, config, find_space(config.space))) as store:
+            return _search(config, runtime, executor, store, console)
     finally:
         executor.close()
 
 
 def _search(
-    config: RunConfig, runtime: Runtime, executor: Executor, out: Path, console: Console
+    config: RunConfig, runtime: Runtime, executor: Executor, store: RunStore, console: Console
 ) -> int:
-    store = RunStore.open(out, config, find_space(config.space))
     console.print(
-        f"{config.space}, {config.evaluator_name}, {config.strategy}, {config.acq}: "
-        f"{executor.description}",
+        ", ".join(
+            (config.space, config.evaluator_name, config.strategy, config.acq, *config.constraint)
+        )
+        + f": {executor.description}",
         soft_wrap=True,
     )
     if store.num_finished:
-        console.print(f"continuing {out}: {store.num_finished} trials are finished", soft_wrap=True)
+        console.print(
+            f"continuing {store.out}: {store.num_finished} trials are finished", soft_wrap=True
+        )
     optimizer = build_optimizer(config, executor.generator)
     view = View(console, config.budget)
     try:
@@ -76,14 +81,16 @@ def _search(
     except KeyboardInterrupt:
         store.compact()
         console.print(
-            f"interrupted: {store.num_finished} trials are saved in {out}; "
+            f"interrupted: {store.num_finished} trials are saved in {store.out}; "
             "repeat the command to continue",
             soft_wrap=True,
         )
         return 130
+    if not store.trials and config.constraint:
+        raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.num_finished < config.budget:
         console.print(f"the space is exhausted after {store.num_finished} trials")
-    print_result(console, store, write_report(store))
+    print_result(console, store, write_report(store), config.constraint)
     return 0 if store.best else 1
 
 

@@ -2,9 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +14,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from orchestrator.bayesopt import Suggestion
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
+
+
+class Quantity(NamedTuple):
+    """How a metric is called and in what unit it is shown."""
+
+    label: str
+    unit: str
+    one: float = 1.0  # of the unit
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.unit}"
+
+    def number(self, amount: float | None) -> str:
+        return "–" if amount is None else f"{amount / self.one:.2f}"
+
+    def text(self, amount: float) -> str:
+        return f"{self.number(amount)} {self.unit}"
+
+
+QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
+    {
+        "macs": Quantity("MACs", "M", 1e6),
+        "params": Quantity("params", "M", 1e6),
+        "latency": Quantity("latency", "ms"),
+    }
+)
 
 
 class View:
@@ -41,8 +69,12 @@ class View:
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
         if self._progress:
-            validity = suggestion.diagnostics.get("validity")
-            note = "" if validity is None else f"  pool valid {100 * validity:.1f} %"
+            shares = [
+                f"{label} {100 * suggestion.diagnostics[name]:.1f} %"
+                for name, label in (("validity", "valid"), ("feasible", "feasible"))
+                if name in suggestion.diagnostics
+            ]
+            note = f"  pool {', '.join(shares)}" if shares else ""
             self._progress.update(self._task, description=f"{_best(store)}{note}")
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
@@ -67,7 +99,9 @@ def _best(store: RunStore) -> str:
     return "no value yet" if best is None else f"best {100 * best[1]:.3f} %"
 
 
-def print_result(console: Console, store: RunStore, report: Path) -> None:
+def print_result(
+    console: Console, store: RunStore, report: Path, constraints: Sequence[str] = ()
+) -> None:
     """The best architecture, its numbers, and where the report is."""
     best = store.best
     if best is None:
@@ -80,12 +114,14 @@ def print_result(console: Console, store: RunStore, report: Path) -> None:
     if "test" in metrics:
         numbers.append(f"test {100 * metrics['test']:.3f} %")
     numbers += [
-        f"{label} {metrics[name] / 1e6:.2f} M"
-        for name, label in (("macs", "MACs"), ("params", "params"))
+        f"{quantity.label} {quantity.text(metrics[name])}"
+        for name, quantity in QUANTITIES.items()
         if name in metrics
     ]
+    where = f"trial {trial.trial} of {store.num_finished}"
+    kept = f" with {', '.join(constraints)}" if constraints else ""
     lines = [
-        f"best architecture (trial {trial.trial} of {store.num_finished}): {', '.join(numbers)}",
+        f"best architecture{kept} ({where}): {', '.join(numbers)}",
         f"  {store.space.to_str(trial.arch)}",
         f"  {json.dumps(store.space.to_config(trial.arch))}",
         f"trials: {store.out / 'trials.parquet'}",

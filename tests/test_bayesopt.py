@@ -1,5 +1,6 @@
 """The optimizer: a function of its arguments that suggests the most promising of what is new."""
 
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -8,14 +9,16 @@ import torch
 from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES, Pool
+from acquisition.strategies import STRATEGIES, ConstrainedGeneration, Pool, Unwanted
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
+from nag.properties import Constraint, Property
 from nag.spaces import ABSENT
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import BayesianOptimizer
+from trainers.cost import cost_property
 from trainers.surrogate import SurrogateEvaluator
 from trainers.toy import ToyEvaluator
 
@@ -41,6 +44,26 @@ class DryStrategy:
         return Pool(tuple(fresh)[:n], {"dry": 1.0})
 
 
+class Recording:
+    """Passes calls on to another strategy, predictor or acquisition function, and notes them."""
+
+    def __init__(self, wrapped):
+        self.wrapped, self.calls = wrapped, []
+        self.is_logarithm = getattr(wrapped, "is_logarithm", None)
+
+    def propose(self, *arguments):
+        self.calls.append(arguments)
+        return self.wrapped.propose(*arguments)
+
+    def fit(self, *arguments):
+        self.calls.append(arguments)
+        return self.wrapped.fit(*arguments)
+
+    def __call__(self, prediction, **arguments):
+        self.calls.append(arguments)
+        return self.wrapped(prediction, **arguments)
+
+
 class NoPredictor:
     """Must not be asked."""
 
@@ -63,7 +86,9 @@ def observed(space, n, seed=0):
     return observe(list(dict.fromkeys(space.sample(3 * n, rng)))[:n])
 
 
-def optimizer(space=TOY, strategy="random", acquisition="ei", pool_size=100, predictor=None):
+def optimizer(
+    space=TOY, strategy="random", acquisition="ei", pool_size=100, predictor=None, **constrained
+):
     """`strategy`: a name, or the object itself."""
     named = isinstance(strategy, str)
     return BayesianOptimizer(
@@ -73,6 +98,7 @@ def optimizer(space=TOY, strategy="random", acquisition="ei", pool_size=100, pre
         acquisition=ACQUISITIONS[acquisition],
         strategy_name=strategy if named else "stand-in",
         pool_size=pool_size,
+        **constrained,
     )
 
 
@@ -265,6 +291,121 @@ def test_initial_architectures_are_uniform_draws_new_and_distinct(space):
     again = optimizer(space).initial(exclude, 10, np.random.default_rng(0)).archs
     assert again == found
     assert optimizer(space).initial(exclude, 0, np.random.default_rng(0)).archs == ()
+
+
+# Constraints.
+
+
+def num_layers(most, std=0.0):
+    """At most so many layers, of the two to four in a toy architecture."""
+    return Constraint(Property("layers", TOY, 0.0, np.ones(TOY.shape), std), most)
+
+
+def few_macs(limit):
+    return Constraint(cost_property(MOBILENETV3, "macs", "imagenet"), limit)
+
+
+def layers(arch):
+    return sum(op != ABSENT for op in arch.ops)
+
+
+def test_observations_where():
+    observations = observed(TOY, 5)
+    some = observations.where(np.array([False, True, False, True, True]))
+    assert some.archs == tuple(observations.archs[i] for i in (1, 3, 4))
+    np.testing.assert_array_equal(some.values, observations.values[[1, 3, 4]])
+    for all_or_none in (True, False):
+        assert observations.where(np.full(5, all_or_none)).archs == observations.archs
+
+
+def test_unwanted_is_what_was_seen_or_breaks_a_constraint():
+    seen = set(TOY_ARCHS[:10])
+    unwanted = Unwanted(seen, (num_layers(3), num_layers(2.5, std=1.0)))
+    for arch in TOY_ARCHS:
+        assert (arch in unwanted) == (arch in seen or layers(arch) > 2)
+    more = unwanted | set(TOY_ARCHS[10:30])
+    for arch in TOY_ARCHS:
+        assert (arch in more) == (arch in TOY_ARCHS[:30] or layers(arch) > 2)
+    assert "aa/aa" in unwanted  # no architecture
+    assert seen == set(TOY_ARCHS[:10])
+    assert [arch in Unwanted(seen) for arch in TOY_ARCHS] == [arch in seen for arch in TOY_ARCHS]
+
+
+def test_all_that_is_suggested_keeps_the_constraints(space, strategy):
+    constraints = (num_layers(3),) if space is TOY else (few_macs(250e6),)
+    constrained = optimizer(space, strategy, pool_size=20, constraints=constraints)
+    initial = constrained.initial(frozenset(), 10, np.random.default_rng(0)).archs
+    found = suggest(constrained, observe(initial), 5).archs
+    assert len(set(initial)) == 10
+    assert len(set(found)) == 5
+    assert all(constraints[0].satisfied([*initial, *found]))
+
+
+def test_the_best_is_the_best_that_keeps_the_constraints():
+    """Fitted is all that was observed; what breaks a constraint is no start for a mutation."""
+    observations = observed(TOY, 20)
+    feasible = np.array([layers(arch) <= 3 for arch in observations.archs])
+    assert observations.values.argmax() in np.flatnonzero(~feasible)
+    strategy, predictor = (
+        Recording(STRATEGIES["random"](TOY, None)),
+        Recording(GaussianProcess(TOY)),
+    )
+    constrained = optimizer(
+        TOY, strategy, predictor=predictor, constraints=(num_layers(3),), acquisition="ei"
+    )
+    acquisition = Recording(ACQUISITIONS["ei"])
+    suggest(replace(constrained, acquisition=acquisition), observations, 3)
+    assert [call["best"] for call in acquisition.calls] == 3 * [observations.values[feasible].max()]
+    assert strategy.calls[0][1].archs == observations.where(feasible).archs
+    assert predictor.calls[0][0] is observations
+
+
+def test_where_nothing_keeps_the_constraints_yet_the_best_is_the_best_of_all():
+    observations = observe([arch for arch in observed(TOY, 30).archs if layers(arch) > 2])
+    acquisition = Recording(ACQUISITIONS["ei"])
+    constrained = replace(optimizer(constraints=(num_layers(2),)), acquisition=acquisition)
+    found = suggest(constrained, observations, 2).archs
+    assert [call["best"] for call in acquisition.calls] == 2 * [observations.best]
+    assert [layers(arch) for arch in found] == [2, 2]
+
+
+def test_the_generator_finds_what_random_draws_do_not():
+    """20,000 draws do not come near a limit that is kept by one network in a million."""
+    constraint = few_macs(130e6)
+    draws = MOBILENETV3.sample(20_000, np.random.default_rng(0))
+    assert not constraint.satisfied(draws).any()
+    rare = ConstrainedGeneration(GENERATORS[MOBILENETV3.name], (constraint,))
+    constrained = optimizer(MOBILENETV3, DryStrategy(), constraints=(constraint,), rare=rare)
+    initial = constrained.initial(frozenset(), 6, np.random.default_rng(0)).archs
+    again = constrained.initial(frozenset(), 6, np.random.default_rng(0)).archs
+    assert initial == again
+    filled = suggest(constrained, observe(initial), 3)
+    assert filled.diagnostics["filled"] == 3
+    found = initial + filled.archs
+    assert len(set(found)) == 9
+    assert constraint.satisfied(found).all()
+
+
+def test_the_generator_is_asked_for_no_more_than_is_missing():
+    constraint = num_layers(2)
+    small = [arch for arch in TOY_ARCHS if layers(arch) == 2]  # 9
+    seen = set(TOY_ARCHS) - set(small[:5])
+    rare = Recording(DryStrategy(*small))
+    constrained = optimizer(constraints=(constraint,), rare=rare)
+    enough = constrained.initial(seen, 5, np.random.default_rng(0)).archs
+    assert set(enough) == set(small[:5])
+    assert rare.calls == []
+    assert constrained.initial(seen, 8, np.random.default_rng(0)).archs == enough
+    ((n, observations, predictor, exclude, _),) = rare.calls
+    assert (n, len(observations), predictor) == (3, 0, None)
+    assert all(arch in exclude for arch in TOY_ARCHS)
+
+
+def test_a_constrained_space_that_is_exhausted_gives_an_empty_suggestion(strategy):
+    constraint = num_layers(2)
+    observations = observe([arch for arch in TOY_ARCHS if layers(arch) == 2])
+    constrained = optimizer(TOY, strategy, pool_size=10, constraints=(constraint,))
+    assert suggest(constrained, observations, 3).archs == ()
 
 
 # A search.

@@ -50,7 +50,7 @@ def refusal(path, *args, **kwargs):
 
 
 def test_loading_gives_the_same_outputs_bit_for_bit(network, path):
-    loaded = load_network(path, TOY, SDE)
+    loaded = load_network(path, TOY, (0.1, 5.0))
     x = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.01, 1, 7)
     assert torch.equal(loaded(x, t), network(x, t))
@@ -58,7 +58,7 @@ def test_loading_gives_the_same_outputs_bit_for_bit(network, path):
     assert loaded.sde == SDE
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert load_network(path, TOY).sde == SDE  # by default the SDE is that of the weights
+    assert load_network(path, TOY).sde == SDE  # by default any noise levels are taken
 
 
 def test_record_says_what_the_weights_are(network, path):
@@ -88,11 +88,17 @@ def test_another_space_is_refused(path):
     assert "holds weights of space 'toy', not 'nasbench201'" in refusal(path, NASBENCH201)
 
 
-def test_another_sde_is_refused(path):
-    message = refusal(path, TOY, VESDE(SDE.mean, 0.1, 20.0))
-    assert "sigma 0.1..5, but sigma 0.1..20 is asked for: see --sigma-min, --sigma-max" in message
-    message = refusal(path, TOY, VESDE(((0.0,) * 3,) * 4, 0.1, 5.0))
-    assert "another prior mean" in message
+@pytest.mark.parametrize(("low", "high"), [(0.1, 20), (0.2, 5), (5, 0.1)])
+def test_other_noise_levels_are_refused(path, low, high):
+    message = refusal(path, TOY, (low, high))
+    assert f"sigma 0.1..5, but sigma {low}..{high} is asked for: see --sigma-min" in message
+
+
+def test_the_prior_mean_is_that_of_the_weights(tmp_path):
+    """A network that learnt another law starts from that law's mean."""
+    sde = VESDE(((0.25, -0.5, 0.0),) * 4, 0.1, 5.0)
+    save_network(ScoreNetwork(TOY, sde, CONFIG), tmp_path / "W.safetensors", {})
+    assert load_network(tmp_path / "W.safetensors", TOY, (0.1, 5.0)).sde == sde
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-4] + b"junk", lambda b: b""])
@@ -165,7 +171,8 @@ def test_no_weights_ship_for_the_toy_space():
 
 @pytest.mark.parametrize("space", [NASBENCH201, MOBILENETV3], ids=lambda space: space.name)
 def test_shipped_weights_generate_valid_architectures(space):
-    network = load_network(shipped_weights(space), space, uniform_law_sde(space))
+    network = load_network(shipped_weights(space), space, (0.1, 5.0))
+    assert network.sde == uniform_law_sde(space)
     made = generate(space, network, network.sde, 1000, seed=0)
     assert made.validity >= 0.999
     assert made.uniqueness >= 0.95

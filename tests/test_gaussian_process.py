@@ -119,7 +119,7 @@ def test_features_have_unit_size_under_the_uniform_law(fitted, rng):
     for group in features.groups(x):
         assert group.square().sum(1).mean().item() == pytest.approx(1, rel=0.1)
         assert group.mean(0).square().sum().item() < 0.01
-    assert len(features.groups(x)) == (1 if space is TOY else 2)
+    assert len(features.groups(x)) == (1 if space.structure is None else 2)
 
 
 def plain_log_posterior(theta, fitted):

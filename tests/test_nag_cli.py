@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ import torch
 
 from nag.checkpoint import load_network, save_tensors
 from nag.cli import run
+from nag.generate import generate
+from nag.laws import random_list
 from nag.sample import app as sample_app
+from nag.spaces import SPACES
 from nag.spaces.toy import TOY
 from nag.train import app as train_app
 
 ROOT = Path(__file__).parent.parent
-TRAIN = ["--space", "toy", "--steps", "20", "--batch-size", "16", "--report-every", "10"]
-TRAIN += ["--device", "cpu", "--threads", "1"]
+BRIEFLY = ["--space", "toy", "--batch-size", "16", "--device", "cpu", "--threads", "1"]
+TRAIN = [*BRIEFLY, "--steps", "20", "--report-every", "10"]
 
 
 def start(module, *arguments):
@@ -82,6 +86,8 @@ def test_training_writes_weights_and_their_record(trained):
     assert record["seed"] == 0
     assert record["command"].startswith("python -m nag.train ")
     assert record["final"].keys() == {"loss", "distance_to_exact", "validity"}
+    assert record["data"] == {"law": "uniform"}
+    assert record["exact_target"] is True
 
 
 def continue_and_compare(out, trained, capsys):
@@ -127,6 +133,55 @@ def test_killed_training_continues_to_the_same_file(trained, tmp_path, kill, cap
     continue_and_compare(out, trained, capsys)
 
 
+def train_briefly(out, *options):
+    """The record of a network trained for two steps, and reported on from five sampler steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nag.train.generate", partial(generate, steps=5))
+        with pytest.raises(SystemExit) as exit_:
+            run(train_app, [*BRIEFLY, "--steps", "2", *map(str, options), "--out", str(out)])
+    assert exit_.value.code == 0
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def test_training_on_a_list_of_architectures(tmp_path):
+    """Blank lines and repeats count for nothing and for themselves; the record says which list."""
+    path, out = tmp_path / "list.txt", tmp_path / "W.safetensors"
+    path.write_text("ab/c-\n\n  a-/a-\nab/c-\n")
+    made = train_briefly(out, "--archs", path)
+    data = made["training"]["data"]
+    assert data["law"] == "list"
+    assert data["num"] == 3
+    assert data["file"] == str(path)
+    assert made["training"]["exact_target"] is False
+    assert made["training"]["final"].keys() == {
+        "loss",
+        "validity",
+        "novelty",
+        "distance_to_exact",
+    }
+    assert load_network(out, TOY).sde.mean[0] == pytest.approx((1, -1, -1))
+    assert load_network(out, TOY).sde.mean[2] == pytest.approx((-1 / 3, -1, 1 / 3), abs=1e-5)
+
+
+def test_training_on_a_random_part_of_the_space(tmp_path):
+    options = ["--num-archs", "20", "--seed", "3", "--target", "exact"]
+    made = train_briefly(tmp_path / "W.safetensors", *options)
+    assert made["training"]["data"] == random_list(TOY, 20, seed=3).to_json()
+    assert made["training"]["data"]["random"] == 20
+    assert made["training"]["exact_target"] is True
+    assert made["training"]["final"].keys() >= {"novelty", "distance_to_exact"}
+
+
+def test_training_the_undirected_baseline(tmp_path):
+    out = tmp_path / "W.safetensors"
+    made = train_briefly(out, "--preset", "undirected")
+    assert made["training"]["preset"] == "undirected"
+    assert made["training"]["data"] == {"law": "uniform"}
+    assert made["training"]["exact_target"] is False
+    assert made["network"]["mask"] == "undirected"
+    assert load_network(out, TOY).config.positions == "none"
+
+
 def test_a_restart_file_of_another_network_is_refused(tmp_path, capsys):
     save_tensors({"step": torch.tensor(1)}, tmp_path / "W.train.safetensors")
     message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
@@ -165,6 +220,20 @@ def test_invalid_samples_are_written_as_such(tmp_path, trained, capsys):
     assert sum(found["invalid"].values()) == invalid
 
 
+@pytest.mark.parametrize(("sampler", "evaluations"), [("heun", 5), ("dpm++2m", 3)])
+def test_samplers_and_schedules_are_chosen_by_name(sampler, evaluations, tmp_path, capsys):
+    texts = []
+    for schedule in ("geometric", "karras"):
+        path = tmp_path / f"{schedule}.txt"
+        options = ["--space", "toy", "--num", "300", "--score", "exact", "--steps", "3"]
+        options += ["--sampler", sampler, "--schedule", schedule, "--out", path]
+        code, out, _ = run_here(capsys, sample_app, *options)
+        assert code == 0
+        assert json.loads(out)["score_evaluations"] == evaluations
+        texts.append(path.read_text())
+    assert texts[0] != texts[1]
+
+
 def test_samples_are_a_function_of_the_seed(tmp_path, capsys):
     texts = []
     for i, seed in enumerate((5, 5, 6)):
@@ -184,7 +253,7 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
     out = tmp_path / "W.safetensors"
     code, stdout, stderr = command(module, "--space", "nowhere", *options, "--out", out)
     assert (code, stdout) == (2, "")
-    assert stderr == ("error: unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy\n")
+    assert stderr == f"error: unknown space 'nowhere': choose from {', '.join(SPACES)}\n"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +267,12 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
         (["--space", "toy", "--sigma-max", "inf"], "which must be finite"),
         (["--space", "toy", "--device", "warp"], "device 'warp' is not available"),
         (["--space", "toy", "--preset", "huge"], "huge"),
+        (["--space", "toy", "--target", "guess"], "guess"),
+        (["--space", "toy", "--archs", "none.txt"], "cannot read none.txt: "),
+        (["--space", "toy", "--num-archs", "145"], "no 145 distinct architectures found in toy"),
+        (["--space", "toy", "--num-archs", "0"], "must be at least 1"),
+        (["--space", "toy", "--num-archs", "-3"], "must be at least 1"),
+        (["--space", "toy", "--report-every", "0"], "must be at least 1"),
         (["--space", "toy", "--colour", "red"], "--colour"),
         ([], "--space"),
     ],
@@ -210,15 +285,36 @@ def test_bad_training_options(options, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "list.txt holds no architecture"),
+        (b"\n  \n", "list.txt holds no architecture"),
+        (b"ab/c-\n\nab/d-\n", "list.txt, line 3: 'ab/d-' is not a toy architecture"),
+        (b"ab/c-\n-b/c-\n", "list.txt, line 2: '-b/c-' is not an architecture of toy"),
+        (b"\xff\xfe", "cannot read"),
+    ],
+)
+def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    options = ["--space", "toy", "--archs", path, "--out", tmp_path / "W.safetensors"]
+    assert message in refusal(capsys, train_app, *options)
+    both = refusal(capsys, train_app, *options, "--num-archs", "5")
+    assert both == "error: give --archs or --num-archs, not both\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--space", "nowhere"], "unknown space 'nowhere'"),
         (["--space", "toy"], "no trained weights ship for space 'toy'"),
         (["--space", "toy", "--weights", "nothing.safetensors"], "no such file: nothing.safe"),
         (["--space", "toy", "--sampler", "magic"], "unknown sampler 'magic': choose from predict"),
+        (["--space", "toy", "--schedule", "odd"], "unknown schedule 'odd': choose from geometric,"),
         (["--space", "toy", "--score", "guess"], "guess"),
         (["--space", "toy", "--num", "0"], "must be at least 1"),
-        (["--space", "toy", "--sigma-min", "-1"], "sigma_min -1 must be positive"),
+        (["--space", "toy", "--score", "exact", "--sigma-min", "-1"], "sigma_min -1 must be pos"),
         (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
     ],
 )

@@ -30,7 +30,7 @@ from trainers.toy import ToyEvaluator
 pytestmark = pytest.mark.ray
 
 CONFIG = RunConfig(space="toy", score="exact", budget=16, n_init=4, batch_size=3, threads=1)
-TOY_EVALUATOR = partial(make_evaluator, "toy", evaluator="toy")
+TOY_EVALUATOR = partial(make_evaluator, RunConfig(space="toy"))
 RAISES, KILLS, KILLS_ONCE = "ca/aa", "ca/bb", "ca/cc"
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -11,25 +12,33 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from nag.spaces import ABSENT, SPACES, Architecture
+from nag.spaces import ABSENT, SPACES, Architecture, Stage, StagedSpace
+from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator
 from orchestrator.config import RunConfig
 from orchestrator.drawing import draw
 from orchestrator.executor import LocalExecutor
+from orchestrator.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
 from orchestrator.loop import run_study
-from orchestrator.report import Calibration, Finished, write_report
+from orchestrator.report import Calibration, Finished, Limit, pareto_front, write_report
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
+from orchestrator.view import QUANTITIES
 from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.toy import ToyEvaluator
 
 CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=4, batch_size=3)
-TOY_EVALUATOR = partial(make_evaluator, "toy", evaluator="toy")
+MOBILE = {"space": "mobilenetv3", "pool_size": 10, "steps": 5, "guidance_scale": "1,10"}
 SECTIONS = {
     "headline", "progress", "calibration", "best", "seconds", "pools", "failed", "configuration"
 }  # fmt: skip
+LONG = StagedSpace(  # stages and a name that are longer than a row of the drawing
+    name="long",
+    operators=("conv 3x3", "depthwise convolution " * 4 + "3x3"),
+    stages=(Stage(choices=((0, 1),) * 12, depths=(0, 1, 12)), Stage(choices=((0,),), depths=(1,))),
+)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -91,9 +100,10 @@ def search(tmp_path: Path) -> Iterator[Callable[..., tuple[RunStore, str]]]:
     """Run a search to its end and write its report."""
     stores: list[RunStore] = []
 
-    def run(evaluator: Callable[[], Evaluator] = TOY_EVALUATOR, **settings) -> tuple[RunStore, str]:
+    def run(evaluator: Callable[[], Evaluator] | None = None, **settings) -> tuple[RunStore, str]:
         config = RunConfig(**{**vars(CONFIG), **settings})
-        stores.append(store := RunStore.open(tmp_path / "run", config, TOY))
+        stores.append(store := RunStore.open(tmp_path / "run", config, SPACES[config.space]))
+        evaluator = evaluator or partial(make_evaluator, config)
         executor = LocalExecutor(config.generator("cpu"), evaluator, retries=0)
         run_study(
             build_optimizer(config, executor.generator),
@@ -125,7 +135,7 @@ def _count(svg: str, kind: str) -> int:
 def _check_page(html: str) -> _Page:
     """What holds for every report."""
     page = _Page(html)
-    assert page.sections.keys() == SECTIONS
+    assert page.sections.keys() - {"pareto"} == SECTIONS
     assert len(page.ids) == len(set(page.ids))
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     for name, value in page.attributes:
@@ -160,15 +170,200 @@ def test_the_report_says_what_the_store_says(search) -> None:
     assert f"found in trial{trial.trial}" in facts
     assert "evaluations12 of 12" in facts
     assert f"failures{num_failed}" in facts
-    # figures: progress, calibration, seconds, pools; then one drawing per architecture
+    # figures: progress, calibration, Pareto front, seconds, pools, guidance; then one drawing per
+    # architecture
     num_drawn = min(5, store.num_finished - num_failed)
-    assert len(_svgs(html)) == 4 + num_drawn
+    assert len(_svgs(html)) == 6 + num_drawn
     ranked = sorted(store.observations().values, reverse=True)
     for value in ranked[:5]:
         assert f"{100 * value:.3f}" in page.sections["best"]
     for name, setting in json.loads((store.out / "config.json").read_text())["config"].items():
         assert name in page.sections["configuration"]
-        assert setting is None or str(setting) in page.sections["configuration"]
+        shown = ", ".join(setting) if isinstance(setting, list) else str(setting)
+        assert setting is None or shown in page.sections["configuration"]
+
+
+def _table(html: str, section: str) -> list[list[str]]:
+    """The rows of the tables of a section, without their heads."""
+    text = html[html.index(f'<section id="{section}">') :]
+    rows = re.findall(r"<tr>(.*?)</tr>", text[: text.index("</section>")])
+    cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in rows]
+    return [row for row in cells if row]
+
+
+def _marks(html: str, name: str) -> Counter[str]:
+    """How many markers of each colour a figure has, its legend included."""
+    svg = next(
+        svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if f'id="{name}-' in svg
+    )
+    return Counter(re.findall(r"<use [^>]*style=\"fill: (#\w{6})", svg))
+
+
+def test_the_pareto_section_of_a_constrained_run(search) -> None:
+    """Two quantities, one of which has two limits."""
+    limits = ("macs<=300e6", "params<=6.2e6", "macs >= 150e6")
+    store, html = search(constraint=limits, **MOBILE)
+    page = _check_page(html)
+    pareto = page.sections["pareto"]
+    assert "Limits: MACs ≤ 300 M, params ≤ 6.2 M, MACs ≥ 150 M." in pareto
+    assert "MACs ≤ 300 M · params ≤ 6.2 M · MACs ≥ 150 M" in html.split("</header>")[0]
+    assert ", ".join(limits) in page.sections["configuration"]
+    assert len(re.findall(r'<svg[^>]* class="figure"', html)) == 7
+    best, value = store.best
+    metrics = store.outcomes[best.trial].metrics
+    assert f"{metrics['macs'] / 1e6:.2f} M" in page.sections["headline"]
+    found = [(outcome, store.trials[i]) for i, outcome in store.outcomes.items()]
+    fronts = []
+    for name in ("macs", "params"):
+        front = [
+            (outcome, trial)
+            for outcome, trial in found
+            if all(
+                other.value < outcome.value
+                or other is outcome
+                or other.metrics[name] > outcome.metrics[name]
+                for other, _ in found
+            )
+        ]
+        fronts += [
+            [
+                f"{outcome.metrics[name] / 1e6:.2f}",
+                f"{100 * outcome.value:.3f}",
+                str(trial.trial),
+                trial.strategy,
+            ]
+            for outcome, trial in sorted(front, key=lambda pair: -pair[0].value)[:10]
+        ]
+        # every trial is one point, and one line of the legend is one more
+        marks = _marks(html, f"pareto-{QUANTITIES[name].label}")
+        points = sum(marks[c] - 1 for c in (BLUE, ORANGE, GREY) if marks[c])
+        assert points == store.num_finished == 12
+        assert marks[GREEN] == 2  # the best, and its line of the legend
+    assert _table(html, "pareto") == fronts
+    assert fronts[0][1] == f"{100 * value:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "expected"),
+    [
+        (Limit("macs", True, 2e6), "MACs ≤ 2 M", True),
+        (Limit("macs", True, 1.9e6), "MACs ≤ 1.9 M", False),
+        (Limit("macs", False, 2e6), "MACs ≥ 2 M", True),
+        (Limit("latency", False, 3.5), "latency ≥ 3.5 ms", False),
+        (Limit("latency", True, 25), "latency ≤ 25 ms", True),
+        (Limit("params", True, 1e9), "params ≤ 1000 M", False),  # not known
+    ],
+)
+def test_limits(limit: Limit, text: str, expected: bool) -> None:
+    outcome = Outcome(0, "ok", 0.7, {"macs": 2e6, "latency": 3.0})
+    assert str(limit) == text
+    assert limit.satisfied(outcome) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_pareto_front_by_comparing_all_pairs(seed: int) -> None:
+    """Of small whole numbers, so that there are many equals; of these the first counts."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 30))
+    amounts, values = rng.integers(0, 10, (2, n)).astype(float)
+    expected = [
+        i
+        for i in range(n)
+        if not any(
+            amounts[j] <= amounts[i]
+            and values[j] >= values[i]
+            and ((amounts[j], values[j]) != (amounts[i], values[i]) or j < i)
+            for j in range(n)
+        )
+    ]
+    front = pareto_front(amounts, values)
+    assert sorted(front) == expected
+    assert (np.diff(amounts[front]) > 0).all()
+    assert (np.diff(values[front]) > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+@pytest.mark.parametrize(
+    ("limits", "drawn"),
+    [
+        ((), 0),
+        (((9.0, True),), 1),
+        (((2.0, False), (9.0, True)), 2),
+        (((1e9, True),), 0),  # would squeeze all trials into one corner
+        (((-1e9, False),), 0),
+    ],
+)
+def test_limits_are_drawn_unless_they_are_far_away(
+    n: int, limits: tuple[tuple[float, bool], ...], drawn: int, rng: np.random.Generator
+) -> None:
+    amounts, values = rng.uniform(3, 8, n), rng.uniform(0.5, 0.8, n)
+    if n > 1:
+        amounts[:2] = 3, 8
+    else:
+        limits, drawn = (), 0
+    front = pareto_front(amounts, values)
+    svg = draw_pareto(
+        "MACs, M", amounts, values, np.arange(n) < 3, front=front, best=None, limits=limits
+    )
+    ElementTree.fromstring(svg)
+    assert len(re.findall(rf"stroke-dasharray[^>]*stroke: {RED}", svg)) == drawn + (drawn > 0)
+    assert ">limit<" in svg or not drawn
+
+
+def test_an_unconstrained_run_shows_values_against_macs(search) -> None:
+    _, html = search(strategy="random", budget=6, **{**MOBILE, "n_init": 5})
+    pareto = _check_page(html).sections["pareto"]
+    assert "MACs, M" in pareto
+    assert "params, M" not in pareto
+    assert "limit" not in pareto.lower()
+
+
+def test_a_run_without_metrics_has_no_pareto_section(search) -> None:
+    _, html = search(strategy="random")
+    assert "pareto" not in _check_page(html).sections
+
+
+class _Broken:
+    """Fails at everything."""
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        raise EvaluationError("out of memory")
+
+
+def test_a_constrained_run_of_failures_has_no_pareto_section(search) -> None:
+    settings = {**MOBILE, "constraint": ("macs<=250e6",), "strategy": "random"}
+    store, html = search(_Broken, budget=6, **settings)
+    assert store.num_finished == 6
+    page = _check_page(html)
+    assert "pareto" not in page.sections
+    assert "MACs ≤ 250 M" in html.split("</header>")[0]
+
+
+def test_pools_tell_how_strong_guidance_was_and_what_it_kept(search) -> None:
+    """Rows of means and medians, computed once more from the store."""
+    store, html = search(**{**MOBILE, "constraint": ("macs<=250e6",), "guidance_scale": "auto"})
+    pools = [spent["diagnostics"] for spent in store.rounds if "pool" in spent["diagnostics"]]
+    rows = dict(_table(html, "pools"))
+    share = np.mean([pool["feasible"] for pool in pools])
+    assert rows["feasible, %"] == f"{100 * share:.1f}"
+    for name, row in (
+        ("scale_low", "guidance scale of the weakest sample, median"),
+        ("scale_high", "guidance scale of the strongest sample, median"),
+    ):
+        assert rows[row] == f"{np.median([pool[name] for pool in pools]):.3g}"
+    ratio = np.median([pool["norm_ratio"] for pool in pools])
+    assert rows["norm of guidance / norm of score, median"] == f"{ratio:.3f}"
+    text = _check_page(html).sections["pools"]
+    assert "feasible: within the limits, of the valid" in text
+    assert {"strongest", "weakest", "guidance / score"} <= set(re.split(r"\s*\n\s*", text))
+
+
+@pytest.mark.parametrize("strategy", ["mutation", "uncond+sort"])
+def test_pools_without_guidance_do_not_speak_of_it(strategy: str, search) -> None:
+    _, html = search(strategy=strategy)
+    pools = _check_page(html).sections["pools"]
+    assert "guidance" not in pools
+    assert "feasible" not in pools
 
 
 def test_equal_stores_give_equal_reports(search) -> None:
@@ -236,9 +431,8 @@ def test_calibration_of_calibrated_predictions(rng: np.random.Generator) -> None
     assert Calibration(mean[:1], std[:1], observed[:1]).rank_correlation is None
 
 
-@pytest.mark.parametrize("name", ["toy", "mobilenetv3"])
-def test_a_box_for_every_layer(name: str, rng: np.random.Generator) -> None:
-    space = SPACES[name]
+@pytest.mark.parametrize("space", [TOY, MOBILENETV3, LONG], ids=lambda space: space.name)
+def test_a_box_for_every_layer(space: StagedSpace, rng: np.random.Generator) -> None:
     for arch in space.sample(20, rng):
         svg = draw(space, arch)
         assert _count(svg, "layer") == sum(op != ABSENT for op in arch.ops)
@@ -258,7 +452,7 @@ def test_a_labelled_edge_for_every_operation(rng: np.random.Generator) -> None:
 
 
 def test_drawings_stay_inside_their_frame(rng: np.random.Generator) -> None:
-    for space in SPACES.values():
+    for space in (*SPACES.values(), LONG):
         for arch in space.sample(50, rng):
             svg = ElementTree.fromstring(draw(space, arch))
             _, _, width, height = map(float, svg.get("viewBox").split())

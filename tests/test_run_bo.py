@@ -1,5 +1,6 @@
 """The command `python -m orchestrator.run_bo`, on the toy space and on synthetic tables."""
 
+import io
 import itertools
 import json
 import os
@@ -14,16 +15,23 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from nag.checkpoint import save_network
 from nag.cli import run
 from nag.exact_score import uniform_law_sde
 from nag.score_net import ScoreNetConfig, ScoreNetwork
+from nag.spaces import SPACES
+from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
+from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.run_bo import app
 from orchestrator.store import COLUMNS, RunStore
+from orchestrator.view import View
+from trainers.cost import cost_property
+from trainers.latency import latency_property
 from trainers.toy import ToyEvaluator
 
 ROOT = Path(__file__).parent.parent
@@ -38,13 +46,22 @@ QUICK = {
     "--pool-size": 10,
     "--steps": 5,
 }
+MOBILE = QUICK | {"--space": "mobilenetv3", "--budget": 7, "--guidance-scale": "1,10"}
 LONG = QUICK | {"--budget": 14, "--pool-size": 100, "--steps": 30}  # rounds take a while
 
 
 def arguments(settings, **changes):
-    """Settings as a command line; `n_init=3` replaces --n-init, None removes an option."""
+    """Settings as a command line; `n_init=3` replaces --n-init, None removes an option.
+
+    A tuple repeats its option.
+    """
     settings = settings | {f"--{name.replace('_', '-')}": x for name, x in changes.items()}
-    return [str(part) for pair in settings.items() if pair[1] is not None for part in pair]
+    pairs = [
+        (name, value)
+        for name, values in settings.items()
+        for value in (values if isinstance(values, tuple) else (values,))
+    ]
+    return [str(part) for pair in pairs if pair[1] is not None for part in pair]
 
 
 def start(settings, **changes):
@@ -169,7 +186,7 @@ def test_the_last_lines_name_the_result(finished):
     assert stdout.splitlines()[-5:] == [
         f"best architecture (trial {trial} of 8): value {value:.3f} %",
         f"  {arch}",
-        f'  {{"layers": "{arch}"}}',
+        f"  {json.dumps(TOY.to_config(TOY.from_str(arch)))}",
         f"trials: {out / 'trials.parquet'}",
         f"report: {out / 'report.html'}",
     ]
@@ -194,7 +211,7 @@ def test_bad_input_as_the_shell_sees_it(tmp_path):
     process = start(QUICK, space="nowhere", out=tmp_path / "run")
     assert process.communicate(timeout=120) == (
         "",
-        "error: unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy\n",
+        f"error: unknown space 'nowhere': choose from {', '.join(SPACES)}\n",
     )
     assert process.returncode == 2
     assert not list(tmp_path.iterdir())
@@ -361,12 +378,141 @@ def test_every_other_pair_completes_too(tmp_path, capsys, strategy, acq):
         {"budget": 1, "n_init": 1},
         {"sampler": "predictor-corrector"},
         {"objective": "test"},
+        {"schedule": "karras"},
+        {"guidance_scale": "2"},
+        {"guidance_scale": "1,20"},
+        {"guidance_form": "improvement"},
+        {"guidance_form": "target", "target": 60},
     ],
     ids=lambda changes: " ".join(changes),
 )
 def test_other_settings_complete_too(tmp_path, capsys, changes):
     search(capsys, QUICK, out=tmp_path / "run", **changes)
     assert len(found(tmp_path / "run")) == changes.get("budget", 8)
+
+
+@pytest.mark.parametrize("target", [74, 77])
+def test_proposals_are_of_the_value_that_is_aimed_at(target, tmp_path, capsys):
+    """As predicted when they are picked. The pool: networks near the target, of which expected
+    improvement picks the better ones."""
+    sizes = {"n_init": 10, "budget": 14, "steps": 10, "guidance_scale": 10}
+    aim = {"guidance_form": "target", "target": target}
+    search(capsys, MOBILE, out=tmp_path / "run", **sizes, **aim)
+    predicted = trials(tmp_path / "run").predicted_mean[10:]
+    assert predicted.mean() == pytest.approx(target, abs=0.7)
+
+
+# Constraints
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_trial_keeps_the_constraint(strategy, tmp_path, capsys):
+    """Of random networks, four in five do not."""
+    search(capsys, MOBILE, out=tmp_path / "run", strategy=strategy, constraint="macs<=240e6")
+    rows = trials(tmp_path / "run")
+    assert list(rows.strategy) == ["initial"] * 4 + [strategy] * 3
+    assert (rows.macs <= 240e6).all()
+    assert rows.arch.is_unique
+
+
+def test_two_constraints(tmp_path, capsys):
+    constraints = ("macs<=300e6", "params >= 5.5e6")
+    stdout = search(capsys, MOBILE, out=tmp_path / "run", constraint=constraints)
+    rows = trials(tmp_path / "run")
+    assert len(rows) == 7
+    assert (rows.macs <= 300e6).all()
+    assert (rows.params >= 5.5e6).all()
+    first = stdout.splitlines()[0]
+    assert first.startswith("mobilenetv3, surrogate, guided, ei, macs<=300e6, params >= 5.5e6: in ")
+    best = rows.iloc[rows.value.argmax()]
+    assert (
+        f"\nbest architecture with macs<=300e6, params >= 5.5e6 (trial {best.trial} of 7): "
+        f"value {best.value:.3f} %, MACs {best.macs / 1e6:.2f} M, "
+        f"params {best.params / 1e6:.2f} M\n"
+    ) in stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "MACs ≤ 300 M, params ≥ 5.5 M" in page
+
+
+@pytest.mark.parametrize("strategy", ["guided", "random"])
+def test_a_constraint_that_random_networks_do_not_meet(strategy, tmp_path, capsys):
+    """The generator finds the initial design, and fills up for a strategy that finds nothing."""
+    macs = cost_property(MOBILENETV3, "macs", "imagenet")
+    assert macs(MOBILENETV3.sample(20_000, np.random.default_rng(0))).min() > 135e6
+    search(capsys, MOBILE, out=tmp_path / "run", strategy=strategy, constraint="macs<=135e6")
+    rows = trials(tmp_path / "run")
+    assert list(rows.strategy) == ["initial"] * 4 + [strategy] * 3
+    assert (rows.macs <= 135e6).all()
+    assert rows.arch.is_unique
+
+
+def test_all_that_keeps_a_constraint_may_be_little(tmp_path, capsys):
+    """One network is the smallest; few come near it."""
+    stdout = search(capsys, MOBILE, out=tmp_path / "run", constraint="macs<=121.6e6", budget=20)
+    rows = trials(tmp_path / "run")
+    assert 0 < len(rows) < 20
+    assert (rows.macs <= 121.6e6).all()
+    assert f"the space is exhausted after {len(rows)} trials\n" in stdout
+
+
+def test_a_constrained_run_that_is_continued(tmp_path, capsys):
+    settings = MOBILE | {"--constraint": "macs<=240e6", "--n-init": 3, "--batch-size": 2}
+    search(capsys, settings, out=tmp_path / "at once")
+    for budget in (3, 4, 7):
+        search(capsys, settings, budget=budget, out=tmp_path / "in parts")
+    assert found(tmp_path / "in parts") == found(tmp_path / "at once")
+
+
+@pytest.fixture
+def latencies(tmp_path):
+    """Synthetic: measured networks, a sum over the layers in ms with noise."""
+    archs = MOBILENETV3.sample(300, np.random.default_rng(0))
+    macs = cost_property(MOBILENETV3, "macs", "imagenet")(archs)
+    noise = np.random.default_rng(1).normal(0, 0.5, len(archs))
+    frame = pd.DataFrame([MOBILENETV3.to_config(arch) for arch in archs])
+    frame["lat_phone"] = 2 + macs / 20e6 + noise
+    frame.to_parquet(tmp_path / "measured.parquet")
+    return tmp_path / "measured.parquet"
+
+
+def test_a_limit_on_a_latency_that_is_estimated(latencies, tmp_path, capsys):
+    settings = {"constraint": "latency<=15", "latency_table": f"{latencies}:lat_phone"}
+    stdout = search(capsys, MOBILE, out=tmp_path / "run", **settings)
+    rows = trials(tmp_path / "run")
+    quantity = latency_property(MOBILENETV3, str(latencies))
+    expected = quantity([MOBILENETV3.from_str(arch) for arch in rows.arch])
+    np.testing.assert_allclose(rows.latency, expected)
+    assert 0.3 < quantity.std < 1.2
+    assert (rows.latency <= 15).all()
+    best = rows.iloc[rows.value.argmax()]
+    assert f"M, latency {best.latency:.2f} ms\n" in stdout
+    assert "latency ≤ 15 ms" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_another_constraint_is_another_run(capsys):
+    search(capsys, MOBILE, out="run", strategy="random", budget=4, constraint="macs<=300e6")
+    for constraint in ("macs<=250e6", ("macs<=300e6", "params<=5e6"), None):
+        changes = {"strategy": "random", "budget": 4, "constraint": constraint}
+        message = refusal(capsys, MOBILE, out="run", **changes)
+        assert "(constraint is ['macs<=300e6'] there, [" in message
+
+
+def test_a_live_line_tells_how_much_of_the_pool_is_feasible(tmp_path):
+    """On a terminal."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    store = RunStore.open(tmp_path / "run", RunConfig(space="toy", score="exact"), TOY)
+    view = View(console, 10)
+    with view.live(store):
+        for diagnostics in ({"validity": 0.875, "feasible": 0.5}, {"validity": 0.75}, {"pool": 3}):
+            view.proposed(store, Suggestion((), "guided", (), {}, diagnostics))
+            view._progress.refresh()
+            console.file.write("|")
+    first, second, third, _ = console.file.getvalue().split("|", 3)
+    assert "pool valid 87.5 %, feasible 50.0 %" in first
+    assert "pool valid 75.0 %" in second
+    assert "feasible" not in second
+    assert "pool" not in third
+    store.close()
 
 
 # Tables
@@ -493,7 +639,7 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
     [
         (
             {"space": "nowhere"},
-            "unknown space 'nowhere': choose from mobilenetv3, nasbench201, toy",
+            f"unknown space 'nowhere': choose from {', '.join(SPACES)}",
         ),
         ({"acq": "luck"}, '"luck" for --acq'),
         ({"strategy": "luck"}, '"luck" for --strategy'),
@@ -502,6 +648,13 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"executor": "luck"}, '"luck" for --executor'),
         ({"objective": "luck"}, '"luck" for --objective'),
         ({"auth": "luck"}, '"luck" for --auth'),
+        ({"schedule": "luck"}, '"luck" for --schedule'),
+        ({"guidance_form": "luck"}, '"luck" for --guidance-form'),
+        ({"guidance_form": "target"}, "--target and --guidance-form target go together"),
+        ({"target": 70}, "--target and --guidance-form target go together"),
+        ({"target": "high", "guidance_form": "target"}, "high"),
+        ({"constraint": "macs<=300e6"}, "the space toy has no cost model"),
+        ({"constraint": "latency<=9"}, "a constraint on latency needs a latency table"),
         ({"sampler": "luck"}, "unknown sampler 'luck': choose from predictor-corrector"),
         ({"evaluator": "luck"}, "unknown evaluator 'luck': choose from surrogate, table, toy"),
         ({"evaluator": "table"}, "the table evaluator knows the space nasbench201, not toy"),
@@ -532,6 +685,43 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
 )
 def test_bad_settings(changes, message, capsys):
     assert message in refusal(capsys, QUICK, out="run", **changes)
+
+
+@pytest.mark.parametrize("target", ["nan", "inf"])
+def test_a_target_must_be_finite(target, capsys):
+    changes = {"guidance_form": "target", "target": target}
+    assert "must be finite" in refusal(capsys, QUICK, out="run", **changes)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "", "strong", "nan", "inf", "5,1", "0,1", "1,2,3"])
+def test_bad_guidance_scales(scale, capsys):
+    message = refusal(capsys, QUICK, out="run", guidance_scale=scale)
+    assert f"--guidance-scale {scale!r} must be auto, a positive number, or LOW,HIGH" in message
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        *(
+            (text, f"{text!r} is not a constraint: expected QUANTITY<=NUMBER or QUANTITY>=NUMBER")
+            for text in ("macs", "macs<300e6", "macs<=", "macs<=small", "macs<=nan", "energy<=3")
+        ),
+        (
+            "macs<=100e6",
+            "no architecture of mobilenetv3 satisfies 'macs<=100e6': macs is between 1.21279e+08 "
+            "and 5.66171e+08\n",
+        ),
+        (("macs<=300e6", "params>=1e9"), "satisfies 'params>=1e9': params is between "),
+        ("latency<=25", "a constraint on latency needs a latency table"),
+    ],
+)
+def test_bad_constraints(constraint, message, capsys):
+    assert message in refusal(capsys, MOBILE, out="run", constraint=constraint)
+
+
+def test_a_latency_table_that_is_not_there(capsys):
+    settings = {"constraint": "latency<=25", "latency_table": "nowhere.json"}
+    assert "no such table: " in refusal(capsys, MOBILE, out="run", **settings)
 
 
 @pytest.mark.parametrize("name", ["budget", "seed", "n_init", "pool_size", "workers"])

@@ -1,19 +1,22 @@
 """Samplers with the exact score must reproduce the exact law, to Monte-Carlo noise.
 
 The total variation of n draws to their own law p is about sum_A sqrt(p_A (1 - p_A) / (2 pi n)):
-the noise. Limits are stated as multiples of it.
+the noise. Limits are stated as multiples of it. Orders of convergence are measured on a Gaussian,
+whose probability-flow ODE has a solution in closed form.
 """
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from toy_law import ARCHS, LOG_WEIGHTS, law, log_density, rewards
+from toy_law import ARCHS, law
 
 from nag.exact_score import exact_score, uniform_law_sde
 from nag.generate import Samples, generate, resolve_device
 from nag.guidance import Ladder, guided
-from nag.samplers import DEFAULT_STEPS, EVALUATIONS_PER_STEP, SAMPLERS
+from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras
 from nag.sde import VESDE, uncentre
 from nag.spaces.mobilenetv3 import MOBILENETV3, depths
 from nag.spaces.toy import TOY
@@ -22,7 +25,8 @@ torch.set_num_threads(1)
 
 SDE = uniform_law_sde(TOY)
 REWARD = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
-STEPS = DEFAULT_STEPS | {"predictor-corrector": 60}
+STEPS = {"predictor-corrector": 60}
+DETERMINISTIC = {"heun", "dpm++2m"}
 INDEX = {arch: i for i, arch in enumerate(ARCHS)}
 
 
@@ -31,21 +35,25 @@ def noise(p, n):
     return (p * (1 - p) / (2 * math.pi * n)).sqrt().sum().item()
 
 
-def variation(name, score, p, n, sde=SDE, steps=None):
+def variation(name, score, p, n, sde=SDE, steps=None, schedule="geometric"):
     """Total variation between n samples and p, in units of its noise."""
-    generator = torch.Generator().manual_seed(0)
-    steps = steps or STEPS[name]
-    x = SAMPLERS[name](score, sde, sde.prior(n, generator), steps, generator)
+    generator, spec = torch.Generator().manual_seed(0), SAMPLERS[name]
+    levels = spec.levels(sde, steps or STEPS.get(name), schedule)
+    x = spec.sampler(score, sde, sde.prior(n, generator), levels, generator)
     found = torch.tensor([INDEX[arch] for arch in TOY.decode(uncentre(x)) if arch is not None])
     frequency = torch.bincount(found, minlength=144).double() / n
     return 0.5 * (frequency - p).abs().sum().item() / noise(p, n)
 
 
-def expected_reward(x, t):
-    """log E[exp R | x_t], by enumeration."""
-    x, sigma = x.double(), SDE.sigma(t).double()
-    tilted = LOG_WEIGHTS + rewards(REWARD)
-    return log_density(x, sigma, tilted) - log_density(x, sigma)
+def guided_by_the_reward(sde, k):
+    """REWARD is additive, so that guidance by it is exact at every scale."""
+    return guided(
+        exact_score(TOY, sde),
+        TOY,
+        sde,
+        log_density=lambda v, sigma: (v * REWARD).sum((1, 2)),
+        scale=Ladder(k, k),
+    )
 
 
 def test_what_counts_as_noise():
@@ -57,32 +65,30 @@ def test_what_counts_as_noise():
         assert low < 0.5 * (frequency - law()).abs().sum().item() / noise(law(), n) < high
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_sampler_reaches_the_exact_law(name):
-    assert variation(name, exact_score(TOY, SDE), law(), 10_000) < 1.4
+def test_sampler_reaches_the_exact_law(name, schedule):
+    assert variation(name, exact_score(TOY, SDE), law(), 4_000, schedule=schedule) < 1.4
+
+
+def sde_for_a_tilt(name):
+    """A deterministic sampler never forgets where it started, and the prior is that of p_0; it
+    needs a wide one, under which the two laws look alike."""
+    return VESDE(SDE.mean, 0.1, 50.0) if name in DETERMINISTIC else SDE
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_guidance_by_an_additive_reward_reaches_the_tilted_law(name, k):
+    """p ~ p_0 exp(k R)."""
+    sde = sde_for_a_tilt(name)
+    assert variation(name, guided_by_the_reward(sde, k), law(k * REWARD), 2_000, sde) < 1.4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_sampler_reaches_a_law_tilted_by_a_reward(name):
-    """p ~ p_0 exp R. A deterministic sampler never forgets where it started, and the prior here is
-    that of p_0; it needs a wide one, under which the two laws look alike."""
-    sde = VESDE(SDE.mean, 0.1, 50.0) if name == "dpm++2m" else SDE
-    assert variation(name, exact_score(TOY, sde, REWARD), law(REWARD), 10_000, sde) < 1.4
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("predictor-corrector", marks=pytest.mark.slow), "ancestral", "dpm++2m-sde"],
-)
-def test_guidance_by_the_exact_reward_reaches_the_tilted_law(name):
-    score = guided(exact_score(TOY, SDE), expected_reward, Ladder(1, 1))
-    assert variation(name, score, law(REWARD), 3_000) < 1.4
-
-
-@pytest.mark.parametrize("name", ["ancestral", "dpm++2m-sde"])
 def test_guidance_doubled_by_mistake_does_not(name):
-    score = guided(exact_score(TOY, SDE), expected_reward, Ladder(2, 2))
-    assert variation(name, score, law(REWARD), 3_000) > 4
+    sde = sde_for_a_tilt(name)
+    assert variation(name, guided_by_the_reward(sde, 2), law(REWARD), 2_000, sde) > 4
 
 
 @pytest.mark.slow
@@ -116,47 +122,184 @@ def test_depths_of_mobilenetv3_with_the_default_sampler():
     assert shares == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.025)
 
 
-# What a sampler is.
+# Convergence on N(M, S^2), whose probability-flow ODE is solved by
+# x(sigma) = M + (x_1 - M) sqrt((S^2 + sigma^2) / (S^2 + sigma_max^2)).
+
+M, S = 0.3, 0.5
+GAUSSIAN = VESDE(((M,),), 0.1, 5.0)
+
+
+def gaussian_score(x, t):
+    return -(x - M) / (S**2 + GAUSSIAN.sigma(t)[:, None, None] ** 2)
+
+
+@pytest.fixture
+def double():
+    """Times in double precision: else they bound the error from below."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(DPMSolver(eta=0, order=1), 1), (DPMSolver(eta=0, order=2), 2), (heun, 2)],
+    ids=["ddim", "dpm++2m", "heun"],
+)
+def test_order_of_convergence_to_the_probability_flow(sampler, order, schedule, double):
+    """The solution is compared after the last denoising, D = (sigma^2 M + S^2 x) / (S^2 + sigma^2).
+    Its order is the slope of log error over log steps."""
+    x = torch.linspace(-6, 6, 8)[:, None, None]
+    first, last = 5.0, 0.2
+    solution = M + (x - M) * math.sqrt((S**2 + last**2) / (S**2 + first**2))
+    expected = (last**2 * M + S**2 * solution) / (S**2 + last**2)
+    steps, errors = [100, 200, 400], []
+    for n in steps:
+        levels = SCHEDULES[schedule](first, last, n + 1)
+        found = sampler(gaussian_score, GAUSSIAN, x, levels, torch.Generator())
+        errors.append((found - expected).abs().max().item())
+    slope, _ = np.polyfit(np.log(steps), np.log(errors), 1)
+    assert slope == pytest.approx(-order, abs=0.1)
+    assert errors[-1] < 3e-3**order
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_moments_of_a_gaussian_converge(name, schedule):
+    """D of x ~ N(M, S^2 + sigma^2) has the variance S^4 / (S^2 + sigma^2). The reference leaves the
+    last noise in, and its corrector adds a share of snr^2 = 2.6 % to the variance for good."""
+    n, spec = 20_000, SAMPLERS[name]
+
+    def moments(steps):
+        generator, levels = torch.Generator().manual_seed(0), spec.levels(GAUSSIAN, steps, schedule)
+        x = M + math.sqrt(S**2 + 25) * torch.randn(n, 1, 1, generator=generator)
+        x = spec.sampler(gaussian_score, GAUSSIAN, x, levels, generator)
+        variance = S**2 + levels[-1] ** 2
+        expected = variance if name == "predictor-corrector" else S**4 / variance
+        return x.mean().item() - M, x.var().item() / expected - 1
+
+    assert abs(moments(5)[1]) > 0.05
+    mean, variance = moments(200)
+    assert abs(mean) < 4 * S / math.sqrt(n)
+    assert abs(variance) < 0.02 + 4 * 0.5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [heun, *(DPMSolver(eta, order) for eta in (0.0, 0.5, 1.0) for order in (1, 2))],
+    ids=str,
+)
+def test_noise_is_that_of_its_level_all_the_way(sampler):
+    """Where D is known x_t | x_0 is exact, however few the steps: x_t = x_0 + sigma z."""
+    seen = []
+
+    def score(x, t):
+        sigma = SDE.sigma(t)[:, None, None]
+        seen.append(x.std().item() / sigma[0].item())
+        return -x / sigma**2
+
+    generator = torch.Generator().manual_seed(0)
+    x = 5 * torch.randn(5_000, 4, 3, generator=generator)
+    sampler(score, SDE, x, [5.0, 2.0, 0.3, 0.2], generator)
+    assert seen == pytest.approx([1] * len(seen), abs=0.02)
+
+
+# Noise levels.
+
+
+@pytest.mark.parametrize("sigmas", [(0.1, 5.0), (0.01, 50.0)], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_levels_decrease_from_the_largest_to_the_last(name, schedule, sigmas):
+    spec, sde = SAMPLERS[name], VESDE(SDE.mean, *sigmas)
+    for steps in (2, 7, None):
+        levels = spec.levels(sde, steps, schedule)
+        assert len(levels) == (steps or spec.steps)
+        assert all(sigma > after for sigma, after in pairwise(levels))
+        assert levels[0] == pytest.approx(sigmas[1])
+        assert levels[-1] == pytest.approx(spec.last * sigmas[0])
+    assert spec.levels(sde, 1, schedule) == pytest.approx(sigmas[1:])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_score_evaluations_are_as_stated(name):
-    calls, steps = [], 7
+def test_a_narrow_range_of_noise_is_no_obstacle(name):
+    """sigma_max below 2 sigma_min, where most samplers would end."""
+    sde = VESDE(SDE.mean, 0.1, 0.15)
+    assert (
+        generate(TOY, exact_score(TOY, sde), sde, 20, seed=0, sampler=name, steps=9).validity == 1
+    )
+
+
+def test_geometric_levels_have_equal_ratios():
+    levels = SAMPLERS["ancestral"].levels(SDE, 9, "geometric")
+    assert [b / a for a, b in pairwise(levels)] == pytest.approx([(0.2 / 5) ** (1 / 8)] * 8)
+
+
+def test_karras_levels_are_those_of_the_paper():
+    """Karras et al. 2022, Eq. 5: the default rho 7, sigma 0.002..80 and 18 steps."""
+    a, b, n, rho = 80.0, 0.002, 18, 7
+    expected = [
+        (a ** (1 / rho) + i / (n - 1) * (b ** (1 / rho) - a ** (1 / rho))) ** rho for i in range(n)
+    ]
+    assert karras(a, b, n) == pytest.approx(expected)
+    assert karras(a, b, n)[:3] == pytest.approx([80, 57.586, 40.786], abs=1e-3)  # as EDM prints
+
+
+# What a sampler is.
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_score_evaluations_are_counted(name, steps):
+    calls = []
 
     def score(x, t):
         calls.append((x.shape, t.shape))
         return exact_score(TOY, SDE)(x, t)
 
     ticks = []
-    generator = torch.Generator().manual_seed(0)
+    generator, spec = torch.Generator().manual_seed(0), SAMPLERS[name]
     x = SDE.prior(3, generator)
-    SAMPLERS[name](score, SDE, x, steps, generator, progress=lambda: ticks.append(0))
-    expected = steps * EVALUATIONS_PER_STEP.get(name, 1)
+    levels = spec.levels(SDE, steps)
+    spec.sampler(score, SDE, x, levels, generator, progress=lambda: ticks.append(0))
+    expected = {"predictor-corrector": 2 * steps, "heun": 2 * steps - 1}.get(name, steps)
     assert calls == [((3, 4, 3), (3,))] * expected
     assert len(ticks) == steps
-    made = generate(TOY, score, SDE, 2, seed=0, sampler=name, steps=steps)
+    calls.clear()
+    made = generate(TOY, score, SDE, 5, seed=0, sampler=name, steps=steps, batch_size=2)
     assert made.score_evaluations == expected
-    assert len(calls) == 2 * expected
+    assert len(calls) == 3 * expected
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampler_leaves_its_argument_alone(name):
-    generator = torch.Generator().manual_seed(0)
+    generator, spec = torch.Generator().manual_seed(0), SAMPLERS[name]
     x = SDE.prior(3, generator)
     before = x.clone()
-    SAMPLERS[name](exact_score(TOY, SDE), SDE, x, 3, generator)
+    spec.sampler(exact_score(TOY, SDE), SDE, x, spec.levels(SDE, 3), generator)
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("name", sorted(DETERMINISTIC))
+def test_deterministic_samplers_draw_nothing(name):
+    generator, spec = torch.Generator().manual_seed(0), SAMPLERS[name]
+    x, state = SDE.prior(3, generator), generator.get_state()
+    spec.sampler(exact_score(TOY, SDE), SDE, x, spec.levels(SDE, 3), generator)
+    assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_law_of_one_point_is_found_from_anywhere(name):
+def test_a_law_of_one_point_is_found_from_anywhere(name, schedule):
     """The score of a single point: every sampler must end there."""
     point = 2 * TOY.encode([ARCHS[17]]) - 1
 
     def score(x, t):
         return (point - x) / SDE.sigma(t)[:, None, None] ** 2
 
-    made = generate(TOY, score, SDE, 50, seed=0, sampler=name, steps=STEPS[name])
+    steps = STEPS.get(name)
+    made = generate(TOY, score, SDE, 50, seed=0, sampler=name, steps=steps, schedule=schedule)
     assert made.archs == (ARCHS[17],) * 50
 
 

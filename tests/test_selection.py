@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from acquisition.functions import ACQUISITIONS
 from acquisition.select import select_batch
 from acquisition.strategies import Pool
 from nag.predictors.base import Observations
 from nag.predictors.gp import Features, FittedGaussianProcess, GaussianProcess, Warp
+from nag.properties import Constraint, Property
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from trainers.surrogate import SurrogateEvaluator
@@ -104,6 +106,52 @@ def test_the_predictor_is_not_touched(pool, predictor, acquisition):
     after = predictor.predict(pool.archs)
     assert (before.mean == after.mean).all()
     assert (before.std == after.std).all()
+
+
+# Constraints.
+
+
+def limit(most, std):
+    """On the number of layers, two to four, predicted with errors of standard deviation `std`."""
+    return Constraint(Property("layers", TOY, 0.0, np.ones(TOY.shape), std), most)
+
+
+@pytest.mark.parametrize("constraints", [(limit(2.5, 1.0),), (limit(2, 0.6), limit(5, 2.0))])
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_improvement_is_weighted_with_the_probability_of_keeping_constraints(
+    constraints, name, pool, predictor
+):
+    """Of EI and PI; UCB and Thompson samples are no quantities that a weight makes sense for."""
+    (found,) = select_batch(
+        pool, predictor, ACQUISITIONS[name], 0.6, 1, np.random.default_rng(0), constraints
+    )
+    plain = scores(pool.archs, predictor, ACQUISITIONS[name])
+    layers = (TOY.encode(pool.archs).numpy() > 0).sum((1, 2))
+    weighted = plain + sum(
+        norm.logcdf((c.limit - layers) / c.quantity.std) for c in constraints
+    )  # fmt: skip
+    expected = weighted if name in {"ei", "pi"} else plain
+    assert plain.argmax() != weighted.argmax()
+    assert found.arch == pool.archs[expected.argmax()]
+
+
+@pytest.mark.parametrize("name", ["ei", "pi"])
+def test_the_weight_counts_for_every_pick(name, pool, predictor):
+    """Three layers break the limit for certain: first come all that keep it."""
+    batch = select_batch(
+        pool, predictor, ACQUISITIONS[name], 0.6, 30, np.random.default_rng(0), (limit(2, 0.0),)
+    )
+    layers = (TOY.encode([c.arch for c in batch]).numpy() > 0).sum((1, 2))
+    kept = int((layers == 2).sum())
+    assert 0 < kept < len(batch) == 30
+    assert (layers[:kept] == 2).all()
+
+
+def test_an_empty_pool_under_constraints_gives_an_empty_batch(predictor, acquisition):
+    found = select_batch(
+        Pool(()), predictor, acquisition, 0.6, 3, np.random.default_rng(0), (limit(2, 0.0),)
+    )
+    assert found == []
 
 
 # Spread.

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from toy_law import ARCHS as TOY_ARCHS
 
-from nag.spaces import ABSENT, SPACES, Architecture, InvalidArchitectureError
+from nag.spaces import (
+    ABSENT,
+    SPACES,
+    Architecture,
+    InvalidArchitectureError,
+    Stage,
+    StagedSpace,
+)
 from nag.spaces.mobilenetv3 import MOBILENETV3, ops_from_ofa
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
@@ -20,9 +29,25 @@ SIZES = {"mobilenetv3": 7371**5, "nasbench201": 5**6, "toy": 12**2}
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 NETWORK = "2-3-3_2-7-6_0-0-0_0-0-0_" + "_".join(["4-5-4"] * 4 + ["3-3-6"] * 3) + "_0-0-0_"
 NETWORK += "_".join(["2-7-3"] * 2 + ["0-0-0"] * 2 + ["4-3-4"] * 4)
+DERIVED_TEXTS = (
+    "3-3,7-6/5-4,5-4,5-4,5-4/3-6,3-6,3-6/7-3,7-3/3-4,3-4,3-4,3-4",  # NETWORK
+    "input/nor_conv_3x3/none/skip_connect/avg_pool_3x3/nor_conv_1x1/none/output",  # CELL
+)
+
+# Spaces of which all but name, operators and stages is derived.
+DERIVED = {
+    space: StagedSpace(f"derived-{space.name}", space.operators, space.stages)
+    for space in (MOBILENETV3, NASBENCH201)
+}
+MIXED = StagedSpace(
+    name="mixed",
+    operators=("w", "a", "b"),
+    stages=(Stage(choices=((0,),), depths=(1,)), Stage(choices=((1, 2), (1,)), depths=(0, 2))),
+)
+ALL = {space.name: space for space in (*SPACES.values(), *DERIVED.values(), MIXED)}
 
 
-@pytest.fixture(params=SPACES.values(), ids=SPACES)
+@pytest.fixture(params=ALL.values(), ids=ALL)
 def space(request):
     return request.param
 
@@ -115,6 +140,8 @@ def test_sampling_is_a_function_of_the_generator(space):
 
 
 def test_size(space):
+    if space.name not in SIZES:
+        pytest.skip("no published size")
     assert space.size == SIZES[space.name]
 
 
@@ -142,21 +169,22 @@ def test_features_are_smooth_and_tell_architectures_apart(space, rng):
     text=st.one_of(
         st.text(),
         st.text(alphabet="abc-/ "),
+        st.text(alphabet="wab,/ "),
         st.text(alphabet="0123456-_٣"),
         st.from_regex(r"\|[a-z]*~[0-9]\|\+\|.*", fullmatch=True),
         st.builds(
             lambda text, i, c: text[:i] + c + text[i + 1 :],
-            st.sampled_from([CELL, NETWORK, "ab/c-"]),
+            st.sampled_from([CELL, NETWORK, "ab/c-", *DERIVED_TEXTS, "w/b,a"]),
             st.integers(0, 120),
-            st.one_of(st.characters(), st.sampled_from("0123456789-_|~+/٣")),
+            st.one_of(st.characters(), st.sampled_from("0123456789-_|~+/,٣")),
         ),
     )
 )
 @example(text=NETWORK.replace("2-3-3", "2-٣-3"))  # a digit, but not an ASCII one
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", ALL)
 def test_any_text_is_read_or_refused(name, text):
     """What is accepted is the published notation; all else is InvalidArchitectureError."""
-    space = SPACES[name]
+    space = ALL[name]
     try:
         arch = space.from_str(text)
     except InvalidArchitectureError:
@@ -230,13 +258,19 @@ BREAKAGES = [
     (MOBILENETV3, 3, [mbv3_hole]),
     (TOY, 1, [toy_two_operators]),
     (TOY, 2, [toy_first_absent]),
+    (DERIVED[NASBENCH201], 1, [nb201_two_operators]),
+    (DERIVED[NASBENCH201], 2, [nb201_empty_row]),
+    (DERIVED[NASBENCH201], 3, [nb201_wrong_input, nb201_wrong_output]),
+    (DERIVED[NASBENCH201], 3, [nb201_input_inside, nb201_output_inside]),
+    (DERIVED[MOBILENETV3], 1, [mbv3_two_operators]),
+    (DERIVED[MOBILENETV3], 2, [mbv3_first_absent, mbv3_second_absent, mbv3_hole]),
 ]
 
 
 @pytest.mark.parametrize(
     ("space", "code", "breakage"),
     [
-        pytest.param(space, code, breakage, id=breakage.__name__)
+        pytest.param(space, code, breakage, id=f"{space.name}-{breakage.__name__}")
         for space, code, breakages in BREAKAGES
         for breakage in breakages
     ],
@@ -255,8 +289,12 @@ def test_error_codes(space, code, breakage, rng):
         (NASBENCH201, [(1, nb201_two_operators), (2, nb201_wrong_input), (3, nb201_input_inside)]),
         (MOBILENETV3, [(1, mbv3_two_operators), (2, mbv3_first_absent), (3, mbv3_hole)]),
         (TOY, [(1, toy_two_operators), (2, toy_first_absent)]),
+        (
+            DERIVED[NASBENCH201],
+            [(1, nb201_two_operators), (2, nb201_empty_row), (3, nb201_input_inside)],
+        ),
     ],
-    ids=["nasbench201", "mobilenetv3", "toy"],
+    ids=["nasbench201", "mobilenetv3", "toy", "derived-nasbench201"],
 )
 def test_of_several_errors_the_first_rule_wins(space, breakages, rng):
     for count in range(2, len(breakages) + 1):
@@ -273,6 +311,93 @@ def test_one_broken_sample_does_not_spoil_its_batch(space, rng):
     x[1] = 1.0
     assert space.decode(x) == [archs[0], None, archs[2]]
     assert space.check(x).tolist() == [0, 1, 0]
+
+
+# What a space derives from its stages.
+
+
+@pytest.mark.parametrize(("published", "derived"), DERIVED.items(), ids=lambda space: space.name)
+def test_the_derived_check_accepts_what_the_published_one_accepts(published, derived, rng):
+    """Encodings of which a few entries were set at random, or a row copied or cleared."""
+    x = published.encode(published.sample(6000, rng)).numpy()
+    for row in x:
+        for _ in range(rng.integers(4)):
+            node, source = rng.integers(len(row), size=2)
+            kind = rng.integers(3)
+            if kind == 0:
+                row[node, rng.integers(row.shape[1])] = rng.integers(2)
+            else:
+                row[node] = row[source] if kind == 1 else 0
+    codes = published.check(torch.from_numpy(x))
+    assert torch.equal(derived.check(torch.from_numpy(x)) == 0, codes == 0)
+    assert {*codes.tolist()} == {0, *published.errors}
+    assert 0.1 < (codes == 0).float().mean() < 0.9
+
+
+def test_of_all_matrices_only_encodings_are_valid():
+    """512 matrices (3, 3), of which three are encodings."""
+    entries = itertools.product((0.0, 1.0), repeat=9)
+    x = torch.tensor(list(entries)).view(-1, *MIXED.shape)
+    found = [arch for arch in MIXED.decode(x) if arch is not None]
+    assert {*found} == {Architecture("mixed", ops) for ops in ((0, -1, -1), (0, 1, 1), (0, 2, 1))}
+    assert len(found) == MIXED.size == 3
+    assert torch.equal(MIXED.encode(found), x[MIXED.check(x) == 0])
+    assert {*MIXED.check(x).tolist()} == {0, *MIXED.errors}
+
+
+@pytest.mark.parametrize(
+    ("space", "ops", "text"),
+    [
+        (MIXED, (0, ABSENT, ABSENT), "w/"),
+        (MIXED, (0, 2, 1), "w/b,a"),
+        (DERIVED[MOBILENETV3], MOBILENETV3.from_str(NETWORK).ops, DERIVED_TEXTS[0]),
+        (DERIVED[NASBENCH201], NASBENCH201.from_str(CELL).ops, DERIVED_TEXTS[1]),
+    ],
+)
+def test_the_derived_text_and_configuration_name_operators(space, ops, text):
+    arch = Architecture(space.name, ops)
+    assert space.to_str(arch) == text
+    assert space.from_str(text) == arch
+    stages = [stage.split(",") if stage else [] for stage in text.split("/")]
+    assert space.to_config(arch) == {"stages": stages}
+
+
+@pytest.mark.parametrize("space", [*DERIVED.values(), MIXED], ids=lambda space: space.name)
+def test_a_derived_text_is_read_or_refused_after_any_edit(space, rng):
+    accepted = refused = 0
+    for arch in space.sample(1000, rng):
+        pieces = re.split(r"([,/])", space.to_str(arch))  # names and what is between them
+        new = str(rng.choice([*space.operators, ",", "/", "", " ", "?"]))
+        pieces[rng.integers(len(pieces))] = new
+        text = "".join(pieces)
+        try:
+            assert space.to_str(space.from_str(text)) == text.strip()
+            accepted += 1
+        except InvalidArchitectureError:
+            refused += 1
+    assert min(accepted, refused) > 50
+
+
+def test_the_derived_graph_is_a_chain():
+    assert successors(MIXED.adjacency) == {0: [1], 1: [2], 2: []}
+    assert torch.equal(DERIVED[MOBILENETV3].adjacency, MOBILENETV3.adjacency)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"render": str}, "render and parse go together"),
+        ({"parse": tuple}, "render and parse go together"),
+        ({"check_rows": torch.numel}, "the codes of check_rows need their errors"),
+        *[
+            ({"operators": ("w", "a", name)}, "different names without ',' and '/'")
+            for name in ("a", "", "a,b", "a/b", " b")
+        ],
+    ],
+)
+def test_what_cannot_be_derived_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        replace(MIXED, **fields)
 
 
 # NAS-Bench-201.
@@ -392,6 +517,11 @@ def test_ofa_values_of_absent_layers_do_not_matter(rng):
         (NASBENCH201, CELL.replace("~2", "~1"), "is not a NAS-Bench-201 cell"),
         (TOY, "abc", "e.g. 'ab/c-'"),
         (TOY, "-a/b-", "is not an architecture of toy"),
+        (MIXED, "", "expected operators joined by ',' in 2 stages joined by '/'"),
+        (MIXED, "w/c", "expected operators joined by ',' in 2 stages joined by '/'"),
+        (MIXED, "w/a", "'w/a' is not an architecture of mixed"),
+        (MIXED, "w/a,a,a", "is not an architecture of mixed"),
+        (MIXED, "w/a,b", "is not an architecture of mixed"),
     ],
 )
 def test_malformed_text_is_refused_with_one_helpful_line(space, text, message):

@@ -388,7 +388,13 @@ DIFFERENCES = {
     "sigma_max": 10.0,
     "sampler": "ancestral",
     "steps": 7,
+    "schedule": "karras",
     "guidance": "noise-aware",
+    "guidance_form": "improvement",
+    "guidance_scale": "1,20",
+    "target": 70.0,
+    "constraint": ("macs<=300e6",),
+    "latency_table": "/tables/phone.json:160",
     "n_init": 4,
     "pool_size": 50,
     "batch_size": 1,
@@ -408,7 +414,8 @@ def test_every_setting_but_the_budget_makes_another_run(store, name):
         again.close()
         assert json.loads((store.out / "config.json").read_text())["config"]["budget"] == 1000
     else:
-        message = refusal(store.out, replace(CONFIG, **{name: DIFFERENCES[name]}))
+        form = {"guidance_form": "target"} if name == "target" else {}  # else it is not allowed
+        message = refusal(store.out, replace(CONFIG, **form, **{name: DIFFERENCES[name]}))
         assert f"{name} is {CONFIG.identity()[name]!r} there, " in message
         assert message.endswith("choose another --out")
 
@@ -423,6 +430,22 @@ def test_the_way_a_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
     RunStore.open(out, replace(CONFIG, table=Path("t.parquet")), TOY).close()
     for spelling in (tmp_path / "t.parquet", Path("run/../t.parquet")):
         RunStore.open(out, replace(CONFIG, table=spelling), TOY).close()
+
+
+def test_the_way_a_latency_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunStore.open(out, replace(CONFIG, latency_table="t.json:160"), TOY).close()
+    for spelling in (f"{tmp_path / 't.json'}:160", "run/../t.json:160"):
+        RunStore.open(out, replace(CONFIG, latency_table=spelling), TOY).close()
+    assert "latency_table is " in refusal(out, replace(CONFIG, latency_table="t.json:224"))
+
+
+def test_constraints_are_kept_as_they_were_typed(out):
+    config = replace(CONFIG, constraint=("macs<=300e6", "params >= 5e6"))
+    RunStore.open(out, config, TOY).close()
+    record = json.loads((out / "config.json").read_text())
+    assert record["config"]["constraint"] == ["macs<=300e6", "params >= 5e6"]
+    RunStore.open(out, config, TOY).close()
 
 
 def test_asking_whether_it_is_the_same_run_makes_nothing(out):

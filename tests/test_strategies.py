@@ -46,6 +46,7 @@ DIAGNOSTICS = {
     "score_evaluations",
     "generator_seconds",
 }
+GUIDANCE_DIAGNOSTICS = {"scale_low", "scale_high", "norm_ratio"}
 
 
 def values(space, archs):
@@ -182,7 +183,8 @@ def test_equal_generators_give_equal_pools(case):
 
 def test_diagnostics_say_how_the_pool_was_generated(case):
     found = case.propose(20).diagnostics
-    assert set(found) == (DIAGNOSTICS if case.name in GENERATIVE else set())
+    expected = DIAGNOSTICS if case.name in GENERATIVE else set()
+    assert set(found) == (expected | GUIDANCE_DIAGNOSTICS if case.name == "guided" else expected)
     for share in {"validity", "uniqueness", "novelty"} & set(found):
         assert 0 < found[share] <= 1
 
@@ -292,6 +294,8 @@ def test_a_union_keeps_the_diagnostics_of_its_halves():
     strategy = Union(UnconditionalSorted(GENERATORS["toy"]), Mutation(TOY))
     found = propose(strategy, 10, observations, fit(TOY, observations)).diagnostics
     assert set(found) == DIAGNOSTICS
+    alone = propose(strategy, 1, observations, fit(TOY, observations))
+    assert len(alone.archs) == 1  # from the second half: nothing is asked of the first
 
 
 def test_draws_stop_when_they_bring_nothing_new():
@@ -352,11 +356,13 @@ def test_stronger_guidance_promises_more(networks):
 def test_the_generator_is_told_what_to_steer_towards(networks):
     observations, predictor = networks
     spy, scale = Spy(GENERATORS["mobilenetv3"]), Ladder(2.0, 3.0)
-    propose(GuidedGeneration(spy, "denoised", scale), 5, observations, predictor)
+    strategy = GuidedGeneration(spy, "noise-aware", form="target", target=0.7, scale=scale)
+    propose(strategy, 5, observations, predictor)
     (guidance,) = spy.guidance
     assert guidance.predictor is predictor
     assert guidance.observations is observations
-    assert (guidance.kind, guidance.scale) == ("denoised", scale)
+    assert (guidance.kind, guidance.scale) == ("noise-aware", scale)
+    assert (guidance.form, guidance.target) == ("target", 0.7)
     spy = Spy(GENERATORS["mobilenetv3"])
     propose(UnconditionalSorted(spy), 5, observations, predictor)
     assert spy.guidance == [None]
@@ -379,7 +385,9 @@ def test_diagnostics_count_all_samples(name):
         "score_evaluations": STEPS * len(spy.made),
         "generator_seconds": sum(samples.seconds for samples in spy.made),
     }
+    expected |= spy.made[0].diagnostics  # of guidance: as in the first round
     assert dict(pool.diagnostics) == pytest.approx(expected)
+    assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if name == "guided" else set())
     assert set(pool.archs) <= set(valid)
 
 

@@ -1,13 +1,15 @@
 """Costs against published counts."""
 
+from itertools import product
+
 import pandas as pd
 import pytest
 
-from nag.spaces import SPACES, Architecture
-from nag.spaces.mobilenetv3 import MOBILENETV3, ops_from_ofa
+from nag.spaces import ABSENT, SPACES, Architecture
+from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3, ops_from_ofa
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
-from trainers.cost import cost
+from trainers.cost import COSTS, cost, cost_property
 
 
 def test_mobilenetv3_equals_every_published_count(data_dir):
@@ -49,3 +51,60 @@ def test_spaces_and_data_sets_without_a_cost(rng):
     (network,) = MOBILENETV3.sample(1, rng)
     with pytest.raises(EvaluatorConfigError, match=r"unknown data set 'mnist'.*imagenet"):
         cost(network, "mnist")
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize(
+    ("space", "dataset"),
+    [
+        (MOBILENETV3, "imagenet"),
+        (MOBILENETV3, "cifar10"),
+        (NASBENCH201, "cifar10"),
+        (NASBENCH201, "cifar100"),
+        (NASBENCH201, "imagenet16-120"),
+    ],
+)
+def test_property_equals_cost(space, dataset, name, rng):
+    archs = space.sample(300, rng)
+    counted = cost_property(space, name, dataset)
+    assert counted(archs).tolist() == [cost(arch, dataset)[name] for arch in archs]
+    assert (counted.name, counted.std, counted.unit) == (name, 0, None)
+
+
+def test_terminal_nodes_cost_nothing():
+    coefficients = cost_property(NASBENCH201, "macs", "cifar10").coefficients
+    assert not coefficients[[0, 7]].any()
+    assert (coefficients[1:7] == coefficients[1]).all()
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_extremes_of_nasbench201_by_enumeration(name):
+    stages = NASBENCH201.stages
+    choices = [slot for stage in stages for slot in stage.choices]
+    values = [
+        cost(Architecture(NASBENCH201.name, ops), "cifar10")[name] for ops in product(*choices)
+    ]
+    assert len(values) == 15_625
+    assert cost_property(NASBENCH201, name, "cifar10").extremes == (min(values), max(values))
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_extremes_of_mobilenetv3_are_the_smallest_and_the_largest_network(name):
+    smallest, largest = LAYERS.index((3, 3)), LAYERS.index((7, 6))
+    ends = [(smallest, smallest, ABSENT, ABSENT) * 5, (largest,) * 20]
+    values = [cost(Architecture(MOBILENETV3.name, ops), "imagenet")[name] for ops in ends]
+    assert cost_property(MOBILENETV3, name, "imagenet").extremes == tuple(values)
+
+
+def test_errors_of_cost_properties_are_one_line():
+    for arguments, message in [
+        ((SPACES["toy"], "macs", "anything"), "the space toy has no cost model"),
+        ((MOBILENETV3, "latency", "imagenet"), "unknown cost 'latency': choose from macs, params"),
+        (
+            (NASBENCH201, "macs", "mnist"),
+            "unknown data set 'mnist': choose from imagenet, cifar10, cifar100, imagenet16-120",
+        ),
+    ]:
+        with pytest.raises(EvaluatorConfigError) as caught:
+            cost_property(*arguments)
+        assert str(caught.value) == message

@@ -8,13 +8,18 @@ trainable numbers, biases and the two of each batch-norm channel included.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 
-from nag.spaces import ABSENT, Architecture
+import numpy as np
+
+from nag.properties import Property
+from nag.spaces import ABSENT, Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH
-from nag.spaces.nasbench201 import OPERATORS
+from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 from trainers.base import EvaluatorConfigError
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
+COSTS = ("macs", "params")
 
 
 def cost(arch: Architecture, dataset: str) -> dict[str, float]:
@@ -26,12 +31,24 @@ def cost(arch: Architecture, dataset: str) -> dict[str, float]:
     """
     if arch.space not in _MODELS:
         return {}
-    if dataset not in NUM_CLASSES:
-        raise EvaluatorConfigError(
-            f"unknown data set {dataset!r}: choose from {', '.join(NUM_CLASSES)}"
-        )
-    network = _MODELS[arch.space](arch.ops, dataset)
-    return {"macs": float(network.macs), "params": float(network.params)}
+    network = _network(arch.space, dataset)
+    nodes = zip(network.operators, arch.ops, strict=True)
+    total = network.ends + _total(costs[op] for costs, op in nodes if op != ABSENT)
+    return {name: float(getattr(total, name)) for name in COSTS}
+
+
+def cost_property(space: SearchSpace, name: str, dataset: str) -> Property:
+    """One entry of `cost`, `name` in COSTS, as an additive property; it is exact.
+
+    Raises EvaluatorConfigError for an unknown name or data set, or a space without a cost model.
+    """
+    if space.name not in _MODELS:
+        raise EvaluatorConfigError(f"the space {space.name} has no cost model")
+    if name not in COSTS:
+        raise EvaluatorConfigError(f"unknown cost {name!r}: choose from {', '.join(COSTS)}")
+    network, count = _network(space.name, dataset), attrgetter(name)
+    coefficients = [[count(one) for one in costs] for costs in network.operators]
+    return Property(name, space, float(count(network.ends)), np.array(coefficients, np.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,23 @@ class _Cost:
 
     def __add__(self, other: "_Cost") -> "_Cost":
         return _Cost(self.macs + other.macs, self.params + other.params)
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What every network of a space costs, and what an operator adds at a node."""
+
+    ends: _Cost
+    operators: tuple[tuple[_Cost, ...], ...]  # (N, F)
+
+
+@cache
+def _network(space: str, dataset: str) -> _Network:
+    if dataset not in NUM_CLASSES:
+        raise EvaluatorConfigError(
+            f"unknown data set {dataset!r}: choose from {', '.join(NUM_CLASSES)}"
+        )
+    return _MODELS[space](dataset)
 
 
 def _total(costs: Iterable[_Cost]) -> _Cost:
@@ -65,10 +99,77 @@ def _linear(inputs: int, outputs: int) -> _Cost:
     return _Cost(inputs * outputs, inputs * outputs + outputs)
 
 
-# Once-for-all MobileNetV3, width 1.0: (channels, stride, squeeze-excite) of each stage.
-_STEM = 16
-_STAGES = ((24, 2, False), (40, 2, True), (80, 2, False), (112, 1, True), (160, 2, True))
-_STEM_SIZE = 112  # 224 / 2
+# Once-for-all MobileNetV3 at width 1.0.
+_STEM, _EXPANDED, _FEATURES = 16, 960, 1280
+_STAGES = (  # channels, stride, squeeze-excite, hard swish
+    (24, 2, False, False),
+    (40, 2, True, False),
+    (80, 2, False, True),
+    (112, 1, True, True),
+    (160, 2, True, True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where an inverted bottleneck sits: channels and map sizes before and after it."""
+
+    inputs: int
+    outputs: int
+    size_in: int
+    size_out: int
+    stride: int
+    squeeze_excite: bool
+    hard_swish: bool
+
+    @property
+    def skip(self) -> bool:
+        """Whether a residual connection runs around it."""
+        return self.stride == 1 and self.inputs == self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class MobileNetV3Plan:
+    """Everything of a once-for-all network that is not searched.
+
+    resolution: side of the images, pixels.
+    first: the fixed block after the stem, of kernel 3 and expand ratio 1.
+    slots: where the searched layers sit, (20,).
+    expanded, features: channels of the final expansion and of the mixing before the classifier.
+    """
+
+    resolution: int
+    first: Slot
+    slots: tuple[Slot, ...]
+    expanded: int
+    features: int
+
+
+@cache
+def mobilenetv3_plan(resolution: int = 224, width: float = 1.0) -> MobileNetV3Plan:
+    """The plan for images of `resolution` pixels and channels multiplied by `width`."""
+    stem, size = _make_divisible(_STEM * width), _strided(resolution, 2)
+    first = Slot(stem, stem, size, size, stride=1, squeeze_excite=False, hard_swish=False)
+    slots, before = [], first
+    for channels, first_stride, squeeze_excite, hard_swish in _STAGES:
+        for stride in (first_stride, *[1] * (MAX_DEPTH - 1)):
+            before = Slot(
+                inputs=before.outputs,
+                outputs=_make_divisible(channels * width),
+                size_in=before.size_out,
+                size_out=_strided(before.size_out, stride),
+                stride=stride,
+                squeeze_excite=squeeze_excite,
+                hard_swish=hard_swish,
+            )
+            slots.append(before)
+    expanded, features = _make_divisible(_EXPANDED * width), _make_divisible(_FEATURES * width)
+    return MobileNetV3Plan(resolution, first, tuple(slots), expanded, features)
+
+
+def _strided(size: int, stride: int) -> int:
+    """Side of the map that a padded convolution makes of a `size` x `size` map."""
+    return (size - 1) // stride + 1
 
 
 def _make_divisible(channels: float, divisor: int = 8) -> int:
@@ -82,47 +183,31 @@ def _squeeze_excite(channels: int) -> _Cost:
     return _linear(channels, reduced) + _linear(reduced, channels)  # 1 x 1 convolutions with bias
 
 
-@cache
-def _mobilenetv3_layer(node: int, op: int) -> _Cost:
-    """Inverted bottleneck at `node`: expand, depthwise convolution, squeeze-excite, project."""
-    if op == ABSENT:
-        return _Cost(0, 0)
-    stage, position = divmod(node, MAX_DEPTH)
-    kernel, expand = LAYERS[op]
-    outputs, stride, squeeze_excite = _STAGES[stage]
-    size_in = _STEM_SIZE
-    for _, earlier_stride, _ in _STAGES[:stage]:
-        size_in //= earlier_stride
-    size_out = size_in // stride
-    if position == 0:
-        inputs = _STAGES[stage - 1][0] if stage else _STEM
-    else:
-        inputs, size_in = outputs, size_out
-    middle = inputs * expand
+def _inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> _Cost:
+    """Expand, depthwise convolution, squeeze-excite, project."""
+    middle = slot.inputs * expand
     return (
-        _conv_bn(inputs, middle, 1, size_in)
-        + _conv_bn(middle, middle, kernel, size_out, groups=middle)
-        + (_squeeze_excite(middle) if squeeze_excite else _Cost(0, 0))
-        + _conv_bn(middle, outputs, 1, size_out)
+        _conv_bn(slot.inputs, middle, 1, slot.size_in)
+        + _conv_bn(middle, middle, kernel, slot.size_out, groups=middle)
+        + (_squeeze_excite(middle) if slot.squeeze_excite else _Cost(0, 0))
+        + _conv_bn(middle, slot.outputs, 1, slot.size_out)
     )
 
 
-@cache
-def _mobilenetv3_ends(num_classes: int) -> _Cost:
-    """Everything that is not searched: stem, first block, final expansion, mixing, classifier."""
-    return (
-        _conv_bn(3, _STEM, 3, _STEM_SIZE)
-        + _conv_bn(_STEM, _STEM, 3, _STEM_SIZE, groups=_STEM)
-        + _conv_bn(_STEM, _STEM, 1, _STEM_SIZE)
-        + _conv_bn(_STAGES[-1][0], 960, 1, size=7)
-        + _conv(960, 1280, 1, size=1)
-        + _linear(1280, num_classes)
+def _mobilenetv3(dataset: str) -> _Network:
+    """The ends are stem, first block, final expansion, mixing and classifier."""
+    plan = mobilenetv3_plan()
+    first, last = plan.first, plan.slots[-1]
+    ends = (
+        _conv_bn(3, first.inputs, 3, first.size_in)
+        + _conv_bn(first.inputs, first.inputs, 3, first.size_out, groups=first.inputs)
+        + _conv_bn(first.inputs, first.outputs, 1, first.size_out)
+        + _conv_bn(last.outputs, plan.expanded, 1, last.size_out)
+        + _conv(plan.expanded, plan.features, 1, size=1)
+        + _linear(plan.features, NUM_CLASSES[dataset])
     )
-
-
-def _mobilenetv3(ops: tuple[int, ...], dataset: str) -> _Cost:
-    layers = _total(_mobilenetv3_layer(node, op) for node, op in enumerate(ops))
-    return _mobilenetv3_ends(NUM_CLASSES[dataset]) + layers
+    layers = (tuple(_inverted_bottleneck(slot, k, e) for k, e in LAYERS) for slot in plan.slots)
+    return _Network(ends, tuple(layers))
 
 
 # NAS-Bench-201: three stacks of five equal cells with a residual reduction block between stacks.
@@ -136,10 +221,9 @@ def _sizes(dataset: str) -> tuple[int, int, int]:
     return size, size // 2, size // 4
 
 
-@cache
-def _nasbench201_operator(op: int, dataset: str) -> _Cost:
+def _cell_operator(name: str, dataset: str) -> _Cost:
     """One operator of the cell, summed over all fifteen cells; only convolutions cost anything."""
-    kernel = _KERNELS.get(OPERATORS[op])
+    kernel = _KERNELS.get(name)
     if kernel is None:
         return _Cost(0, 0)
     return _total(
@@ -158,21 +242,19 @@ def _reduction(channels: int, size: int) -> _Cost:
     )
 
 
-@cache
-def _nasbench201_ends(dataset: str) -> _Cost:
+def _nasbench201(dataset: str) -> _Network:
+    """The ends are stem, reduction blocks, last batch norm and classifier."""
     first, second, third = _sizes(dataset)
-    return (
+    ends = (
         _conv_bn(3, _CHANNELS[0], 3, first)
         + _reduction(_CHANNELS[0], second)
         + _reduction(_CHANNELS[1], third)
         + _batch_norm(_CHANNELS[2])
         + _linear(_CHANNELS[2], NUM_CLASSES[dataset])
     )
-
-
-def _nasbench201(ops: tuple[int, ...], dataset: str) -> _Cost:
-    operators = _total(_nasbench201_operator(op, dataset) for op in ops)
-    return _nasbench201_ends(dataset) + operators
+    edge = tuple(_cell_operator(name, dataset) for name in OPERATORS)
+    terminal = (_Cost(0, 0),) * len(OPERATORS)  # the input and the output node
+    return _Network(ends, (terminal, *[edge] * len(CELL_EDGES), terminal))
 
 
 _MODELS = {"mobilenetv3": _mobilenetv3, "nasbench201": _nasbench201}

@@ -27,6 +27,13 @@ class Observations:
     def __len__(self) -> int:
         return len(self.archs)
 
+    def where(self, wanted: NDArray[np.bool_]) -> "Observations":
+        """Those that `wanted` (n,) marks; all of them where it marks none."""
+        if not wanted.any():
+            return self
+        archs = tuple(arch for arch, keep in zip(self.archs, wanted, strict=True) if keep)
+        return Observations(archs, self.values[wanted])
+
     @property
     def best(self) -> float:
         """Largest observed value."""
@@ -72,6 +79,10 @@ class FittedPredictor(Protocol):
 
         In *standardised* units: zero mean and unit variance over the observations.
         """
+        ...
+
+    def standardise(self, value: float) -> float:
+        """A value in the unit of `relaxed`."""
         ...
 
 

@@ -15,9 +15,9 @@ The linear part carries additive effects far from the data, the Matern part what
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +108,10 @@ class Features(NamedTuple):
     def __call__(self, space: SearchSpace, x: Tensor) -> Tensor:
         """(B, N, F) -> (B, D)."""
         return (space.features(x) - self.centre.to(x)) * self.scale.to(x)
+
+    def to(self, x: Tensor) -> "Features":
+        """On the device and in the precision of `x`."""
+        return Features(self.centre.to(x), self.scale.to(x), self.split)
 
     def groups(self, X: Tensor) -> list[Tensor]:
         parts = [X[:, : self.split], X[:, self.split :]]
@@ -215,6 +219,7 @@ class FittedGaussianProcess:
     theta: Tensor
     X: Tensor  # (n, D) float64
     z: Tensor  # (n,)
+    _moved: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def _hyperparameters(self) -> Hyperparameters:
@@ -234,18 +239,27 @@ class FittedGaussianProcess:
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and std of z, (B,), (B,); differentiable in `x` (B, N, F)."""
-        h = self._hyperparameters.to(x)
-        p = Products.of(
-            self.features.groups(self.features(self.space, x)),
-            self.features.groups(self.X.to(x)),
-        )
+        h, features, X, inverse_factor, alpha = self._like(x)
+        p = Products.of(features.groups(features(self.space, x)), features.groups(X))
         k = h.kernel(p)  # (B, n)
-        variance = h.variance(p.left) - (k @ self._inverse_factor.T.to(x)).square().sum(1)
-        return k @ self._alpha.to(x), variance.clamp_min(_MIN_VARIANCE).sqrt()
+        variance = h.variance(p.left) - (k @ inverse_factor.T).square().sum(1)
+        return k @ alpha, variance.clamp_min(_MIN_VARIANCE).sqrt()
+
+    def _like(self, x: Tensor) -> tuple[Hyperparameters, Features, Tensor, Tensor, Tensor]:
+        """All that `relaxed` needs, on the device and in the precision of `x`; moved there once."""
+        key = x.device, x.dtype
+        if key not in self._moved:
+            h, features = self._hyperparameters.to(x), self.features.to(x)
+            tensors = (t.to(x) for t in (self.X, self._inverse_factor, self._alpha))
+            self._moved[key] = (h, features, *tensors)
+        return self._moved[key]
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
         mean, std = self.relaxed(self.space.encode(archs).double())
         return self.warp.prediction(mean.numpy(), std.numpy())
+
+    def standardise(self, value: float) -> float:
+        return float(self.warp.forward(np.array(value)))
 
     def condition(self, archs: Sequence[Architecture]) -> "FittedGaussianProcess":
         x = self.space.encode(archs).double()

@@ -29,15 +29,15 @@ from nag.spaces import Architecture, SearchSpace
 
 @dataclass(frozen=True, eq=False)
 class NoiseAwarePredictor:
-    """A perceptron of P(operator | x_t) and log sigma. Implements `nag.guidance.NoiseAware`."""
+    """A perceptron of V = P(operator | x_t) and log sigma. It is a `nag.guidance.Reading`."""
 
-    space: SearchSpace
     parameters: tuple[Tensor, ...]  # weight (I, O), bias (O,) of each layer
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x (B, N, F) in the centred coding, sigma (B,) -> standardised value (B,)."""
-        inputs = _inputs(self.space, x, sigma)
-        return _perceptron([p.to(inputs) for p in self.parameters], inputs)
+    def __call__(self, v: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """V (B, N, F), sigma (B,) -> mean and std (B,), (B,) of the standardised value."""
+        inputs = _inputs(v, sigma)
+        mean, log_std = _perceptron([p.to(inputs) for p in self.parameters], inputs).unbind(1)
+        return mean, log_std.exp()
 
 
 def fit_noise_aware(
@@ -47,7 +47,6 @@ def fit_noise_aware(
     surrogate: FittedPredictor | None,
     rng: np.random.Generator,
     *,
-    optimism: float = 0.0,
     device: torch.device | str = "cpu",
     width: int = 128,
     pool: int = 1024,
@@ -56,14 +55,16 @@ def fit_noise_aware(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
 ) -> NoiseAwarePredictor:
-    """Fit f to observations, or to a surrogate's mean + optimism * std on them and `pool` more.
+    """Fit f to observations, or to a surrogate's mean and std on them and on `pool` more.
 
-    draws: noisy copies of every architecture. Equal arguments give equal results.
+    draws: noisy copies of every architecture. Without a surrogate the std is 1 everywhere. Equal
+    arguments give equal results.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     archs = list(observations.archs)
     if surrogate is None:
-        values = torch.from_numpy(_standardised(observations.values)).float()
+        mean = torch.from_numpy(_standardised(observations.values)).float()
+        std = torch.ones_like(mean)
         draws = max(draws, pool * draws // len(archs))
         x = space.encode(archs)
     else:
@@ -71,12 +72,12 @@ def fit_noise_aware(
         x = space.encode(archs)
         with torch.no_grad():
             mean, std = surrogate.relaxed(x)
-        values = mean + optimism * std
     x0 = centre(x).repeat(draws, 1, 1)
     sigma = sde.sigma(torch.rand(len(x0), generator=generator))
     noisy = x0 + per_sample(sigma) * torch.randn(x0.shape, generator=generator)
-    inputs, targets = _inputs(space, noisy, sigma), values.repeat(draws)
-    parameters = _initial((inputs.shape[1], width, width, 1), generator)
+    inputs = _inputs(posterior(space, noisy, sigma), sigma)
+    targets = torch.stack([mean, std.log()], dim=1).repeat(draws, 1)
+    parameters = _initial((inputs.shape[1], width, width, 2), generator)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for _ in range(steps):
@@ -86,20 +87,20 @@ def fit_noise_aware(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return NoiseAwarePredictor(space, tuple(p.detach().to(device) for p in parameters))
+    return NoiseAwarePredictor(tuple(p.detach().to(device) for p in parameters))
 
 
-def _inputs(space: SearchSpace, x: Tensor, sigma: Tensor) -> Tensor:
+def _inputs(v: Tensor, sigma: Tensor) -> Tensor:
     """(B, N F + 1)."""
-    return torch.cat([posterior(space, x, sigma).flatten(1), sigma.log()[:, None]], dim=1)
+    return torch.cat([v.flatten(1), sigma.log()[:, None]], dim=1)
 
 
 def _perceptron(parameters: Sequence[Tensor], h: Tensor) -> Tensor:
-    """(B, I) -> (B,)."""
+    """(B, I) -> (B, 2)."""
     *hidden, weight, bias = parameters
     for w, b in zip(hidden[::2], hidden[1::2], strict=True):
         h = silu(h @ w + b)
-    return (h @ weight + bias).squeeze(1)
+    return h @ weight + bias
 
 
 def _initial(sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:

@@ -10,6 +10,8 @@ constant of the space: only V is ever generated.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,27 +118,54 @@ class SearchSpace(Protocol):
         ...
 
 
+_STAGE_ERRORS: Mapping[int, str] = MappingProxyType(
+    {
+        1: "a node holds more than one operator",
+        2: "the present nodes of a stage are not its first ones, or not of an allowed number",
+        3: "a node holds an operator that is none of its choices",
+    }
+)
+
+
 @dataclass(frozen=True, eq=False)
 class StagedSpace:
-    """A search space made of stages, completed by a few functions. Implements `SearchSpace`.
+    """A search space made of stages. Implements `SearchSpace`.
 
-    edges: (u, v) pairs of the graph over the N nodes.
-    check: (B, N, F) bool -> (B,) int64 error codes; its meanings are in `errors`.
+    Name, operators and stages are all it needs. The other fields are optional; what is left out is
+    derived from the stages:
+
+    edges: (u, v) pairs of the graph over the N nodes. Derived: a chain.
+    check_rows: (B, N, F) bool -> (B,) int64 error codes, whose meanings are in `errors`. Derived:
+        a matrix is valid when it is the encoding of an architecture.
     render, parse: operators (N,) to published text and back; `parse` need not check validity.
-    config: operators (N,) to a JSON object.
-    structure: optional (B, N, F) -> (B, D) smooth features, used beside the encoding itself.
+        Derived: names of the present operators, "," between those of a stage, "/" between stages.
+    config: operators (N,) to a JSON object. Derived: the names of each stage.
+    structure: (B, N, F) -> (B, D) smooth features, used beside the encoding itself. Derived: none.
     """
 
     name: str
     operators: tuple[str, ...]
     stages: tuple[Stage, ...]
-    edges: tuple[tuple[int, int], ...]
-    errors: Mapping[int, str]
-    check_rows: Callable[[Tensor], Tensor]
-    render: Callable[[tuple[int, ...]], str]
-    parse: Callable[[str], tuple[int, ...]]
-    config: Callable[[tuple[int, ...]], dict[str, Any]]
-    structure: Callable[[Tensor], Tensor] | None = field(default=None)
+    edges: tuple[tuple[int, int], ...] | None = None
+    errors: Mapping[int, str] = field(default_factory=lambda: _STAGE_ERRORS)
+    check_rows: Callable[[Tensor], Tensor] | None = None
+    render: Callable[[tuple[int, ...]], str] | None = None
+    parse: Callable[[str], tuple[int, ...]] | None = None
+    config: Callable[[tuple[int, ...]], dict[str, Any]] | None = None
+    structure: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.render is None) != (self.parse is None):
+            raise ValueError(f"{self.name}: render and parse go together")
+        if self.check_rows is not None and self.errors is _STAGE_ERRORS:
+            raise ValueError(f"{self.name}: the codes of check_rows need their errors")
+        if self.render is None and (
+            len({*self.operators}) < len(self.operators)
+            or any(not name or name.strip() != name or {*name} & {*",/"} for name in self.operators)
+        ):
+            raise ValueError(
+                f"{self.name}: operators need different names without ',' and '/', or a render"
+            )
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -157,7 +186,7 @@ class StagedSpace:
     def adjacency(self) -> Tensor:
         n = self.shape[0]
         adjacency = torch.zeros(n, n, dtype=torch.bool)
-        for u, v in self.edges:
+        for u, v in pairwise(range(n)) if self.edges is None else self.edges:
             adjacency[u, v] = True
         return adjacency
 
@@ -207,11 +236,11 @@ class StagedSpace:
         return (ops[..., None] == torch.arange(self.shape[1])).float()  # (B, N, F)
 
     def check(self, x: Tensor) -> Tensor:
-        return self.check_rows(x > 0.5)
+        return (self.check_rows or self._check_stages)(x > 0.5)
 
     def decode(self, x: Tensor) -> list[Architecture | None]:
         on = x > 0.5
-        valid = (self.check_rows(on) == 0).tolist()
+        valid = (self.check(x) == 0).tolist()
         ops = torch.where(on.any(-1), on.int().argmax(-1), ABSENT).tolist()  # (B, N)
         return [
             Architecture(self.name, tuple(row)) if ok else None
@@ -223,14 +252,56 @@ class StagedSpace:
         return flat if self.structure is None else torch.cat([flat, self.structure(x)], dim=1)
 
     def to_str(self, arch: Architecture) -> str:
-        return self.render(arch.ops)
+        if self.render is not None:
+            return self.render(arch.ops)
+        return "/".join(",".join(names) for names in self._names(arch.ops))
 
     def from_str(self, text: str) -> Architecture:
-        ops = self.parse(text.strip())
+        ops = (self.parse or self._parse_names)(text.strip())
         arch = Architecture(self.name, ops)
         if len(ops) != self.shape[0] or int(self.check(self.encode([arch]))) != 0:
             raise InvalidArchitectureError(f"{text!r} is not an architecture of {self.name}")
         return arch
 
     def to_config(self, arch: Architecture) -> dict[str, Any]:
-        return self.config(arch.ops)
+        if self.config is not None:
+            return self.config(arch.ops)
+        return {"stages": self._names(arch.ops)}
+
+    # Derived from `stages`, for spaces without functions of their own.
+
+    @cached_property
+    def _allowed(self) -> Tensor:
+        """(N, F) bool; the operators that each node may hold."""
+        choices = [slot for stage in self.stages for slot in stage.choices]
+        return torch.tensor([[op in slot for op in range(self.shape[1])] for slot in choices])
+
+    def _check_stages(self, on: Tensor) -> Tensor:
+        code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
+        code[(on & ~self._allowed.to(on.device)).flatten(1).any(1)] = 3
+        sizes = [len(stage.choices) for stage in self.stages]
+        for stage, present in zip(self.stages, on.any(-1).split(sizes, dim=1), strict=True):
+            hole = (present[:, 1:] & ~present[:, :-1]).any(1)
+            depths = torch.tensor(stage.depths, device=on.device)
+            code[hole | ~torch.isin(present.sum(1), depths)] = 2
+        code[(on.sum(-1) > 1).any(-1)] = 1  # the first rule wins
+        return code
+
+    def _names(self, ops: tuple[int, ...]) -> list[list[str]]:
+        """Names of the present operators of each stage."""
+        rows = iter(ops)
+        stages = [[next(rows) for _ in stage.choices] for stage in self.stages]
+        return [[self.operators[op] for op in stage if op != ABSENT] for stage in stages]
+
+    def _parse_names(self, text: str) -> tuple[int, ...]:
+        stages = [part.split(",") if part else [] for part in text.split("/")]
+        if len(stages) != len(self.stages) or not {*chain(*stages)} <= {*self.operators}:
+            raise InvalidArchitectureError(
+                f"{text!r} is not an architecture of {self.name}: expected operators joined by ',' "
+                f"in {len(self.stages)} stages joined by '/'"
+            )
+        ops: list[int] = []
+        for stage, names in zip(self.stages, stages, strict=True):
+            ops += [self.operators.index(name) for name in names]
+            ops += [ABSENT] * (len(stage.choices) - len(names))
+        return tuple(ops)

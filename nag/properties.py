@@ -1,0 +1,165 @@
+"""Properties of architectures that cost nothing to know, and constraints on them.
+
+MACs, parameters and the latency of a look-up table are sums over the nodes: additive in the
+encoding. Their expectation behind noise is therefore exact, E[c | x_t] = c(E[V | x_t]), and a
+constraint can be kept without retraining anything.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+from torch import Tensor
+
+from nag.exact_score import posterior
+from nag.sde import per_sample
+from nag.spaces import Architecture, SearchSpace
+
+# Standard deviations between the mean of the guided law and the limit. Towards the end one node may
+# be left undecided: by Cantelli's inequality 1 keeps at least half of its weight below the limit.
+_MARGIN = 1.0
+_BISECTIONS = 10
+_PRICES = (1e-2, 1e5)  # searched, in units of 1 / standard deviation of the property
+
+
+@dataclass(frozen=True, eq=False)
+class Property:
+    """value(A) = offset + sum_i coefficients[i, o_i], plus noise of standard deviation `std`.
+
+    unit: its name, e.g. "ms"; None for a count.
+    """
+
+    name: str
+    space: SearchSpace
+    offset: float
+    coefficients: NDArray[np.float64]  # (N, F)
+    std: float = 0.0
+    unit: str | None = None
+
+    def __call__(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+        """(B,) values."""
+        ops = np.array([arch.ops for arch in archs], dtype=int)
+        ops = ops.reshape(-1, len(self.coefficients))  # (B, N)
+        chosen = self.coefficients[np.arange(ops.shape[1]), ops]  # ABSENT picks any
+        return self.offset + np.where(ops >= 0, chosen, 0.0).sum(1)
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value in the space."""
+        low, first = [self.offset, self.offset], 0
+        for stage in self.space.stages:
+            slots = [self.coefficients[first + j, list(c)] for j, c in enumerate(stage.choices)]
+            for i, (best, sign) in enumerate(((min, 1), (max, -1))):
+                sums = np.cumsum([sign * (sign * slot).min() for slot in slots])
+                low[i] += best(float(sums[depth - 1]) for depth in stage.depths)
+            first += len(stage.choices)
+        return low[0], low[1]
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation over the uniform law, were its nodes independent; 1 if it is 0."""
+        x = torch.zeros(1, *self.space.shape).double()
+        p = posterior(self.space, x, torch.tensor([torch.inf]).double())
+        c = torch.from_numpy(self.coefficients)
+        spread = math.sqrt(_variance(p, c).item())
+        return spread if spread > 1e-6 * float(np.abs(self.coefficients).max()) else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """quantity <= limit, or quantity >= limit."""
+
+    quantity: Property
+    limit: float
+    at_most: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.quantity.name}{'<=' if self.at_most else '>='}{self.limit:g}"
+
+    @property
+    def possible(self) -> bool:
+        """Whether any architecture of the space satisfies it."""
+        low, high = self.quantity.extremes
+        return low <= self.limit if self.at_most else high >= self.limit
+
+    def scaled(self, like: Tensor) -> Tensor:
+        """(N, F) coefficients in standard deviations of the property, so that less is better."""
+        sign = 1.0 if self.at_most else -1.0
+        return torch.from_numpy(sign * self.quantity.coefficients / self.quantity.spread).to(like)
+
+    @property
+    def scaled_limit(self) -> tuple[float, float]:
+        """Limit of the scaled sum, and the standard deviation of the property's own noise."""
+        sign = 1.0 if self.at_most else -1.0
+        limit = sign * (self.limit - self.quantity.offset) / self.quantity.spread
+        return limit, self.quantity.std / self.quantity.spread
+
+    def log_feasible(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+        """log P(feasible), (B,): 0 or -inf for a property that is known exactly."""
+        slack = self.limit - self.quantity(archs)
+        if not self.at_most:
+            slack = -slack
+        if self.quantity.std == 0:
+            return np.where(slack >= 0, 0.0, -np.inf)
+        return log_ndtr(slack / self.quantity.std)
+
+    def satisfied(self, archs: Sequence[Architecture]) -> NDArray[np.bool_]:
+        """(B,) whether the constraint more likely holds than not."""
+        return self.log_feasible(archs) >= math.log(0.5)
+
+
+def satisfied(
+    constraints: Sequence[Constraint], archs: Sequence[Architecture]
+) -> NDArray[np.bool_]:
+    """(B,) whether each architecture satisfies all constraints."""
+    return np.logical_and.reduce(
+        [constraint.satisfied(archs) for constraint in constraints], initial=True
+    ) & np.ones(len(archs), dtype=bool)
+
+
+def shadow_prices(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    x: Tensor,
+    sigma: Tensor,
+    reward: Tensor,
+) -> Tensor:
+    """sum_c lambda_c coefficients_c, (B, N, F): what to take off `reward` to keep the constraints.
+
+    lambda (B,) is the least price >= 0 at which the law p(A | x_t) exp((reward - lambda c) . A) has
+    its mean of c a margin below the limit. This tilted law is what conditioning on the constraint
+    comes to when many nodes contribute (the Gibbs conditioning principle); for a strong reward it
+    is the Lagrangian of "maximise the reward subject to the constraint". Found by bisection, nested
+    where there are several constraints, whose prices depend on each other.
+    """
+    if not constraints:
+        return torch.zeros_like(reward)
+    *others, last = constraints
+    c, (limit, noise) = last.scaled(x), last.scaled_limit
+
+    def charged(price: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is charged at a price of `last`, and whether `last` then holds (B,)."""
+        own = per_sample(price) * c
+        charge = own + shadow_prices(space, others, x, sigma, reward - own)
+        p = posterior(space, x, sigma, reward - charge)
+        mean = (p * c).sum((1, 2))
+        return charge, mean + _MARGIN * (_variance(p, c) + noise**2).sqrt() <= limit
+
+    unpriced, free = charged(x.new_zeros(len(x)))
+    low, high = (x.new_full((len(x),), math.log(price)) for price in _PRICES)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        _, holds = charged(middle.exp())
+        low, high = torch.where(holds, low, middle), torch.where(holds, middle, high)
+    priced, _ = charged(high.exp())
+    return torch.where(per_sample(free), unpriced, priced)
+
+
+def _variance(p: Tensor, c: Tensor) -> Tensor:
+    """(B,) variance of sum_i c[i, o_i] for independent o_i ~ p (B, N, F), absent counting 0."""
+    return ((p * c**2).sum(-1) - (p * c).sum(-1) ** 2).clamp_min(0).sum(-1)

@@ -1,0 +1,302 @@
+"""`python -m orchestrator.guided_quality`: the paper's Table 3 and Figure 2.
+
+How good are architectures that are generated, not searched for? One thousand each, drawn at random,
+generated without guidance, generated without and then sorted by a predictor, and generated with its
+guidance; the predictor has seen a few labels and is the same for both.
+"""
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy.stats import wilcoxon
+
+from nag.calibration import Calibrated
+from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.generate import Samples
+from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
+from nag.laws import random_list
+from nag.predictors.base import Observations
+from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
+from nag.spaces import Architecture, StagedSpace
+from orchestrator.config import RunConfig
+from orchestrator.figures import draw_densities
+from trainers.base import Evaluator
+from trainers.build import build_evaluator
+
+GROUPS = (
+    "random",
+    "unconditional",
+    "uncond+sort",
+    "guided",
+    "guided, noise-aware",
+    "uncond+sort, distinct",
+    "guided+sort, distinct",
+)
+_OVERSAMPLE = 10  # samples per one that is kept by sorting
+_MAX_LISTED = 20_000  # architectures of a space that is evaluated as a whole
+
+PUBLISHED = {  # Table 3: max / mean / min, percent
+    "cifar10": {
+        "oracle top-1,000": "94.37 / 93.50 / 93.18",
+        "random": "94.37 / 87.12 / 10.00",
+        "MetaD2A": "94.37 / 91.52 / 10.00",
+        "uncond. + sorting": "94.37 / 90.77 / 10.00",
+        "conditional": "94.37 / 93.13 / 86.44",
+    },
+    "cifar100": {
+        "oracle top-1,000": "73.51 / 70.62 / 69.91",
+        "random": "72.74 / 61.59 / 1.00",
+        "MetaD2A": "73.51 / 67.14 / 1.00",
+        "uncond. + sorting": "73.16 / 66.37 / 1.00",
+        "conditional": "73.51 / 70.34 / 58.09",
+    },
+}
+
+app = command_line("python -m orchestrator.guided_quality")
+
+
+@app.default
+def main(
+    *,
+    out: Path,
+    space: str = "nasbench201",
+    table: Path | None = None,
+    dataset: str | None = None,
+    labels: str = "50,100,200",
+    seeds: WholeNumber = 5,
+    num: WholeNumber = 1000,
+    progress: float = 0.8,
+    score: Literal["network", "exact"] = "network",
+    weights: Path | None = None,
+    steps: WholeNumber = 20,
+    device: str = "auto",
+    threads: WholeNumber = 1,
+) -> None:
+    """Generate architectures with and without guidance and compare their accuracies.
+
+    Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
+    OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
+    what is reported is the test accuracy, where there is one.
+
+    Parameters
+    ----------
+    out
+        Folder of the results.
+    space
+        Search space: nasbench201 (needs --table) or mobilenetv3.
+    table
+        Parquet file of accuracies.
+    dataset
+        Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
+    labels
+        Numbers of labelled architectures, separated by commas.
+    seeds
+        Repeats: each has its own labelled architectures and samples.
+    num
+        Architectures per group.
+    progress
+        Strength of guidance, in (0, 1): how far it goes from random architectures to the best that
+        it reaches.
+    score
+        Score of the diffusion model: the trained network, or the closed form.
+    weights
+        Score-network weights, instead of those that come with the package.
+    steps
+        Noise levels of the sampler.
+    device
+        cpu, cuda, or auto (cuda where there is one).
+    threads
+        CPU threads.
+    """
+    search_space = find_space(space)
+    try:
+        counts = [int(count) for count in labels.split(",")]
+    except ValueError:
+        counts = [0]
+    if min([*counts, seeds, num, steps, threads]) < 1 or min(counts) < 2:
+        raise UserError(
+            "--labels must be at least 2; --seeds, --num, --steps, --threads at least 1"
+        )
+    config = RunConfig(space=space, table=table, dataset=dataset)
+    evaluator: Evaluator = user_errors(
+        build_evaluator,
+        search_space,
+        evaluator=config.evaluator_name,
+        table=table,
+        dataset=dataset,
+    )
+    generator_config = GeneratorConfig(
+        space, score, weights, steps=steps, device=device, threads=threads
+    )
+    bench = Benchmark(
+        search_space,
+        evaluator,
+        user_errors(DiffusionGenerator, generator_config),
+        user_errors(Calibrated, progress, progress),
+        num,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True, highlight=False)
+    rows, accuracies = [], {}
+    for count in counts:
+        for seed in range(seeds):
+            console.print(f"{count} labels, seed {seed}")
+            for name, group in bench.groups(count, seed).items():
+                rows.append({"group": name, "labels": count, "seed": seed, **group.row()})
+                accuracies[name] = group.accuracies  # of the last seed and the most labels
+    frame = pd.DataFrame(rows)
+    oracle = bench.oracle()
+    if oracle is not None:
+        accuracies = {f"best {num:,} of the space": oracle, **accuracies}
+    stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
+    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g")
+    stem.with_suffix(".svg").write_text(draw_densities(accuracies).replace("var(--ink)", "#444"))
+    text = "\n".join(report(frame, oracle, dataset or config.dataset or "cifar10", bench))
+    stem.with_suffix(".md").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Architectures of one origin, repeats included."""
+
+    archs: Sequence[Architecture]
+    accuracies: NDArray[np.float64]  # fractions
+    validity: float
+    score_evaluations: int  # calls of the score per architecture that is kept
+    seconds: float
+
+    def row(self) -> dict[str, float]:
+        percent = 100 * self.accuracies
+        return {
+            "max": percent.max(),
+            "mean": percent.mean(),
+            "min": percent.min(),
+            "validity": self.validity,
+            "uniqueness": len(set(self.archs)) / len(self.archs),
+            "score_evaluations": self.score_evaluations,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Makes the groups; all that depends on (number of labels, seed) and nothing else."""
+
+    space: StagedSpace
+    evaluator: Evaluator
+    generator: DiffusionGenerator
+    scale: Calibrated
+    num: int
+
+    def groups(self, labels: int, seed: int) -> dict[str, Group]:
+        """By name, in the order of GROUPS."""
+        rng = np.random.default_rng([seed, labels])
+        archs = user_errors(random_list, self.space, labels, seed).archs
+        values = np.array([self.evaluator.evaluate(arch, seed=0).value for arch in archs])
+        observations = Observations(archs, values)
+        predictor = GaussianProcess(self.space).fit(observations, rng)
+        plain = self.generator.generate(_OVERSAMPLE * self.num, seed=seed)
+
+        guidance = Guidance(predictor, observations, optimism=0.0, scale=self.scale)
+        noise_aware = replace(guidance, kind="noise-aware")
+        weaker = replace(guidance, scale=Calibrated(self.scale.low / 2, self.scale.high))
+        wide = self.generator.generate(_OVERSAMPLE * self.num, seed=seed, guidance=weaker)
+
+        random = self.space.sample(self.num, np.random.default_rng([seed, 1]))
+        found = (
+            Group(random, self._accuracies(random), 1.0, 0, 0.0),
+            self._group(plain, lambda archs: archs[: self.num]),
+            self._group(plain, lambda archs: self._best(predictor, archs)),
+            self._group(self.generator.generate(self.num, seed=seed, guidance=guidance)),
+            self._group(self.generator.generate(self.num, seed=seed, guidance=noise_aware)),
+            self._group(plain, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
+            self._group(wide, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
+        )
+        return dict(zip(GROUPS, found, strict=True))
+
+    def oracle(self) -> NDArray[np.float64] | None:
+        """The best `num` accuracies of a space that is small enough to evaluate as a whole."""
+        if self.space.size > _MAX_LISTED:
+            return None
+        every = random_list(self.space, self.space.size, 0).archs
+        return np.sort(self._accuracies(every))[-self.num :]
+
+    def _best(
+        self, predictor: FittedGaussianProcess, archs: Sequence[Architecture]
+    ) -> Sequence[Architecture]:
+        order = np.argsort(-predictor.predict(archs).mean, kind="stable")
+        return [archs[i] for i in order[: self.num]]
+
+    def _group(
+        self,
+        samples: Samples,
+        keep: Callable[[Sequence[Architecture]], Sequence[Architecture]] = lambda archs: archs,
+    ) -> Group:
+        kept = keep(samples.valid)
+        evaluations = samples.score_evaluations * len(samples.archs) // max(len(kept), 1)
+        return Group(kept, self._accuracies(kept), samples.validity, evaluations, samples.seconds)
+
+    def _accuracies(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+        """(B,) test accuracies, or values where there is no test accuracy."""
+        found = [self.evaluator.evaluate(arch, seed=0) for arch in archs]
+        return np.array([one.metrics.get("test", one.value) for one in found])
+
+
+def report(
+    frame: pd.DataFrame, oracle: NDArray[np.float64] | None, dataset: str, bench: Benchmark
+) -> list[str]:
+    """The lines of the Markdown table."""
+    seeds = frame["seed"].nunique()
+    lines = [
+        f"`{' '.join(['python -m orchestrator.guided_quality', *sys.argv[1:]])}`",
+        "",
+        f"{platform.machine()}, torch {torch.__version__}, {bench.generator.config.threads} "
+        f"thread(s).",
+        "",
+        f"{bench.num:,} architectures per group; means over {seeds} seeds, percent; min is the "
+        "least of all seeds. p: Wilcoxon signed-rank test of the mean against uncond+sort (of "
+        "distinct ones where it says so) with the same predictor, one-sided.",
+        "",
+        "| labels | group | max | mean | min | validity | uniqueness | score evaluations per "
+        "architecture | p |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    if oracle is not None:
+        best, mean, least = (100 * f(oracle) for f in (np.max, np.mean, np.min))
+        lines.append(
+            f"| – | best {bench.num:,} of the space | {best:.2f} | {mean:.2f} | {least:.2f} "
+            "| – | 100.0 | – | – |"
+        )
+    for count, part in frame.groupby("labels"):
+        means = part.pivot(index="seed", columns="group", values="mean")
+        for name in GROUPS:
+            of = part[part["group"] == name]
+            p = "–"
+            if name.startswith("guided") and seeds > 1:
+                rival = "uncond+sort, distinct" if name.endswith("distinct") else "uncond+sort"
+                gain = means[name] - means[rival]
+                p = f"{wilcoxon(gain, alternative='greater').pvalue:.3f}"
+            lines.append(
+                f"| {count} | {name} | {of['max'].mean():.2f} | {of['mean'].mean():.2f} "
+                f"± {of['mean'].std():.2f} | {of['min'].min():.2f} "
+                f"| {100 * of['validity'].mean():.2f} | {100 * of['uniqueness'].mean():.1f} "
+                f"| {of['score_evaluations'].mean():.0f} | {p} |"
+            )
+    if bench.space.name == "nasbench201" and dataset in PUBLISHED:
+        lines += ["", "| published (paper) | max / mean / min |", "|---|---|"]
+        lines += [f"| {name} | {cells} |" for name, cells in PUBLISHED[dataset].items()]
+    return lines
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,113 @@
+"""`python -m orchestrator.propose`: what to evaluate next, from values you already have."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+
+from nag.cli import UserError, command_line, find_space, run, user_errors
+from nag.generator import DiffusionGenerator
+from nag.predictors.base import Observations
+from nag.spaces import InvalidArchitectureError, StagedSpace
+from orchestrator.build import build_optimizer
+from orchestrator.config import RunConfig
+from trainers.rows import write_rows
+from trainers.table import read_columns
+
+COLUMNS = ("arch", "predicted_mean", "predicted_std")
+
+app = command_line("python -m orchestrator.propose")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What is read and written.
+
+    Parameters
+    ----------
+    values
+        Parquet file with columns arch (published strings) and value (percent): the trials.parquet
+        of a run, or what trainers.evaluate writes.
+    out
+        Parquet file to write: arch, predicted mean and std (percent) and constrained quantities,
+        the most promising first.
+    device
+        Device of the generator: cpu, cuda, or auto (the GPU where there is one).
+    """
+
+    values: Path
+    out: Path
+    device: str = "auto"
+
+
+@app.default
+def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
+    """Fit a surrogate predictor to your values and generate candidates with it, once.
+
+    One round of run_bo without the evaluation: --pool-size candidates, of which the best
+    --batch-size by the acquisition function are written. Statistics go to stdout as JSON.
+
+    Example, 256 networks under 250 million MACs:
+
+    python -m orchestrator.propose --values trials.parquet --out next.parquet --pool-size 256
+    --batch-size 256 --constraint 'macs<=250e6'
+    """
+    if not files.out.parent.is_dir():
+        raise UserError(f"no such folder: {files.out.parent}")
+    space = find_space(config.space)
+    torch.set_num_threads(config.threads)
+    observations = read_observations(space, files.values)
+    generator = user_errors(DiffusionGenerator, config.generator(files.device))
+    optimizer = build_optimizer(config, generator)
+    started = perf_counter()
+    suggestion = optimizer.suggest(
+        observations,
+        frozenset(observations.archs),
+        config.batch_size,
+        np.random.default_rng([config.seed, 0]),
+    )
+    rows = [
+        {
+            "arch": space.to_str(arch),
+            "predicted_mean": None if predicted is None else 100 * predicted[0],
+            "predicted_std": None if predicted is None else 100 * predicted[1],
+            **{c.quantity.name: float(c.quantity([arch])[0]) for c in optimizer.constraints},
+        }
+        for arch, predicted in zip(suggestion.archs, suggestion.predicted, strict=True)
+    ]
+    write_rows(rows, COLUMNS, files.out)
+    seconds = {**suggestion.seconds, "all": perf_counter() - started}
+    statistics = {
+        "observations": len(observations),
+        "proposed": len(rows),
+        **suggestion.diagnostics,
+        "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
+    }
+    sys.stdout.write(json.dumps(statistics, indent=1) + "\n")
+
+
+def read_observations(space: StagedSpace, path: Path) -> Observations:
+    """Architectures and values (percent) of a parquet file; rows without a value are left out."""
+    columns = user_errors(read_columns, path, ["arch", "value"])
+    archs, values = [], []
+    for number, (text, value) in enumerate(zip(columns["arch"], columns["value"], strict=True)):
+        if value is None or not np.isfinite(value):
+            continue
+        try:
+            archs.append(space.from_str(text))
+        except (InvalidArchitectureError, AttributeError) as error:
+            raise UserError(f"{path}, row {number}: {error}") from error
+        values.append(value / 100)
+    if len(values) < 2:
+        raise UserError(f"{path} holds {len(values)} values: at least 2 are needed")
+    return Observations(tuple(archs), np.array(values))
+
+
+if __name__ == "__main__":
+    run(app)

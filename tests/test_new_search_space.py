@@ -1,0 +1,237 @@
+"""What docs/new_search_space.md shows works as shown."""
+
+import importlib
+import inspect
+import json
+import re
+import shlex
+import signal
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_spaces
+import torch
+from scipy.stats import chisquare
+
+import nag.spaces
+from nag.checkpoint import load_network
+from nag.cli import run
+from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
+from nag.predictors.base import Observations
+from nag.predictors.gp import GaussianProcess
+from nag.spaces import ABSENT, SPACES, InvalidArchitectureError
+from trainers.build import EVALUATORS
+
+torch.set_num_threads(1)
+
+DOC = (Path(__file__).parent.parent / "docs" / "new_search_space.md").read_text()
+SPACE, STRUCTURE, SPACES_LINE, GUIDANCE, EVALUATOR, EVALUATORS_LINE = re.findall(
+    r"^```python\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE
+)
+COMMANDS = [shlex.split(line) for line in re.findall(r"^    (python -m .*)$", DOC, re.MULTILINE)]
+CONTRACT = [
+    test
+    for name, test in inspect.getmembers(test_spaces, inspect.isfunction)
+    if name.startswith("test_")
+    and {"space"} <= {*inspect.signature(test).parameters} <= {"space", "rng"}
+]
+
+
+def import_block(name, source, patch):
+    """The module whose file is a code block of the document."""
+    module = types.ModuleType(name)
+    patch.setitem(sys.modules, name, module)
+    exec(compile(source, name, "exec"), vars(module))
+    return module
+
+
+@pytest.fixture(scope="module")
+def space():
+    """The space, registered with its evaluator as the document says."""
+    with pytest.MonkeyPatch.context() as patch:
+        space = import_block("nag.spaces.transformer", SPACE, patch).TRANSFORMER
+        registry = dict(vars(nag.spaces))
+        exec(SPACES_LINE, registry)
+        assert registry["SPACES"] == {**SPACES, "transformer": space}
+        patch.setitem(SPACES, "transformer", space)
+        patch.setitem(test_spaces.SIZES, "transformer", 3 * (9**4 + 9**5 + 9**6))
+        evaluator = dict(vars(import_block("trainers.transformer", EVALUATOR, patch)))
+        exec(f"ENTRIES = {{{EVALUATORS_LINE}}}", evaluator)
+        patch.setitem(EVALUATORS, "transformer", evaluator["ENTRIES"]["transformer"])
+        yield space
+
+
+@pytest.fixture(autouse=True)
+def _this_process(tmp_path, monkeypatch):
+    """A command finds an empty working directory, and leaves this process as it was."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def shown(module, *words):
+    """The one command of the document that runs a module with these words, without `python -m`."""
+    (found,) = (c[2:] for c in COMMANDS if c[2] == module and {*words} <= {*c})
+    return found
+
+
+def run_here(command, *more):
+    """Run a command of the document in this process, with more options; it must end well."""
+    app = importlib.import_module(command[0]).app
+    with pytest.raises(SystemExit) as exit_:
+        run(app, [*command[1:], *map(str, more)])
+    assert exit_.value.code == 0
+
+
+# The space.
+
+
+@pytest.mark.parametrize("test", CONTRACT, ids=lambda test: test.__name__)
+def test_the_contract_of_search_spaces(space, rng, test):
+    test(
+        **{name: {"space": space, "rng": rng}[name] for name in inspect.signature(test).parameters}
+    )
+
+
+def test_the_contract_is_there():
+    assert len(CONTRACT) >= 10
+
+
+def test_what_is_stated_of_the_space(space):
+    text = "192/4-2,4-3,6-4,2-4"
+    assert f"{space.size:,} networks" in DOC
+    assert f"one file of {len(SPACE.splitlines())} lines" in " ".join(DOC.split())
+    assert f"`{text}`" in DOC
+    assert f"`{json.dumps(space.to_config(space.from_str(text)))}`" in DOC
+
+
+def test_the_structure_that_may_be_added(space, rng):
+    names = vars(sys.modules["nag.spaces.transformer"]).copy()
+    exec(STRUCTURE, names)
+    with_structure = replace(space, structure=names["_structure"])
+    test_spaces.test_features_are_smooth_and_tell_architectures_apart(with_structure, rng)
+    x = space.encode([space.from_str("192/4-2,4-3,6-4,2-4")])
+    numbers = with_structure.features(x)[0, x[0].numel() :]
+    assert numbers.tolist() == [4, 2, 4, 3, 6, 4, 2, 4, 0, 0, 0, 0]
+    archs = tuple(space.sample(20, rng))
+    predictor = GaussianProcess(with_structure)
+    assert predictor.fit(Observations(archs, rng.standard_normal(20)), rng).predict(archs)
+
+
+def test_only_encodings_are_valid(space, rng):
+    """Encodings of which up to three entries were set at random, checked row by row."""
+    x = space.encode(space.sample(3000, rng))
+    for _ in range(3):
+        node, op = (torch.from_numpy(rng.integers(n, size=len(x))) for n in space.shape)
+        x[torch.arange(len(x)), node, op] = torch.from_numpy(rng.integers(2, size=len(x))).float()
+    valid = [
+        row.sum(1).max() <= 1
+        and row[0, :3].any()
+        and not row[1:, :3].any()
+        and (depth := int(row[1:, 3:].sum())) in (4, 5, 6)
+        and row[1 : 1 + depth, 3:].any(1).all()
+        for row in x.numpy()
+    ]
+    assert 0.1 < np.mean(valid) < 0.9
+    codes = space.check(x)
+    assert (codes == 0).tolist() == valid
+    assert {0, *space.errors} == {*codes.tolist()}
+
+
+def test_any_text_is_read_or_refused(space, rng):
+    texts = ["", "/", "192", "192/4-2", "4-2,4-2/4-2,4-2,4-2", "192/" + ",".join(["4-2"] * 7)]
+    for arch in space.sample(300, rng):
+        text = list(space.to_str(arch))
+        text[rng.integers(len(text))] = str(rng.choice([*"0123469-,/ ", ""]))
+        texts.append("".join(text))
+    refused = 0
+    for text in texts:
+        try:
+            assert space.to_str(space.from_str(text)) == text.strip()
+        except InvalidArchitectureError:
+            refused += 1
+    assert 6 <= refused < len(texts)
+
+
+# What follows.
+
+
+def test_samples_of_the_exact_score_are_valid_and_uniform(space, capsys):
+    run_here(shown("nag.sample", "exact"), "--threads", 1)
+    found = json.loads(capsys.readouterr().out)
+    assert found["generated"] == 1000
+    assert found["validity"] >= 0.99
+    lines = Path("samples.txt").read_text().splitlines()
+    ops = np.array([space.from_str(line).ops for line in lines if line != "INVALID"])
+    p_values = [chisquare(np.unique((ops[:, 1:] != ABSENT).sum(1), return_counts=True)[1]).pvalue]
+    for node, column in enumerate(ops.T):
+        drawn, counts = np.unique(column[column != ABSENT], return_counts=True)
+        assert len(drawn) == (9 if node else 3)
+        p_values.append(chisquare(counts).pvalue)
+    assert min(p_values) > 1e-3 / len(p_values)
+
+
+def test_a_score_network_trains_and_samples(space, capsys):
+    train = shown("nag.train")
+    run_here(train, "--steps", 4, "--batch-size", 16, "--device", "cpu", "--threads", 1)
+    assert load_network(Path("transformer.safetensors"), space).num_parameters() > 0
+    sample = shown("nag.sample", "--weights")
+    capsys.readouterr()
+    run_here(sample, "--sampler", "ancestral", "--steps", 5, "--device", "cpu")
+    assert json.loads(capsys.readouterr().out)["generated"] == 1000
+
+
+def test_guidance_raises_a_synthetic_additive_value(space, rng):
+    """A Gaussian process fitted on 30 values, in standard deviations over the space."""
+    reward = rng.standard_normal(space.shape)
+
+    def value(archs):
+        return (space.encode(archs).numpy() * reward).sum((1, 2))
+
+    uniform = value(space.sample(2000, rng))
+    archs = tuple(space.sample(30, rng))
+    observations = Observations(archs, (value(archs) - uniform.mean()) / uniform.std())
+    predictor = GaussianProcess(space).fit(observations, rng)
+    generator = DiffusionGenerator(GeneratorConfig("transformer", "exact", steps=20, device="cpu"))
+    guidance = Guidance(predictor, observations)
+    plain, steered = (generator.generate(128, seed=0, guidance=g) for g in (None, guidance))
+    assert min(plain.validity, steered.validity) >= 0.99
+    gain = (value(steered.valid).mean() - value(plain.valid).mean()) / uniform.std()
+    assert gain > 0.8
+
+
+def test_guidance_as_shown(space):
+    names = {}
+    exec(GUIDANCE, names)
+    archs, evaluator = names["samples"].valid, names["evaluator"]
+    assert len(archs) >= 99
+    found = [evaluator.evaluate(arch, seed=0).value for arch in archs]
+    assert np.mean(found) > np.mean(names["values"])
+
+
+def test_a_search(space, capsys):
+    quick = {"budget": 10, "n-init": 6, "batch-size": 2, "pool-size": 16, "steps": 10}
+    options = [word for name, x in quick.items() for word in (f"--{name}", x)]
+    command = shown("orchestrator.run_bo", "exact")
+    run_here(command, *options, "--executor", "local", "--out", "run")
+    trials = pd.read_parquet("run/trials.parquet")
+    assert (trials["status"] == "ok").all()
+    assert len({*trials["arch"]}) == 10
+    assert (trials["params"] > 0).all()
+    assert "<svg" in Path("run/report.html").read_text()
+
+
+# The commands.
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[2:]))
+def test_modules_and_options_exist(space, command):
+    module = importlib.import_module(command[2])
+    if command[2] != "pytest":
+        module.app.parse_args(command[3:], exit_on_error=False, print_error=False)

@@ -1,0 +1,282 @@
+"""Latency of once-for-all MobileNetV3 networks, from a table of measurements given by the user.
+
+Two kinds of table list single layers, whose times are added up. A third lists whole networks, to
+which a sum over layers is fitted.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nag.properties import Property
+from nag.spaces import Architecture, SearchSpace
+from nag.spaces.mobilenetv3 import (
+    DEPTHS,
+    EXPANDS,
+    KERNELS,
+    LAYERS,
+    MOBILENETV3,
+    ops_from_ofa,
+)
+from trainers.base import EvaluatorConfigError
+from trainers.cost import MobileNetV3Plan, Slot, mobilenetv3_plan
+from trainers.table import column_names, read_columns
+
+Array = NDArray[np.float64]
+
+RESOLUTION = 224  # pixels
+_FOLDS = 5
+_PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
+
+
+def latency_property(space: SearchSpace, table: str) -> Property:
+    """Latency in milliseconds, from a `table` "FILE" or "FILE:KEY".
+
+    FILE is one of
+
+    * JSON {"tables": {resolution: {layer: ms}}}, the format of once-for-all, for networks of width
+      1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0. KEY is the
+      resolution, 224 by default. Latency is the sum over the layers, so the property is exact.
+    * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224
+      where there is no such column) and latencies `lat_*` in ms. KEY is one of these, by default
+      the only one. A sum over the layers is fitted and holds at 224 pixels; `std` is the root mean
+      square error of cross-validation, over networks at every resolution. Where computing takes the
+      time, e.g. in large batches on a GPU, the fit is all but exact; where starting the kernels
+      does, the measurements scatter widely around it and `std` says so.
+
+    Raises EvaluatorConfigError, in one line, for another space or a table that is not as said.
+    """
+    if space.name != MOBILENETV3.name:
+        raise EvaluatorConfigError(
+            f"latency tables are for the space {MOBILENETV3.name}, not {space.name}"
+        )
+    keyed = ":" in table and not Path(table).exists()  # the colon may belong to the name
+    file, _, key = table.rpartition(":") if keyed else (table, "", "")
+    path = Path(file)
+    if path.suffix not in _READERS:
+        raise EvaluatorConfigError(
+            f"{path} is no latency table: choose a file that ends in {' or '.join(_READERS)}"
+        )
+    offset, coefficients, std = _READERS[path.suffix](path, key)
+    return Property("latency", space, offset, coefficients, std, unit="ms")
+
+
+# Tables of layers: their keys spell out what a layer is.
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How a table calls the layers of a network.
+
+    ends: the layers that every network has.
+    block: an inverted bottleneck of given kernel and expand ratio.
+    """
+
+    width: float
+    ends: Callable[[MobileNetV3Plan], list[str]]
+    block: Callable[[Slot, int, int], str]
+
+
+def _layer(kind: str, size: int, inputs: int, size_out: int, outputs: int) -> str:
+    return f"{kind}-input:{size}x{size}x{inputs}-output:{size_out}x{size_out}x{outputs}"
+
+
+def _placed(kind: str, slot: Slot) -> str:
+    return _layer(kind, slot.size_in, slot.inputs, slot.size_out, slot.outputs)
+
+
+def _once_for_all_block(slot: Slot, kernel: int, expand: int) -> str:
+    return (
+        f"{_placed('expanded_conv', slot)}-expand:{slot.inputs * expand}-kernel:{kernel}"
+        f"-stride:{slot.stride}-idskip:{slot.skip:d}-se:{slot.squeeze_excite:d}"
+        f"-hs:{slot.hard_swish:d}"
+    )
+
+
+def _once_for_all_ends(plan: MobileNetV3Plan) -> list[str]:
+    first, last = plan.first, plan.slots[-1]
+    return [
+        _layer("Conv", plan.resolution, 3, first.size_in, first.inputs),
+        _once_for_all_block(first, 3, 1),
+        _layer("Conv_1", last.size_out, last.outputs, last.size_out, plan.expanded),
+        _layer("AvgPool2D", last.size_out, plan.expanded, 1, plan.expanded),
+        _layer("Conv_2", 1, plan.expanded, 1, plan.features),
+        f"Logits-input:1x1x{plan.features}-output:1000",
+    ]
+
+
+def _msunas_block(slot: Slot, kernel: int, expand: int) -> str:
+    return (
+        f"{_placed('MBConv', slot)}-expand:{expand}-kernel:{kernel}"
+        f"-stride:{slot.stride}-idskip:{slot.skip:d}-se:{slot.squeeze_excite:d}"
+    )
+
+
+def _msunas_ends(plan: MobileNetV3Plan) -> list[str]:
+    first, last = plan.first, plan.slots[-1]
+    return [
+        _layer("first_conv", plan.resolution, 3, first.size_in, first.inputs),
+        _msunas_block(first, 3, 1),
+        _layer("final_expand_layer", last.size_out, last.outputs, last.size_out, plan.expanded),
+        _layer("feature_mix_layer", 1, plan.expanded, 1, plan.features),
+        f"classifier-input:{plan.features}-output:1000",
+    ]
+
+
+_FORMATS = {
+    "tables": _Format(1.2, _once_for_all_ends, _once_for_all_block),
+    "table": _Format(1.0, _msunas_ends, _msunas_block),
+}
+
+
+def _looked_up(path: Path, key: str) -> tuple[float, Array, float]:
+    """Offset, coefficients (20, 9) and standard deviation, 0, from a table of layers."""
+    form, tables = _layer_tables(path)
+    resolution = key or str(RESOLUTION)
+    if resolution not in tables:
+        raise EvaluatorConfigError(
+            f"{path} has no resolution {resolution!r}: choose from {', '.join(tables) or 'none'}"
+        )
+    plan, times = mobilenetv3_plan(int(resolution), form.width), tables[resolution]
+    ends = form.ends(plan)
+    blocks = [[form.block(slot, k, e) for k, e in LAYERS] for slot in plan.slots]
+    missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
+    if missing:
+        raise EvaluatorConfigError(
+            f"{path} has no time in ms of {missing[0]}, one of {len(missing)} layers it lacks"
+        )
+    return (
+        float(sum(times[layer] for layer in ends)),
+        np.array([[times[layer] for layer in row] for row in blocks], np.float64),
+        0.0,
+    )
+
+
+def _layer_tables(path: Path) -> tuple[_Format, dict[str, Mapping[str, Any]]]:
+    """The format of a JSON file, and its times by resolution."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise EvaluatorConfigError(f"no such table: {path}") from None
+    except (OSError, ValueError):
+        raise EvaluatorConfigError(f"{path} is not a readable JSON file") from None
+    named = [name for name in _FORMATS if isinstance(content, dict) and name in content]
+    if not named or not isinstance(content[named[0]], dict):
+        raise EvaluatorConfigError(
+            f"{path} is no latency table: expected an object named {' or '.join(_FORMATS)}"
+        )
+    tables = content[named[0]]
+    if named[0] == "table":  # one for all resolutions, named in its keys
+        found = {m[1] for key in tables if (m := re.match(r"first_conv-input:(\d+)x\1x3-", key))}
+        tables = dict.fromkeys(found, tables)
+    usable = [r for r, times in tables.items() if r.isdecimal() and isinstance(times, dict)]
+    return _FORMATS[named[0]], {r: tables[r] for r in sorted(usable, key=int)}
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+# Tables of networks.
+
+
+def _fitted(path: Path, key: str) -> tuple[float, Array, float]:
+    """Offset, coefficients (20, 9) and standard deviation of a fit to measured networks."""
+    latencies = [name for name in column_names(path) if name.startswith("lat_")]
+    if not key and len(latencies) > 1:
+        raise EvaluatorConfigError(
+            f"{path} has several latencies: add :KEY, one of {', '.join(latencies)}"
+        )
+    column = key or (latencies[0] if latencies else "lat_*")
+    if column not in latencies:
+        raise EvaluatorConfigError(
+            f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}"
+        )
+    one_hot, area, y = _measured(path, column)
+    # A layer takes a time of its own, and one in proportion to the pixels it makes.
+    x = np.stack([one_hot, one_hot * area[..., None]], axis=1).reshape(len(y), -1)  # (n, 2NF)
+    errors = _cross_validate(x, y)  # (P,)
+    offsets, weights = _ridge(x, y)
+    best = int(errors.argmin())
+    at_224 = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # where every area is 1
+    return float(offsets[best]), at_224, float(errors[best])
+
+
+def _measured(path: Path, column: str) -> tuple[Array, Array, Array]:
+    """Measured networks: operators (n, 20, 9) one-hot, areas (n, 20) and latencies (n,) in ms.
+
+    The area is that of the map a layer makes, in units of the one it makes at 224 pixels. Rows
+    without a latency or a resolution are left out.
+    """
+    sized = ["r"] if "r" in column_names(path) else []
+    columns = read_columns(path, ["ks", "e", "d", *sized, column])
+    y = _numbers(path, column, columns[column])
+    r = _numbers(path, "r", columns["r"]) if sized else np.full(len(y), float(RESOLUTION))
+    try:
+        if not all(set(d) <= set(DEPTHS) for d in columns["d"]):
+            raise ValueError
+        networks = zip(columns["ks"], columns["e"], columns["d"], strict=True)
+        archs = [Architecture(MOBILENETV3.name, ops_from_ofa(*network)) for network in networks]
+    except (IndexError, TypeError, ValueError):
+        raise EvaluatorConfigError(
+            f"{path} has a row that is no network: allowed are ks in {KERNELS}, e in {EXPANDS} "
+            f"and d in {DEPTHS}"
+        ) from None
+    kept = np.isfinite(y) & np.isfinite(r)
+    if kept.sum() < _FOLDS:
+        raise EvaluatorConfigError(
+            f"{path} has {kept.sum()} networks with {column}: at least {_FOLDS} are needed"
+        )
+    if not r[kept].min() <= RESOLUTION <= r[kept].max():
+        raise EvaluatorConfigError(
+            f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels: "
+            f"{RESOLUTION} is not among them"
+        )
+    resolutions, which = np.unique(r[kept].astype(int), return_inverse=True)
+    areas = np.array([_areas(size) for size in resolutions.tolist()]) / _areas(RESOLUTION)
+    one_hot = MOBILENETV3.encode(archs).double().numpy()
+    return one_hot[kept], areas[which], y[kept]
+
+
+def _areas(resolution: int) -> Array:
+    """Pixels of the map that each layer makes, (20,)."""
+    return np.array([slot.size_out for slot in mobilenetv3_plan(resolution).slots]) ** 2.0
+
+
+def _numbers(path: Path, column: str, values: list) -> Array:
+    """(n,), nan for null."""
+    if not all(x is None or isinstance(x, int | float) for x in values):
+        raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
+    return np.array(values, np.float64)
+
+
+def _ridge(x: Array, y: Array) -> tuple[Array, Array]:
+    """Offsets (P,) and weights (D, P) of ridge regressions of y (n,) on x (n, D), by penalty."""
+    centre, mean = x.mean(0), y.mean()
+    rows = x - centre
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    projected = vectors.T @ (rows.T @ (y - mean))  # (D,)
+    weights = vectors @ (projected[:, None] / (values[:, None] + _PENALTIES))
+    return mean - centre @ weights, weights
+
+
+def _cross_validate(x: Array, y: Array) -> Array:
+    """(P,) root mean square error for rows left out of the fit, by penalty."""
+    fold = np.arange(len(y)) % _FOLDS
+    residuals = np.empty((len(y), len(_PENALTIES)))
+    for k in range(_FOLDS):
+        out = fold == k
+        offsets, weights = _ridge(x[~out], y[~out])
+        residuals[out] = y[out, None] - offsets - x[out] @ weights
+    return np.sqrt((residuals**2).mean(0))
+
+
+_READERS = {".json": _looked_up, ".parquet": _fitted}
