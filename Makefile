@@ -27,6 +27,9 @@ check: $(VENV)/dev-ready
 bench: $(VENV)/run-ready
 	$(BIN)/python benchmarks/iteration.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/constraints.py
 	$(BIN)/python benchmarks/search.py --space mobilenetv3
 
 $(VENV)/run-ready: pyproject.toml

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nag.guidance import Ladder
 
-PILOT_SIZE = 32
+PILOT_SIZE = 64
 PILOT_STEPS = 10
 _RANGE = (0.03, 300.0)  # scales tried, in units of 1 / standard deviation of g over the space
 

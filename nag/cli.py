@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 
-from nag.spaces import SPACES, StagedSpace
+from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
+
+INVALID = "INVALID"  # stands for an invalid sample in a list of architectures
 
 
 class UserError(ValueError):
@@ -48,6 +51,29 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
 def find_space(name: str) -> StagedSpace:
     """The search space of that name."""
     return SPACES[choose("space", name, SPACES)]
+
+
+def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
+    """Architectures of a text file, one published string per line, as `nag.sample` writes it.
+
+    Empty lines and samples marked INVALID are skipped. Raises UserError with the line number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}") from None
+    architectures = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() in ("", INVALID):
+            continue
+        try:
+            architectures.append(space.from_str(line))
+        except InvalidArchitectureError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    if not architectures:
+        raise UserError(f"{path} lists no architecture")
+    return architectures
 
 
 def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:

@@ -4,7 +4,6 @@ A law can be drawn from, and its posterior behind Gaussian noise is known in clo
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from nag.exact_score import posterior, posterior_mean_of_samples
 from nag.sde import VESDE, centre, uncentre
-from nag.spaces import Architecture, InvalidArchitectureError, SearchSpace
+from nag.spaces import Architecture, SearchSpace
 
 _MAX_DRAWS = 50  # times the number wanted, before a random list of distinct ones is given up
 
@@ -109,20 +108,6 @@ def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
         if len(found) >= num:
             return ListLaw(space, tuple(found)[:num], {"random": num, "seed": seed})
     raise ValueError(f"no {num} distinct architectures found in {space.name}")
-
-
-def parse_list(space: SearchSpace, lines: Sequence[str], name: str) -> ListLaw:
-    """One published string per line; empty lines are skipped. Raises ValueError."""
-    archs = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                archs.append(space.from_str(line))
-            except InvalidArchitectureError as error:
-                raise ValueError(f"{name}, line {number}: {error}") from error
-    if not archs:
-        raise ValueError(f"{name} holds no architecture")
-    return ListLaw(space, tuple(archs), {"file": name})
 
 
 def sde_of(law: Law, sigma_min: float = 0.1, sigma_max: float = 5.0) -> VESDE:

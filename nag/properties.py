@@ -51,14 +51,14 @@ class Property:
     @cached_property
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest value in the space."""
-        low, first = [self.offset, self.offset], 0
+        bounds, first = [self.offset, self.offset], 0
         for stage in self.space.stages:
             slots = [self.coefficients[first + j, list(c)] for j, c in enumerate(stage.choices)]
-            for i, (best, sign) in enumerate(((min, 1), (max, -1))):
-                sums = np.cumsum([sign * (sign * slot).min() for slot in slots])
-                low[i] += best(float(sums[depth - 1]) for depth in stage.depths)
+            for i, best in enumerate((np.min, np.max)):
+                sums = np.cumsum([0.0, *(best(slot) for slot in slots)])
+                bounds[i] += float(best(sums[list(stage.depths)]))
             first += len(stage.choices)
-        return low[0], low[1]
+        return bounds[0], bounds[1]
 
     @cached_property
     def spread(self) -> float:

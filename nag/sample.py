@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.cli import INVALID, UserError, WholeNumber, command_line, find_space, run, user_errors
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import SAMPLERS
@@ -102,7 +102,7 @@ def main(
             device=generator.device,
             progress=advance,
         )
-    lines = ["INVALID" if a is None else search_space.to_str(a) for a in samples.archs]
+    lines = [INVALID if a is None else search_space.to_str(a) for a in samples.archs]
     aside = out.with_name(out.name + ".tmp")
     aside.write_text("\n".join(lines) + "\n")
     os.replace(aside, out)

@@ -14,9 +14,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from nag.checkpoint import save_network, save_tensors
-from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    command_line,
+    find_space,
+    read_architectures,
+    run,
+    user_errors,
+)
 from nag.generate import generate, resolve_device
-from nag.laws import Law, ListLaw, UniformLaw, parse_list, random_list, sde_of
+from nag.laws import Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
 from nag.sde import VESDE
 from nag.spaces import StagedSpace
@@ -146,21 +154,13 @@ def main(
 
 def _law(space: StagedSpace, archs: Path | None, num_archs: int | None, seed: int) -> Law:
     if archs is not None:
-        return read_list(space, archs)
+        listed = tuple(read_architectures(archs, space))
+        return ListLaw(space, listed, {"file": str(archs)})
     if num_archs is not None:
         if num_archs < 1:
             raise UserError("--num-archs must be at least 1")
         return user_errors(random_list, space, num_archs, seed)
     return UniformLaw(space)
-
-
-def read_list(space: StagedSpace, path: Path) -> ListLaw:
-    """The architectures in a text file; raises UserError."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return user_errors(parse_list, space, lines, str(path))
 
 
 def train_network(

@@ -219,8 +219,9 @@ def draw_densities(groups: Mapping[str, Numbers]) -> str:
         figure, axes = _axes()
         together = 100 * np.concatenate(list(groups.values()))
         low, high = np.percentile(together, 25), together.max()
+        low = low if low < high else together.min()  # most are the best
         x = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 400)
-        colours = (GREY, ORANGE, "#c9a227", RED, BLUE, GREEN)
+        colours = (GREY, ORANGE, "#c9a227", RED, BLUE, GREEN, "#8e5bb0", "#444444")
         for (name, values), colour in zip(groups.items(), colours, strict=False):
             percent = 100 * values
             if np.ptp(percent) == 0:

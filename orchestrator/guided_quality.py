@@ -29,7 +29,7 @@ from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.spaces import Architecture, StagedSpace
 from orchestrator.config import RunConfig
 from orchestrator.figures import draw_densities
-from trainers.base import Evaluator
+from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.build import build_evaluator
 
 GROUPS = (
@@ -119,7 +119,7 @@ def main(
     """
     search_space = find_space(space)
     try:
-        counts = [int(count) for count in labels.split(",")]
+        counts = list(dict.fromkeys(int(count) for count in labels.split(",")))
     except ValueError:
         counts = [0]
     if min([*counts, seeds, num, steps, threads]) < 1 or min(counts) < 2:
@@ -157,9 +157,10 @@ def main(
     oracle = bench.oracle()
     if oracle is not None:
         accuracies = {f"best {num:,} of the space": oracle, **accuracies}
+    drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
     frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g")
-    stem.with_suffix(".svg").write_text(draw_densities(accuracies).replace("var(--ink)", "#444"))
+    stem.with_suffix(".svg").write_text(draw_densities(drawn).replace("var(--ink)", "#444"))
     text = "\n".join(report(frame, oracle, dataset or config.dataset or "cifar10", bench))
     stem.with_suffix(".md").write_text(text + "\n")
     sys.stdout.write(text + "\n")
@@ -202,7 +203,7 @@ class Benchmark:
         """By name, in the order of GROUPS."""
         rng = np.random.default_rng([seed, labels])
         archs = user_errors(random_list, self.space, labels, seed).archs
-        values = np.array([self.evaluator.evaluate(arch, seed=0).value for arch in archs])
+        values = np.array([self._evaluate(arch).value for arch in archs])
         observations = Observations(archs, values)
         predictor = GaussianProcess(self.space).fit(observations, rng)
         plain = self.generator.generate(_OVERSAMPLE * self.num, seed=seed)
@@ -248,8 +249,14 @@ class Benchmark:
 
     def _accuracies(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
         """(B,) test accuracies, or values where there is no test accuracy."""
-        found = [self.evaluator.evaluate(arch, seed=0) for arch in archs]
+        found = [self._evaluate(arch) for arch in archs]
         return np.array([one.metrics.get("test", one.value) for one in found])
+
+    def _evaluate(self, arch: Architecture) -> Measurement:
+        try:
+            return self.evaluator.evaluate(arch, seed=0)
+        except EvaluationError as error:
+            raise UserError(str(error)) from error
 
 
 def report(
@@ -286,9 +293,10 @@ def report(
                 rival = "uncond+sort, distinct" if name.endswith("distinct") else "uncond+sort"
                 gain = means[name] - means[rival]
                 p = f"{wilcoxon(gain, alternative='greater').pvalue:.3f}"
+            spread = f" ± {of['mean'].std():.2f}" if seeds > 1 else ""
             lines.append(
-                f"| {count} | {name} | {of['max'].mean():.2f} | {of['mean'].mean():.2f} "
-                f"± {of['mean'].std():.2f} | {of['min'].min():.2f} "
+                f"| {count} | {name} | {of['max'].mean():.2f} | {of['mean'].mean():.2f}{spread} "
+                f"| {of['min'].min():.2f} "
                 f"| {100 * of['validity'].mean():.2f} | {100 * of['uniqueness'].mean():.1f} "
                 f"| {of['score_evaluations'].mean():.0f} | {p} |"
             )

@@ -60,6 +60,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     """
     if not files.out.parent.is_dir():
         raise UserError(f"no such folder: {files.out.parent}")
+    if files.out.is_dir():
+        raise UserError(f"--out {files.out} is a folder")
     space = find_space(config.space)
     torch.set_num_threads(config.threads)
     observations = read_observations(space, files.values)
@@ -95,6 +97,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 def read_observations(space: StagedSpace, path: Path) -> Observations:
     """Architectures and values (percent) of a parquet file; rows without a value are left out."""
     columns = user_errors(read_columns, path, ["arch", "value"])
+    if not all(x is None or isinstance(x, int | float) for x in columns["value"]):
+        raise UserError(f"{path}: column value does not hold numbers")
     archs, values = [], []
     for number, (text, value) in enumerate(zip(columns["arch"], columns["value"], strict=True)):
         if value is None or not np.isfinite(value):

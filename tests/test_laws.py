@@ -5,10 +5,9 @@ import pytest
 import torch
 from toy_law import ARCHS, POINTS, law, noisy
 
-from nag.laws import ListLaw, UniformLaw, parse_list, random_list, sde_of
+from nag.laws import ListLaw, UniformLaw, random_list, sde_of
 from nag.sde import centre, uncentre
 from nag.spaces import SPACES
-from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 
 torch.set_num_threads(1)
@@ -106,27 +105,3 @@ def test_a_random_list_may_be_the_whole_space_and_no_more():
     assert set(random_list(TOY, 144, 0).archs) == set(ARCHS)
     with pytest.raises(ValueError, match="no 145 distinct architectures found in toy"):
         random_list(TOY, 145, 0)
-
-
-# Lists in text.
-
-
-def test_a_list_is_read_back_as_written(rng):
-    archs = MOBILENETV3.sample(20, rng)
-    lines = [MOBILENETV3.to_str(arch) for arch in archs]
-    found = parse_list(MOBILENETV3, ["", *lines[:10], "  ", *lines[10:], ""], "list.txt")
-    assert list(found.archs) == archs
-    assert found.to_json() == ListLaw(MOBILENETV3, tuple(archs), {"file": "list.txt"}).to_json()
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "list.txt holds no architecture"),
-        (["", " "], "list.txt holds no architecture"),
-        (["ab/c-", "", "ab/d-"], "list.txt, line 3: 'ab/d-' is not a toy architecture"),
-    ],
-)
-def test_bad_lists_are_refused(lines, message):
-    with pytest.raises(ValueError, match=message):
-        parse_list(TOY, lines, "list.txt")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nag.checkpoint import load_network, save_tensors
-from nag.cli import run
+from nag.cli import read_architectures, run
 from nag.generate import generate
 from nag.laws import random_list
 from nag.sample import app as sample_app
@@ -144,9 +144,10 @@ def train_briefly(out, *options):
 
 
 def test_training_on_a_list_of_architectures(tmp_path):
-    """Blank lines and repeats count for nothing and for themselves; the record says which list."""
+    """Blank lines and invalid samples count for nothing, repeats for themselves; the record says
+    which list."""
     path, out = tmp_path / "list.txt", tmp_path / "W.safetensors"
-    path.write_text("ab/c-\n\n  a-/a-\nab/c-\n")
+    path.write_text("ab/c-\n\nINVALID\n  a-/a-\n INVALID \nab/c-\n")
     made = train_briefly(out, "--archs", path)
     data = made["training"]["data"]
     assert data["law"] == "list"
@@ -161,6 +162,16 @@ def test_training_on_a_list_of_architectures(tmp_path):
     }
     assert load_network(out, TOY).sde.mean[0] == pytest.approx((1, -1, -1))
     assert load_network(out, TOY).sde.mean[2] == pytest.approx((-1 / 3, -1, 1 / 3), abs=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_a_list_is_read_back_as_written(space, tmp_path, rng):
+    """With the gaps that invalid samples leave."""
+    archs = space.sample(20, rng)
+    lines = [space.to_str(arch) for arch in archs]
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(["INVALID", *lines[:10], "", "INVALID", *lines[10:]]))
+    assert read_architectures(path, space) == archs
 
 
 def test_training_on_a_random_part_of_the_space(tmp_path):
@@ -287,8 +298,11 @@ def test_bad_training_options(options, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "list.txt holds no architecture"),
-        (b"\n  \n", "list.txt holds no architecture"),
+        (b"", "list.txt lists no architecture"),
+        (b"\n  \n", "list.txt lists no architecture"),
+        (b"INVALID\n\nINVALID\n", "list.txt lists no architecture"),
+        (b"invalid\n", "list.txt, line 1: 'invalid' is not a toy architecture"),
+        (b"INVALID\nab/d-\n", "list.txt, line 2: 'ab/d-' is not a toy architecture"),
         (b"ab/c-\n\nab/d-\n", "list.txt, line 3: 'ab/d-' is not a toy architecture"),
         (b"ab/c-\n-b/c-\n", "list.txt, line 2: '-b/c-' is not an architecture of toy"),
         (b"\xff\xfe", "cannot read"),

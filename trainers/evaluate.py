@@ -6,8 +6,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
-from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    command_line,
+    find_space,
+    read_architectures,
+    run,
+    user_errors,
+)
+from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator
 from trainers.build import build_evaluator
 from trainers.rows import percent, write_rows
@@ -86,26 +94,6 @@ def main(
         highlight=False,
         markup=False,
     )
-
-
-def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
-    """One architecture per line, blank lines skipped; raises UserError with the line number."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot read {path}: {reason}") from None
-    architectures = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            architectures.append(space.from_str(line))
-        except InvalidArchitectureError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-    if not architectures:
-        raise UserError(f"{path} lists no architecture")
-    return architectures
 
 
 def evaluate_row(

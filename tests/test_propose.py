@@ -1,0 +1,395 @@
+"""The command `python -m orchestrator.propose`, on synthetic values and on those of real runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import norm
+from toy_law import ARCHS
+
+from nag.cli import run
+from nag.sample import app as sample_app
+from nag.spaces import SPACES
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.toy import TOY
+from orchestrator.config import RunConfig
+from orchestrator.propose import COLUMNS, app
+from orchestrator.run_bo import app as search_app
+from trainers.cost import cost_property
+from trainers.evaluate import app as evaluate_app
+from trainers.rows import write_rows
+from trainers.surrogate import SurrogateEvaluator
+from trainers.toy import ToyEvaluator
+
+ROOT = Path(__file__).parent.parent
+QUICK = {
+    "--values": "values.parquet",
+    "--out": "next.parquet",
+    "--space": "toy",
+    "--score": "exact",
+    "--steps": 5,
+    "--pool-size": 20,
+    "--batch-size": 8,
+}
+# All of the pool is written, so that what is written tells what was generated.
+MOBILE = QUICK | {"--space": "mobilenetv3", "--pool-size": 15, "--batch-size": 15, "--steps": 10}
+
+
+@pytest.fixture(autouse=True)
+def _values(tmp_path, monkeypatch):
+    """An empty working directory, but for the values of 29 toy architectures."""
+    monkeypatch.chdir(tmp_path)
+    write_values(TOY, ARCHS[::5], [toy_value(arch) for arch in ARCHS[::5]])
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)  # of a search that runs in this process
+
+
+def toy_value(arch):
+    """Synthetic, in percent."""
+    return 100 * ToyEvaluator().evaluate(arch, seed=0).value
+
+
+def write_values(space, archs, values, path="values.parquet"):
+    """What trainers.evaluate writes, as far as it is read."""
+    rows = [
+        {"arch": space.to_str(arch), "value": value}
+        for arch, value in zip(archs, values, strict=True)
+    ]
+    write_rows(rows, ("arch", "value"), Path(path))
+
+
+@pytest.fixture
+def mobile_values():
+    """The surrogate's estimates, in percent, of 40 random networks."""
+    archs = MOBILENETV3.sample(40, np.random.default_rng(0))
+    values = 100 * SurrogateEvaluator().predict(archs)
+    write_values(MOBILENETV3, archs, values)
+    return values
+
+
+def run_here(capsys, settings, command=app, **changes):
+    """Exit code, stdout and stderr of a command run in this process.
+
+    `pool_size=3` replaces --pool-size, None removes an option, a tuple repeats it.
+    """
+    settings = settings | {f"--{name.replace('_', '-')}": x for name, x in changes.items()}
+    arguments = [
+        str(part)
+        for name, values in settings.items()
+        for value in (values if isinstance(values, tuple) else (values,))
+        if value is not None
+        for part in (name, value)
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        run(command, arguments)
+    return exit_.value.code, *capsys.readouterr()
+
+
+def propose(capsys, settings=QUICK, **changes):
+    """The table and the statistics of a command that must end well."""
+    code, out, err = run_here(capsys, settings, **changes)
+    assert (code, err) == (0, "")
+    return pd.read_parquet(changes.get("out", "next.parquet")), json.loads(out)
+
+
+def refusal(capsys, settings, **changes):
+    """The one line with which a command is refused; not a file is made or changed."""
+    before = snapshot()
+    code, out, err = run_here(capsys, settings, **changes)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert snapshot() == before
+    return err
+
+
+def snapshot():
+    """All that is below the working directory."""
+    return {file: file.is_file() and file.read_bytes() for file in Path.cwd().rglob("*")}
+
+
+# What is written
+
+
+def test_the_table_of_proposals(capsys):
+    table, _ = propose(capsys)
+    assert tuple(table.columns) == COLUMNS == ("arch", "predicted_mean", "predicted_std")
+    assert [str(field.type) for field in pq.read_schema("next.parquet")] == [
+        "string",
+        "double",
+        "double",
+    ]
+    assert len(table) == 8
+    assert table.arch.is_unique
+    known = set(pd.read_parquet("values.parquet").arch)
+    assert not known & set(table.arch)
+    assert {file.name for file in Path().iterdir()} == {"values.parquet", "next.parquet"}
+
+
+def test_predictions_are_percent(capsys):
+    table, _ = propose(capsys)
+    truth = np.array([toy_value(TOY.from_str(arch)) for arch in table.arch])
+    assert table.predicted_mean.between(30, 100).all()
+    assert table.predicted_std.between(0.1, 20).all()
+    assert np.abs(table.predicted_mean - truth).mean() < 8
+    assert (np.abs(table.predicted_mean - truth) < 4 * table.predicted_std).all()
+
+
+def test_values_in_another_unit_change_the_predictions_alone(capsys):
+    """Nothing is assumed of values but that the larger is the better."""
+    table, _ = propose(capsys)
+    frame = pd.read_parquet("values.parquet")
+    frame.assign(value=frame.value / 10 - 3).to_parquet("values.parquet")
+    scaled, _ = propose(capsys)
+    assert set(scaled.arch) == set(table.arch)
+    merged = table.merge(scaled, on="arch")
+    np.testing.assert_allclose(
+        merged.predicted_mean_y, merged.predicted_mean_x / 10 - 3, rtol=0, atol=1e-2
+    )
+    np.testing.assert_allclose(merged.predicted_std_y, merged.predicted_std_x / 10, rtol=1e-2)
+
+
+def test_the_most_promising_comes_first(capsys):
+    """By expected improvement, computed here from what is written."""
+    table, _ = propose(capsys, batch_size=20)
+    best = pd.read_parquet("values.parquet").value.max()
+    gain, std = table.predicted_mean - best, table.predicted_std
+    expected = gain * norm.cdf(gain / std) + std * norm.pdf(gain / std)
+    assert expected.argmax() == 0
+    assert expected.iloc[:5].mean() > expected.iloc[-5:].mean()
+
+
+def test_proposals_are_better_than_what_was_known(capsys):
+    table, _ = propose(capsys)
+    truth = [toy_value(TOY.from_str(arch)) for arch in table.arch]
+    assert np.mean(truth) > pd.read_parquet("values.parquet").value.mean() + 8
+
+
+def test_the_statistics(capsys):
+    _, found = propose(capsys)
+    assert (found["observations"], found["proposed"]) == (29, 8)
+    assert 8 <= found["pool"] <= 20
+    assert found["generated"] % 20 == 0
+    assert found["validity"] == 1
+    assert found["seconds"].keys() == {"fit", "propose", "select", "all"}
+    parts = sum(found["seconds"][phase] for phase in ("fit", "propose", "select"))
+    assert 0 < parts <= found["seconds"]["all"] + 0.002
+
+
+def test_equal_seeds_give_equal_files(capsys):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        propose(capsys, seed=seed, out=name)
+    assert Path("a").read_bytes() == Path("b").read_bytes() != Path("c").read_bytes()
+
+
+def test_rows_without_a_value_are_skipped(capsys):
+    """Whatever they hold: a failed evaluation has no value."""
+    propose(capsys, out="expected.parquet")
+    rows = pd.read_parquet("values.parquet").to_dict("records")
+    nothing = (("aa/aa", None), ("no such", np.nan), (None, np.inf), ("-b/c-", -np.inf))
+    failed = [{"arch": arch, "value": value} for arch, value in nothing]
+    mixed = failed[:2] + rows[:7] + failed[2:] + rows[7:]
+    write_rows(mixed, ("arch", "value"), Path("values.parquet"))
+    _, found = propose(capsys)
+    assert found["observations"] == len(rows)
+    assert Path("next.parquet").read_bytes() == Path("expected.parquet").read_bytes()
+
+
+def test_what_is_left_of_a_space_may_be_little(capsys):
+    left = {TOY.to_str(arch) for arch in ARCHS[:3]}
+    write_values(TOY, ARCHS[3:], [toy_value(arch) for arch in ARCHS[3:]])
+    table, found = propose(capsys)
+    assert set(table.arch) == left
+    assert found["proposed"] == 3
+    write_values(TOY, ARCHS, [toy_value(arch) for arch in ARCHS])
+    table, found = propose(capsys)
+    assert (len(table), found["proposed"]) == (0, 0)
+    assert tuple(table.columns) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"acq": "ucb"},
+        {"strategy": "uncond+sort"},
+        {"strategy": "mutation"},
+        {"guidance_form": "improvement"},
+        {"guidance_form": "target", "target": 60},
+        {"guidance_scale": "1,20"},
+        pytest.param({"guidance": "noise-aware"}, marks=pytest.mark.slow),
+        {"values": "values.parquet", "out": "values.parquet"},
+    ],
+    ids=str,
+)
+def test_other_settings_complete_too(changes, capsys):
+    table, _ = propose(capsys, **changes)
+    assert len(table) == 8
+
+
+def test_two_equal_values_are_enough(capsys):
+    write_values(TOY, ARCHS[:2], [50.0, 50.0])
+    table, found = propose(capsys)
+    assert (len(table), found["observations"]) == (8, 2)
+
+
+# MobileNetV3: guidance, constraints
+
+
+def test_guidance_goes_where_its_form_says(mobile_values, capsys):
+    """`value` climbs beyond all that is known; `target` goes to the value that is named."""
+    means = {}
+    for target in (None, 74, 76):
+        form = {} if target is None else {"guidance_form": "target", "target": target}
+        table, _ = propose(capsys, MOBILE, guidance_scale=10, **form)
+        assert len(table) == 15
+        means[target] = table.predicted_mean
+    assert means[None].mean() > mobile_values.max()
+    assert np.abs(means[74] - 74).mean() < 0.5
+    assert np.abs(means[76] - 76).mean() < 0.5
+
+
+def test_constraints_are_kept_and_written(mobile_values, capsys):
+    """Four in five random networks break the first one."""
+    constraints = ("macs<=250e6", "params>=5e6")
+    table, found = propose(capsys, MOBILE, constraint=constraints)
+    assert tuple(table.columns) == (*COLUMNS, "macs", "params")
+    assert len(table) == 15
+    assert (table.macs <= 250e6).all()
+    assert (table.params >= 5e6).all()
+    archs = [MOBILENETV3.from_str(arch) for arch in table.arch]
+    for name in ("macs", "params"):
+        known = cost_property(MOBILENETV3, name, "imagenet")(archs)
+        np.testing.assert_allclose(table[name], known, rtol=1e-12)
+    assert 0 < found["feasible"] <= 1
+
+
+def test_a_constraint_that_no_given_network_keeps(capsys):
+    """The generator is steered to where the values say nothing."""
+    archs = MOBILENETV3.sample(200, np.random.default_rng(0))
+    macs = cost_property(MOBILENETV3, "macs", "imagenet")(archs)
+    archs = [archs[i] for i in np.argsort(-macs)[:30]]
+    write_values(MOBILENETV3, archs, 100 * SurrogateEvaluator().predict(archs))
+    table, _ = propose(capsys, MOBILE, constraint="macs<=200e6")
+    assert len(table) == 15
+    assert (table.macs <= 200e6).all()
+
+
+# From other commands
+
+
+def test_the_trials_of_a_run(capsys):
+    """Of which propose makes the next round."""
+    settings = {"--space": "toy", "--score": "exact", "--steps": 5, "--pool-size": 10}
+    sizes = {"budget": 7, "n_init": 4, "executor": "local", "out": "run"}
+    assert run_here(capsys, settings, search_app, **sizes)[0] == 0
+    table, found = propose(capsys, values="run/trials.parquet")
+    assert (len(table), found["observations"]) == (8, 7)
+    assert not set(table.arch) & set(pd.read_parquet("run/trials.parquet").arch)
+
+
+def test_what_was_sampled_and_evaluated(capsys):
+    space = {"--space": "mobilenetv3"}
+    sampled = {"score": "exact", "steps": 5, "num": 12, "out": "samples.txt"}
+    assert run_here(capsys, space, sample_app, **sampled)[0] == 0
+    evaluated = {"evaluator": "surrogate", "archs": "samples.txt", "out": "v.parquet"}
+    assert run_here(capsys, space, evaluate_app, **evaluated)[0] == 0
+    table, found = propose(capsys, MOBILE, values="v.parquet")
+    assert (len(table), found["observations"]) == (15, 12)
+
+
+# Bad input: exit code 2, one line, and nothing is written
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": "none.parquet"}, "no such table: none.parquet\n"),
+        ({"values": "."}, ". is not a readable parquet file\n"),
+        ({"values": "notes.txt"}, "notes.txt is not a readable parquet file\n"),
+        ({"values": None}, "--values"),
+        ({"out": None}, "--out"),
+        ({"out": "no/such/next.parquet"}, "no such folder: no/such\n"),
+        ({"space": "nowhere"}, f"unknown space 'nowhere': choose from {', '.join(SPACES)}\n"),
+        ({"space": "nasbench201"}, "values.parquet, row 0: 'a-/a-' is not a NAS-Bench-201 cell"),
+        ({"score": "network"}, "no trained weights ship for space 'toy'"),
+        ({"weights": "W.safetensors", "score": "network"}, "no such file: W.safetensors"),
+        ({"device": "luck"}, "device 'luck' is not available"),
+        ({"sampler": "luck"}, "unknown sampler 'luck'"),
+        ({"acq": "luck"}, '"luck" for --acq'),
+        ({"batch_size": 21}, "--pool-size 20 is smaller than --batch-size 21"),
+        ({"pool_size": "6.5"}, "6.5"),
+        ({"guidance_form": "target"}, "--target and --guidance-form target go together"),
+        ({"guidance_scale": "strong"}, "--guidance-scale 'strong' must be auto"),
+        ({"constraint": "macs<=300e6"}, "the space toy has no cost model"),
+        ({"colour": "red"}, "--colour"),
+    ],
+    ids=str,
+)
+def test_bad_settings(changes, message, capsys):
+    Path("notes.txt").write_text("not a table\n")
+    assert message in refusal(capsys, QUICK, **changes)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ("macs", "'macs' is not a constraint: expected QUANTITY<=NUMBER"),
+        ("macs<=100e6", "no architecture of mobilenetv3 satisfies 'macs<=100e6'"),
+        ("latency<=25", "a constraint on latency needs a latency table"),
+    ],
+)
+def test_bad_constraints(constraint, message, mobile_values, capsys):
+    assert message in refusal(capsys, MOBILE, constraint=constraint)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"value": [50.0, 60.0]}, "values.parquet has no column arch; it has value\n"),
+        ({"arch": ["ab/c-", "aa/aa"]}, "values.parquet has no column value; it has arch\n"),
+        ({"arch": ["ab/c-", "ab/d-"], "value": [50.0, 60.0]}, "row 1: 'ab/d-' is not a toy arch"),
+        ({"arch": ["-b/c-", "ab/c-"], "value": [50.0, 60.0]}, "row 0: '-b/c-' is not an archit"),
+        ({"arch": ["ab/c-", None], "value": [50.0, 60.0]}, "values.parquet, row 1: "),
+        ({"arch": [1, 2], "value": [50.0, 60.0]}, "values.parquet, row 0: "),
+        ({"arch": ["ab/c-"], "value": [50.0]}, "holds 1 values: at least 2 are needed\n"),
+        ({"arch": ["ab/c-", "aa/aa"], "value": [50.0, None]}, "holds 1 values: at least 2"),
+        ({"arch": ["ab/c-", "aa/aa"], "value": [None, np.nan]}, "holds 0 values: at least 2"),
+        ({"arch": [], "value": []}, "values.parquet holds 0 values: at least 2 are needed\n"),
+        ({"arch": ["ab/c-", "aa/aa"], "value": ["50", "60"]}, "value does not hold numbers\n"),
+    ],
+    ids=str,
+)
+def test_bad_values(columns, message, capsys):
+    pd.DataFrame(columns).to_parquet("values.parquet")
+    assert message in refusal(capsys, QUICK)
+
+
+@pytest.mark.slow
+def test_bad_input_as_the_shell_sees_it(tmp_path):
+    files = ["--values", tmp_path / "none.parquet", "--out", tmp_path / "next.parquet"]
+    process = subprocess.run(
+        [sys.executable, "-m", "orchestrator.propose", "--space", "toy", *files],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == f"error: no such table: {tmp_path / 'none.parquet'}\n"
+
+
+def test_help_names_every_option(capsys):
+    code, out, err = run_here(capsys, {}, help="")
+    assert (code, err) == (0, "")
+    for name in ("values", "out", "device", *RunConfig.__dataclass_fields__):
+        assert f"--{name.replace('_', '-')} " in out
