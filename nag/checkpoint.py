@@ -47,9 +47,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     os.replace(aside, path)
 
 
-def save_network(network: ScoreNetwork, path: Path, training: dict[str, Any]) -> None:
-    """Save the network; `training` says how it was made (seed, steps, command, ...)."""
-    save_tensors({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+def save_network(
+    network: ScoreNetwork, path: Path, training: dict[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Save the network; `training` says how it was made (seed, steps, command, ...).
+
+    dtype: to store it in, e.g. float16 for half the size; it is loaded as float32 again.
+    """
+    save_tensors(
+        {k: v.to(dtype or v.dtype).contiguous().cpu() for k, v in network.state_dict().items()},
+        path,
+    )
     record = {
         "format": FORMAT,
         "space": network.space.name,

@@ -176,3 +176,15 @@ def test_shipped_weights_generate_valid_architectures(space):
     made = generate(space, network, network.sde, 1000, seed=0)
     assert made.validity >= 0.999
     assert made.uniqueness >= 0.95
+
+
+def test_weights_stored_in_half_precision_are_read_as_single(tmp_path):
+    network, path = ScoreNetwork(TOY, SDE, ScoreNetConfig(width=16)), tmp_path / "W.safetensors"
+    save_network(network, path, {})
+    whole = path.stat().st_size
+    save_network(network, path, {}, torch.float16)
+    assert path.stat().st_size < 0.6 * whole
+    loaded = load_network(path, TOY)
+    for a, b in zip(loaded.parameters(), network.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, check_device=True)
