@@ -160,7 +160,9 @@ def main(
     drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
     frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g")
-    stem.with_suffix(".svg").write_text(draw_densities(drawn).replace("var(--ink)", "#444"))
+    svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not inside a page
+    svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
+    stem.with_suffix(".svg").write_text(svg)
     text = "\n".join(report(frame, oracle, dataset or config.dataset or "cifar10", bench))
     stem.with_suffix(".md").write_text(text + "\n")
     sys.stdout.write(text + "\n")
