@@ -59,8 +59,8 @@ def posterior(space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor | Non
     """P(node i holds operator o | x_t) under the uniform law, (B, N, F); rows sum to P(present).
 
     x: (B, N, F) noisy architectures in the centred coding; sigma: (B,).
-    reward: (N, F) or (B, N, F), optional; tilts the law to p(A) ~ exp(sum of reward[i, o_i])
-    (method.md §9).
+    reward: (N, F) or (B, N, F), optional; tilts the law to p(A) ~ p_0(A) exp(sum of
+    reward[i, o_i]).
     """
     layout = _layout(space.stages, space.shape[1], x.device, x.dtype)
     llr = 2 * x / per_sample(sigma**2)

@@ -21,8 +21,8 @@ class Samples:
 
     archs: tuple[Architecture | None, ...]  # (B,)
     codes: tuple[int, ...]  # (B,) error codes of the space, 0 = valid
-    score_evaluations: int  # calls of the score per sample, counted
-    seconds: float
+    score_evaluations: int  # calls of the score per sample, counted; without those of a pilot
+    seconds: float  # with what guidance had to fit and find out first
     diagnostics: Mapping[str, float] = field(default_factory=dict)  # of guidance
 
     @cached_property

@@ -1,5 +1,6 @@
 """The generator of candidates: a score, its SDE and a sampler, ready to be guided."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,6 +107,7 @@ class DiffusionGenerator:
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
         if guidance is None:
             return self._sample(self.score, n, seed)
+        started = time.perf_counter()
         norms, scale, log_density = Norms(), Ladder(1.0, 1.0), None
         if guidance.predictor is not None:
             log_density = self._log_density(guidance, guidance.predictor, seed)
@@ -113,7 +115,7 @@ class DiffusionGenerator:
         score = self._guided(guidance, log_density, scale, norms)
         samples = self._sample(score, n, seed)
         found = {"scale_low": scale.low, "scale_high": scale.high, "norm_ratio": norms.ratio}
-        return replace(samples, diagnostics=found)
+        return replace(samples, seconds=time.perf_counter() - started, diagnostics=found)
 
     def _sample(self, score: ScoreFn, n: int, seed: int, steps: int | None = None) -> Samples:
         return generate(

@@ -328,7 +328,7 @@ def test_sorting_keeps_the_best_of_the_oversampled(networks):
 @pytest.mark.parametrize("kind", ["denoised", "noise-aware"])
 @pytest.mark.parametrize("seed", range(3))
 def test_guided_pools_beat_sorted_ones_with_the_same_predictor(kind, seed):
-    """method.md, section 16: else guidance has not been shown to work. In predicted and in true
+    """Else guidance has not been shown to work. In predicted and in true
     value (that of the embedded surrogate), and at a quarter of the samples."""
     observations = observe(MOBILENETV3, 40, seed)
     predictor = fit(MOBILENETV3, observations)
