@@ -274,8 +274,8 @@ def report(
         "",
         f"{bench.num:,} architectures per group; means over {seeds} seeds, percent; min is the "
         "least of all seeds. Guided groups need the pilot's evaluations of the score besides, "
-        "less than one per architecture. p: Wilcoxon signed-rank test of the mean against uncond+sort (of "
-        "distinct ones where it says so) with the same predictor, one-sided.",
+        "less than one per architecture. p: Wilcoxon signed-rank test of the mean against "
+        "uncond+sort (of distinct ones where it says so) with the same predictor, one-sided.",
         "",
         "| labels | group | max | mean | min | validity | uniqueness | score evaluations per "
         "architecture | p |",
