@@ -133,11 +133,56 @@ class IndependentThompsonSampling:
         return rng.normal(prediction.mean, prediction.std)
 
 
+@dataclass(frozen=True)
+class MultiObjectiveEnsemble:
+    """Several acquisition functions at once: a random member of their Pareto front.
+
+    Fronts of non-dominated candidates, one after the other; in random order within each:
+
+        score = u - number of fronts before,  u ~ U[0, 1)
+
+    MACE (Lyu et al., ICML 2018) as in HEBO (Cowen-Rivers et al., JAIR 2022), over a pool. The
+    members are those of this module: HEBO also adds observation noise to the predicted mean, asks
+    for improvement on the mean predicted of the best, and lets beta grow with the evaluations.
+    """
+
+    is_logarithm: ClassVar[bool] = False
+    members: tuple[AcquisitionFunction, ...] = (
+        ExpectedImprovement(),
+        ProbabilityOfImprovement(),
+        UpperConfidenceBound(beta=2.0),
+    )
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        scores = np.stack([f(prediction, best=best, rng=rng) for f in self.members], axis=1)
+        return rng.random(len(scores)) - fronts(scores)
+
+
+def fronts(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of the front of each candidate, (B,), from objectives (B, K): 0 is not dominated.
+
+    Front r is not dominated once the fronts before it are gone (Deb et al., IEEE Transactions on
+    Evolutionary Computation 2002).
+    """
+    no_worse = np.asarray((scores[:, None] >= scores[None]).all(2))
+    dominates = no_worse & ~no_worse.T  # [i, j]: i is as good in everything, j is not
+    front = np.zeros(len(scores), dtype=np.int64)
+    left = np.ones(len(scores), dtype=bool)
+    while left.any():
+        dominated = dominates[left].any(0)
+        front[left & dominated] += 1
+        left &= dominated
+    return front
+
+
 ACQUISITIONS: Mapping[str, AcquisitionFunction] = MappingProxyType(
     {
         "ei": ExpectedImprovement(),
         "pi": ProbabilityOfImprovement(),
         "its": IndependentThompsonSampling(),
         "ucb": UpperConfidenceBound(),
+        "mace": MultiObjectiveEnsemble(),
     }
 )

@@ -25,7 +25,7 @@ from nag.guidance import (
     target,
     value,
 )
-from nag.predictors.base import FittedPredictor, Observations
+from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.predictors.noise_aware import fit_noise_aware
 from nag.properties import Constraint
 from nag.samplers import SAMPLERS, SCHEDULES
@@ -72,7 +72,7 @@ class Guidance:
     scale: k, given or found from the progress of a pilot batch.
     """
 
-    predictor: FittedPredictor | None
+    predictor: DifferentiablePredictor | None
     observations: Observations
     kind: GuidanceKind = "denoised"
     form: GuidanceForm = "value"
@@ -148,7 +148,9 @@ class DiffusionGenerator:
             norms=norms,
         )
 
-    def _log_density(self, guidance: Guidance, predictor: FittedPredictor, seed: int) -> LogDensity:
+    def _log_density(
+        self, guidance: Guidance, predictor: DifferentiablePredictor, seed: int
+    ) -> LogDensity:
         reading = denoised(predictor)
         if guidance.kind == "noise-aware":
             rng = np.random.default_rng([seed, 1])

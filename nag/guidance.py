@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from nag.exact_score import posterior
-from nag.predictors.base import FittedPredictor
+from nag.predictors.base import DifferentiablePredictor
 from nag.properties import Constraint, shadow_prices
 from nag.sde import VESDE, ScoreFn, per_sample
 from nag.spaces import SearchSpace
@@ -67,7 +67,7 @@ class Ladder:
         return self.low * (self.high / self.low) ** steps
 
 
-def denoised(predictor: FittedPredictor) -> Reading:
+def denoised(predictor: DifferentiablePredictor) -> Reading:
     """The surrogate itself, at the denoised architecture: it costs no training.
 
     For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t].

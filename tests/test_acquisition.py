@@ -13,8 +13,10 @@ from acquisition.functions import (
     ACQUISITIONS,
     ExpectedImprovement,
     IndependentThompsonSampling,
+    MultiObjectiveEnsemble,
     ProbabilityOfImprovement,
     UpperConfidenceBound,
+    fronts,
     log_h,
 )
 from nag.predictors.base import Prediction
@@ -181,6 +183,71 @@ def test_thompson_samples_are_a_function_of_the_generator():
     assert len(set(first)) == 5  # equal marginals, separate draws
 
 
+# Several acquisition functions at once.
+
+
+def fronts_by_peeling(scores):
+    """Non-dominated sorting one candidate at a time."""
+    front, left, number = np.zeros(len(scores), dtype=int), set(range(len(scores))), 0
+    while left:
+        best = {
+            i
+            for i in left
+            if not any(all(scores[j] >= scores[i]) and any(scores[j] > scores[i]) for j in left)
+        }
+        front[list(best)] = number
+        left, number = left - best, number + 1
+    return front
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "equal", "line"])
+@pytest.mark.parametrize("size", [0, 1, 2, 40])
+def test_fronts_are_those_of_peeling(kind, size, rng):
+    scores = {
+        "distinct": rng.normal(size=(size, 3)),
+        "ties": rng.integers(0, 3, (size, 3)).astype(float),
+        "equal": np.ones((size, 3)),
+        "line": np.repeat(np.arange(size)[:, None], 3, axis=1).astype(float),
+    }[kind]
+    assert (fronts(scores) == fronts_by_peeling(scores)).all()
+
+
+def test_fronts_by_hand():
+    scores = np.array([[2, 2], [3, 1], [1, 1], [2, 1], [0, 0], [2, 2]])
+    assert fronts(scores).tolist() == [0, 0, 2, 1, 3, 0]
+
+
+def test_the_front_of_ei_pi_and_ucb_comes_first(rng):
+    """One candidate after the other: the whole front before all that it dominates."""
+    mean, std = rng.normal(size=60), rng.uniform(0.1, 1, 60)
+    members = [EI, PI, UpperConfidenceBound(2.0)]
+    expected = fronts_by_peeling(np.stack([score(f, mean, std, 0.5) for f in members], axis=1))
+    order = np.argsort(-score(ACQUISITIONS["mace"], mean, std, 0.5))
+    assert (expected == 0).sum() > 1
+    assert (np.diff(expected[order]) >= 0).all()
+
+
+def test_any_member_of_the_front_may_come_first(rng):
+    """Each as often as the others, and nothing else."""
+    mean, std = rng.normal(size=30), rng.uniform(0.1, 1, 30)
+    mace = MultiObjectiveEnsemble()
+    scores = np.stack([score(f, mean, std, 0.5) for f in mace.members], axis=1)
+    members = np.flatnonzero(fronts_by_peeling(scores) == 0)
+    n = 2_000
+    first = [int(score(mace, mean, std, 0.5, seed=s).argmax()) for s in range(n)]
+    counts = np.bincount(first, minlength=30)
+    assert set(np.flatnonzero(counts)) == set(members)
+    share = 1 / len(members)
+    assert abs(counts[members] / n - share).max() < 4 * math.sqrt(share / n)
+
+
+def test_a_dominated_candidate_never_comes_before_what_dominates_it():
+    mean, std = np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.2, 0.3])
+    for seed in range(20):
+        order = np.argsort(-score(ACQUISITIONS["mace"], mean, std, 3.0, seed))
+        assert order.tolist() == [2, 1, 0]
+
+
 # Invariances.
 
 
@@ -253,8 +320,8 @@ def acquisition(request):
     return request.param
 
 
-def test_the_acquisition_functions_of_the_paper_are_there():
-    assert set(ACQUISITIONS) == {"ei", "pi", "its", "ucb"}
+def test_the_acquisition_functions_of_the_paper_and_of_hebo_are_there():
+    assert set(ACQUISITIONS) == {"ei", "pi", "its", "ucb", "mace"}
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])

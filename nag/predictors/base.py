@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,11 @@ class FittedPredictor(Protocol):
         pending points goes, so the next point of a batch is looked for elsewhere.)
         """
         ...
+
+
+@runtime_checkable
+class DifferentiablePredictor(FittedPredictor, Protocol):
+    """A fitted surrogate that also tells which way is up: guidance follows its gradient."""
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std (B,), (B,) of relaxed encodings (B, N, F) in [0, 1], differentiable in `x`.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from nag.exact_score import posterior
-from nag.predictors.base import FittedPredictor, Observations
+from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.sde import VESDE, centre, per_sample
 from nag.spaces import Architecture, SearchSpace
 
@@ -44,7 +44,7 @@ def fit_noise_aware(
     space: SearchSpace,
     sde: VESDE,
     observations: Observations,
-    surrogate: FittedPredictor | None,
+    surrogate: DifferentiablePredictor | None,
     rng: np.random.Generator,
     *,
     device: torch.device | str = "cpu",
