@@ -77,13 +77,13 @@ class PlainGaussianProcess:
         e = np.exp(fitted.theta.numpy())
         g = (len(e) - 2) // 2
         self.linear, self.lengthscale, self.amplitude, self.noise = e[:g], e[g:-2], e[-2], e[-1]
-        self.split = int(np.prod(fitted.space.shape))
+        self.splits = np.cumsum(fitted.features.sizes)[:-1]
         self.X, self.z = fitted.X.numpy(), fitted.z.numpy()
         K = self.kernel(self.X, self.X) + (self.noise + JITTER) * np.eye(len(self.z))
         self.inverse = np.linalg.inv(K)
 
     def groups(self, x):
-        return [x[: self.split], x[self.split :]][: len(self.linear)]
+        return np.split(x, self.splits)
 
     def k(self, x, y):
         parts = list(zip(self.groups(x), self.groups(y), strict=True))
@@ -98,7 +98,7 @@ class PlainGaussianProcess:
     def posterior(self, archs):
         """Mean and std of z."""
         f, space = self.fitted, self.fitted.space
-        raw = space.features(space.encode(archs).double()).numpy()
+        raw = torch.cat(space.features(space.encode(archs).double()), dim=1).numpy()
         Q = (raw - f.features.centre.numpy()) * f.features.scale.numpy()
         k = self.kernel(Q, self.X)
         variance = [self.k(q, q) for q in Q] - np.einsum("bi,ij,bj->b", k, self.inverse, k)
@@ -119,7 +119,7 @@ def test_features_have_unit_size_under_the_uniform_law(fitted, rng):
     for group in features.groups(x):
         assert group.square().sum(1).mean().item() == pytest.approx(1, rel=0.1)
         assert group.mean(0).square().sum().item() < 0.01
-    assert len(features.groups(x)) == (1 if space.structure is None else 2)
+    assert len(features.groups(x)) == 1 + len(space.structure)
 
 
 def plain_log_posterior(theta, fitted):
@@ -176,7 +176,7 @@ def test_hyperparameters_are_the_best_of_several_starts(seed):
     archs = tuple(dict.fromkeys(NASBENCH201.sample(60, rng)))[:20]
     fitted = fit(NASBENCH201, Observations(archs, rng.normal(size=20)), seed)
     f = objective(fitted)
-    one = minimize(lambda theta: f(torch.from_numpy(theta)).item(), prior(2)[0].numpy())
+    one = minimize(lambda theta: f(torch.from_numpy(theta)).item(), prior(3)[0].numpy())
     assert f(fitted.theta).item() < one.fun + 0.01
 
 

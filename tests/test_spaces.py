@@ -158,7 +158,9 @@ def test_configuration_is_json(space, rng):
 def test_features_are_smooth_and_tell_architectures_apart(space, rng):
     archs = list(dict.fromkeys(space.sample(50, rng)))
     x = space.encode(archs).double().requires_grad_()
-    features = space.features(x)
+    groups = space.features(x)
+    assert (groups[0] == x.flatten(1)).all()
+    features = torch.cat(groups, dim=1)
     assert features.shape[0] == len(archs)
     assert len(features.detach().unique(dim=0)) == len(archs)
     (gradient,) = torch.autograd.grad(features.sum(), x)

@@ -2,7 +2,7 @@
 
 Notation:
     n, B     observations, queries
-    G        feature groups: the encoding itself and, where the space has it, its structure
+    G        feature groups: the encoding itself and, where the space has them, its structures
     X        (n, D) features, centred and scaled per group so that E |X_g|^2 = 1 under uniform draws
     z        (n,) values, warped and standardised
     theta    (2 G + 2,) logarithms of the hyperparameters
@@ -90,32 +90,29 @@ class Features(NamedTuple):
 
     centre: Tensor  # (D,)
     scale: Tensor  # (D,)
-    split: int  # columns before it are the encoding, the others the structure
+    sizes: tuple[int, ...]  # (G,) columns of each group
 
     @classmethod
     def of(cls, space: SearchSpace) -> "Features":
         archs = space.sample(1000, np.random.default_rng(0))
-        x = space.features(space.encode(archs).double())
-        split = space.shape[0] * space.shape[1]
-        centre = x.mean(0)
-        variance = (x - centre).square().mean(0)
-        groups = [variance[:split], variance[split:]]
-        scale = torch.cat(
-            [g.new_full(g.shape, float(g.sum().clamp_min(1e-12)) ** -0.5) for g in groups]
+        groups = space.features(space.encode(archs).double())
+        spreads = [x.var(0, correction=0).sum().clamp_min(1e-12).sqrt() for x in groups]
+        return cls(
+            torch.cat([x.mean(0) for x in groups]),
+            torch.cat([x.new_ones(x.shape[1]) / s for x, s in zip(groups, spreads, strict=True)]),
+            tuple(x.shape[1] for x in groups),
         )
-        return cls(centre, scale, split)
 
     def __call__(self, space: SearchSpace, x: Tensor) -> Tensor:
         """(B, N, F) -> (B, D)."""
-        return (space.features(x) - self.centre.to(x)) * self.scale.to(x)
+        return (torch.cat(space.features(x), dim=1) - self.centre.to(x)) * self.scale.to(x)
 
     def to(self, x: Tensor) -> "Features":
         """On the device and in the precision of `x`."""
-        return Features(self.centre.to(x), self.scale.to(x), self.split)
+        return Features(self.centre.to(x), self.scale.to(x), self.sizes)
 
     def groups(self, X: Tensor) -> list[Tensor]:
-        parts = [X[:, : self.split], X[:, self.split :]]
-        return [part for part in parts if part.shape[1]]
+        return list(X.split(self.sizes, dim=1))
 
 
 class Products(NamedTuple):
@@ -211,7 +208,7 @@ def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class FittedGaussianProcess:
-    """Posterior of a Gaussian process. Implements `FittedPredictor`."""
+    """Posterior of a Gaussian process. Implements `DifferentiablePredictor`."""
 
     space: SearchSpace
     features: Features

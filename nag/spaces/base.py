@@ -101,8 +101,11 @@ class SearchSpace(Protocol):
         """(B, N, F) real, entries counted as 1 above 0.5; None where the sample is not valid."""
         ...
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, N, F) in [0, 1] -> (B, D): smooth structural features a surrogate learns from."""
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, F) in [0, 1] -> groups (B, D_g) of smooth features a surrogate learns from.
+
+        The first is the encoding itself; how much each of the others matters is learned.
+        """
         ...
 
     def to_str(self, arch: Architecture) -> str:
@@ -140,7 +143,8 @@ class StagedSpace:
     render, parse: operators (N,) to published text and back; `parse` need not check validity.
         Derived: names of the present operators, "," between those of a stage, "/" between stages.
     config: operators (N,) to a JSON object. Derived: the names of each stage.
-    structure: (B, N, F) -> (B, D) smooth features, used beside the encoding itself. Derived: none.
+    structure: functions (B, N, F) -> (B, D_g), groups of smooth features that are used beside the
+        encoding itself. Derived: none.
     """
 
     name: str
@@ -152,7 +156,7 @@ class StagedSpace:
     render: Callable[[tuple[int, ...]], str] | None = None
     parse: Callable[[str], tuple[int, ...]] | None = None
     config: Callable[[tuple[int, ...]], dict[str, Any]] | None = None
-    structure: Callable[[Tensor], Tensor] | None = None
+    structure: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.render is None) != (self.parse is None):
@@ -247,9 +251,8 @@ class StagedSpace:
             for row, ok in zip(ops, valid, strict=True)
         ]
 
-    def features(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        return flat if self.structure is None else torch.cat([flat, self.structure(x)], dim=1)
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.flatten(1), *(group(x) for group in self.structure))
 
     def to_str(self, arch: Architecture) -> str:
         if self.render is not None:

@@ -87,16 +87,26 @@ def _parse(text: str) -> tuple[int, ...]:
     return tuple(ops)
 
 
-def _structure(x: Tensor) -> Tensor:
-    """Presence, kernel and expand ratio as numbers: per layer, per stage and in total, (B, 78)."""
+def _numbers(x: Tensor) -> Tensor:
+    """Presence, kernel and expand ratio of every layer as numbers, (B, 5, 4, 3)."""
     ranks = torch.tensor(
         [(1.0, KERNELS.index(k) - 1.0, EXPANDS.index(e) - 1.0) for k, e in LAYERS],
         dtype=x.dtype,
         device=x.device,
     )  # (9, 3)
-    layers = (x @ ranks).view(-1, NUM_STAGES, MAX_DEPTH, 3)
-    stages = layers.sum(2)  # (B, 5, 3)
-    return torch.cat([layers.flatten(1), stages.flatten(1), stages.sum(1)], dim=1)
+    return (x @ ranks).view(-1, NUM_STAGES, MAX_DEPTH, 3)
+
+
+def _layers(x: Tensor) -> Tensor:
+    return _numbers(x).flatten(1)
+
+
+def _stages(x: Tensor) -> Tensor:
+    return _numbers(x).sum(2).flatten(1)
+
+
+def _total(x: Tensor) -> Tensor:
+    return _numbers(x).sum((1, 2))
 
 
 MOBILENETV3 = StagedSpace(
@@ -113,5 +123,5 @@ MOBILENETV3 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
-    structure=_structure,
+    structure=(_layers, _stages, _total),
 )

@@ -86,7 +86,7 @@ def _plus(p: Words, q: Words) -> Words:
     return [a + b for a, b in zip(p, q, strict=False)] + q[len(p) :]
 
 
-def _structure(x: Tensor) -> Tensor:
+def _paths(x: Tensor) -> Tensor:
     """How many paths from input to output spell each word of at most three letters, (B, 40).
 
     A path is the word of its operators (conv 1x1, conv 3x3, pooling) with skips left out, and one
@@ -97,6 +97,11 @@ def _structure(x: Tensor) -> Tensor:
     at2 = _plus(to2, _then(to1, one_to2))
     words = _plus(_plus(to3, _then(to1, one_to3)), _then(at2, two_to3))
     return torch.cat(words, dim=1)
+
+
+def _counts(x: Tensor) -> Tensor:
+    """How often each operator occurs, (B, 5): what size and cost of a cell depend on."""
+    return x[:, 1:7, 2:].sum(1)
 
 
 NASBENCH201 = StagedSpace(
@@ -117,5 +122,5 @@ NASBENCH201 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
-    structure=_structure,
+    structure=(_paths, _counts),
 )
