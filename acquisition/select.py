@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acquisition.base import Pool
 from acquisition.functions import AcquisitionFunction
-from acquisition.strategies import Pool
 from nag.predictors.base import FittedPredictor
 from nag.properties import Constraint
 from nag.spaces import Architecture

@@ -2,95 +2,30 @@
 
 These are the acquisition-optimisation strategies of DiffusionNAG, section 3.2: Random, Mutation,
 Mutation + Random, and Guided Gen; and the ablation that uses the same generator and predictor, but
-the predictor only to sort.
+the predictor only to sort. Strategies without a predictor have modules of their own; STRATEGIES
+lists them all.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
-from typing import Protocol
+from itertools import cycle
 
 import numpy as np
 
+from acquisition.base import CandidateStrategy, Exclusion, Pool, draw_unseen, random_unseen
+from acquisition.evolution import RegularizedEvolution
+from acquisition.local_search import LocalSearch
+from acquisition.reinforce import Reinforce
 from nag.calibration import Calibrated
 from nag.generate import Samples
 from nag.generator import Generator, Guidance, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
-from nag.predictors.base import FittedPredictor, Observations
+from nag.predictors.base import DifferentiablePredictor, FittedPredictor, Observations
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
-_PATIENCE = 50  # calls in a row that bring nothing new before a source counts as dry
-_MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
 _MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted
-
-
-class Exclusion(Protocol):
-    """What is not to be proposed: a set of architectures, or `Unwanted`."""
-
-    def __contains__(self, arch: object, /) -> bool: ...
-
-    def __or__(self, more: Set[Architecture], /) -> "Exclusion": ...
-
-
-@dataclass(frozen=True)
-class Unwanted:
-    """What was seen before, and whatever breaks a constraint."""
-
-    seen: Set[Architecture]
-    constraints: tuple[Constraint, ...] = ()
-
-    def __contains__(self, arch: object) -> bool:
-        if arch in self.seen or not isinstance(arch, Architecture):
-            return True
-        return not satisfied(self.constraints, [arch])[0]
-
-    def __or__(self, more: Set[Architecture]) -> "Unwanted":
-        return replace(self, seen=self.seen | more)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Distinct architectures, none of them seen before, and how they were come by."""
-
-    archs: tuple[Architecture, ...]
-    diagnostics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-
-
-class CandidateStrategy(Protocol):
-    """Stateless: equal arguments give equal pools."""
-
-    def propose(
-        self,
-        n: int,
-        observations: Observations,
-        predictor: FittedPredictor,
-        exclude: Exclusion,
-        rng: np.random.Generator,
-    ) -> Pool:
-        """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
-        ...
-
-
-def draw_unseen(
-    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Exclusion
-) -> list[Architecture]:
-    """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
-    found: dict[Architecture, None] = {}
-    idle = 0
-    while len(found) < n and idle < _PATIENCE:
-        before = len(found)
-        found |= dict.fromkeys(arch for arch in draw() if arch not in exclude)
-        idle = 0 if len(found) > before else idle + 1
-    return list(found)[:n]
-
-
-def random_unseen(
-    space: SearchSpace, n: int, exclude: Exclusion, rng: np.random.Generator
-) -> list[Architecture]:
-    """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
-    return draw_unseen(lambda: space.sample(max(n, _MIN_DRAWS), rng), n, exclude)
 
 
 @dataclass(frozen=True)
@@ -103,7 +38,7 @@ class RandomSearch:
         self,
         n: int,
         observations: Observations,
-        predictor: FittedPredictor,
+        predictor: FittedPredictor | None,
         exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
@@ -113,30 +48,37 @@ class RandomSearch:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One changed decision of the best architecture; of the next best once its mutants run out."""
+    """One changed decision of the best architecture; of the next best once its mutants run out.
+
+    parents: as many of the best are mutated in turn, and as many of the next best after them.
+    """
 
     space: SearchSpace
+    parents: int = 1
 
     def propose(
         self,
         n: int,
         observations: Observations,
-        predictor: FittedPredictor,
+        predictor: FittedPredictor | None,
         exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor
         found: list[Architecture] = []
-        for i in np.argsort(-observations.values, kind="stable"):
-            parent = observations.archs[i]
-            mutants = partial(self._mutants, parent, rng)
+        best_first = np.argsort(-observations.values, kind="stable")
+        for first in range(0, len(best_first), self.parents):
+            parents = [observations.archs[i] for i in best_first[first : first + self.parents]]
+            mutants = partial(self._mutants, cycle(parents), rng)
             found += draw_unseen(mutants, n - len(found), exclude | set(found))
             if len(found) == n:
                 break
         return Pool(tuple(found))
 
-    def _mutants(self, parent: Architecture, rng: np.random.Generator) -> list[Architecture]:
-        return [self.space.mutate(parent, rng)]
+    def _mutants(
+        self, parents: Iterator[Architecture], rng: np.random.Generator
+    ) -> list[Architecture]:
+        return [self.space.mutate(next(parents), rng)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +92,7 @@ class Union:
         self,
         n: int,
         observations: Observations,
-        predictor: FittedPredictor,
+        predictor: FittedPredictor | None,
         exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
@@ -178,10 +120,12 @@ class GuidedGeneration:
         self,
         n: int,
         observations: Observations,
-        predictor: FittedPredictor,
+        predictor: FittedPredictor | None,
         exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
+        if not isinstance(predictor, DifferentiablePredictor):
+            raise TypeError("guidance needs a surrogate predictor with gradients")
         guidance = Guidance(
             predictor,
             observations,
@@ -209,10 +153,12 @@ class UnconditionalSorted:
         self,
         n: int,
         observations: Observations,
-        predictor: FittedPredictor,
+        predictor: FittedPredictor | None,
         exclude: Exclusion,
         rng: np.random.Generator,
     ) -> Pool:
+        if predictor is None:
+            raise TypeError("sorting needs a surrogate predictor")
         pool = _generate_unseen(self.generator, n * self.oversample, exclude, rng, None)
         if not pool.archs:
             return pool
@@ -277,8 +223,14 @@ class ConstrainedGeneration:
 
 STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
     "guided": lambda space, generator: GuidedGeneration(generator),
+    "local-search": lambda space, generator: LocalSearch(space),
     "mutation": lambda space, generator: Mutation(space),
     "mutation+random": lambda space, generator: Union(Mutation(space), RandomSearch(space)),
+    "mutation-top10+random": lambda space, generator: Union(
+        Mutation(space, parents=10), RandomSearch(space)
+    ),
     "random": lambda space, generator: RandomSearch(space),
+    "rea": lambda space, generator: RegularizedEvolution(space),
+    "reinforce": lambda space, generator: Reinforce(space),
     "uncond+sort": lambda space, generator: UnconditionalSorted(generator),
 }

@@ -22,8 +22,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES
 from nag.cli import command_line, find_space, run
 from orchestrator.build import build_executor, build_optimizer
 from orchestrator.config import RunConfig, Runtime
@@ -31,6 +29,7 @@ from orchestrator.loop import run_study
 from orchestrator.store import RunStore
 
 RESULTS = Path(__file__).parent / "results"
+ACQS = ("ei", "pi", "its", "ucb")
 ORDER = ("guided", "uncond+sort", "mutation+random", "mutation", "random")
 
 app = command_line("python benchmarks/search.py")
@@ -45,8 +44,8 @@ def main(
     objective: str = "valid",
     score: str = "network",
     guidance: str = "denoised",
-    acqs: tuple[str, ...] = tuple(ACQUISITIONS),
-    strategies: tuple[str, ...] = tuple(STRATEGIES),
+    acqs: tuple[str, ...] = ACQS,
+    strategies: tuple[str, ...] = ORDER,
     seeds: int = 5,
     budget: int = 40,
     marks: tuple[int, ...] = (20, 30, 40),

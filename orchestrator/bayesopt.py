@@ -9,16 +9,11 @@ from time import perf_counter
 
 import numpy as np
 
+from acquisition.base import CandidateStrategy, Pool, Unwanted, random_unseen
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
-from acquisition.strategies import (
-    CandidateStrategy,
-    ConstrainedGeneration,
-    Pool,
-    Unwanted,
-    random_unseen,
-)
-from nag.predictors.base import Observations, SurrogatePredictor
+from acquisition.strategies import ConstrainedGeneration
+from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
@@ -38,12 +33,15 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class BayesianOptimizer:
-    """Stateless: `suggest` is a function of its arguments, so a run can be replayed."""
+    """Stateless: `suggest` is a function of its arguments, so a run can be replayed.
+
+    predictor, acquisition: None for a model-free strategy, all of whose proposals are suggested.
+    """
 
     space: SearchSpace
-    predictor: SurrogatePredictor
+    predictor: SurrogatePredictor | None
     strategy: CandidateStrategy
-    acquisition: AcquisitionFunction
+    acquisition: AcquisitionFunction | None
     strategy_name: str
     pool_size: int
     constraints: tuple[Constraint, ...] = ()
@@ -66,16 +64,17 @@ class BayesianOptimizer:
         """At most `count` architectures outside `exclude`; fewer only where no more are found."""
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        started = perf_counter()
-        predictor = self.predictor.fit(observations, rng)
-        fitted = perf_counter()
         unwanted = Unwanted(exclude, self.constraints)
         feasible = observations.where(satisfied(self.constraints, observations.archs))
-        pool = self.strategy.propose(self.pool_size, feasible, predictor, unwanted, rng)
-        short = count - len(pool.archs)
-        if short > 0:  # the source is dry: fill up with random architectures
-            fill = self._random(unwanted | set(pool.archs), short, rng)
-            pool = Pool(pool.archs + tuple(fill), {**pool.diagnostics, "filled": len(fill)})
+        started = perf_counter()
+        if self.predictor is None or self.acquisition is None:
+            pool = self._pool(count, count, feasible, None, unwanted, rng)
+            seconds = {"propose": perf_counter() - started}
+            predicted = (None,) * len(pool.archs)
+            return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
+        predictor = self.predictor.fit(observations, rng)
+        fitted = perf_counter()
+        pool = self._pool(self.pool_size, count, feasible, predictor, unwanted, rng)
         proposed = perf_counter()
         best = select_batch(
             pool, predictor, self.acquisition, feasible.best, count, rng, self.constraints
@@ -91,6 +90,23 @@ class BayesianOptimizer:
             },
             diagnostics={"pool": len(pool.archs), **pool.diagnostics},
         )
+
+    def _pool(
+        self,
+        size: int,
+        least: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        unwanted: Unwanted,
+        rng: np.random.Generator,
+    ) -> Pool:
+        """What the strategy proposes, filled up with random architectures below `least`."""
+        pool = self.strategy.propose(size, observations, predictor, unwanted, rng)
+        short = least - len(pool.archs)
+        if short <= 0:
+            return pool
+        fill = self._random(unwanted | set(pool.archs), short, rng)
+        return Pool(pool.archs + tuple(fill), {**pool.diagnostics, "filled": len(fill)})
 
     def _random(
         self, unwanted: Unwanted, count: int, rng: np.random.Generator

@@ -4,22 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from acquisition.base import CandidateStrategy
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import (
-    STRATEGIES,
-    CandidateStrategy,
-    ConstrainedGeneration,
-    GuidedGeneration,
-)
+from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
 from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
+from nag.predictors.base import SurrogatePredictor
+from nag.predictors.baselines import SURROGATES
 from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, Property
-from nag.spaces import SPACES, Architecture
+from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Observer
+from orchestrator.methods import NONE
 from orchestrator.trial import Executor
 from trainers.base import Evaluator, Measurement
 from trainers.build import build_evaluator
@@ -37,8 +36,19 @@ def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
     )
 
 
+def build_predictor(name: str, space: SearchSpace) -> SurrogatePredictor | None:
+    """The surrogate of that name; raises UserError where it needs what is not installed."""
+    match name:
+        case "none":
+            return None
+        case "gp":
+            return GaussianProcess(space)
+        case _:
+            return SURROGATES[name](space)
+
+
 def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimizer:
-    space = find_space(config.space)
+    space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
     strategy: CandidateStrategy = (
         GuidedGeneration(
@@ -49,15 +59,15 @@ def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimize
             scale=config.scale(),
             constraints=constraints,
         )
-        if config.strategy == "guided"
-        else STRATEGIES[config.strategy](space, generator)
+        if parts.strategy == "guided"
+        else STRATEGIES[parts.strategy](space, generator)
     )
     return BayesianOptimizer(
         space=space,
-        predictor=GaussianProcess(space),
+        predictor=build_predictor(parts.surrogate, space),
         strategy=strategy,
-        acquisition=ACQUISITIONS[config.acq],
-        strategy_name=config.strategy,
+        acquisition=None if parts.acq == NONE else ACQUISITIONS[parts.acq],
+        strategy_name=parts.strategy,
         pool_size=config.pool_size,
         constraints=constraints,
         rare=ConstrainedGeneration(generator, constraints) if constraints else None,
@@ -93,6 +103,7 @@ def make_evaluator(config: RunConfig) -> Evaluator:
 def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
     """The executor of a run; raises UserError, in one line, for what cannot be set up."""
     evaluator: Callable[[], Evaluator] = partial(make_evaluator, config.absolute())
+    build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
     try:
         if runtime.executor == "local":
             return LocalExecutor(config.generator(runtime.device), evaluator, runtime.retries)

@@ -15,13 +15,34 @@ from nag.cli import UserError, WholeNumber, find_space
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
+from orchestrator.methods import (
+    DEFAULT,
+    METHODS,
+    NONE,
+    AcquisitionName,
+    MethodName,
+    Parts,
+    StrategyName,
+    SurrogateName,
+    resolve,
+)
 from trainers.build import EVALUATORS
+
+_METHOD_HELP = (
+    "A published method: it says which surrogate, strategy and acquisition function are taken "
+    "where they are not named themselves. "
+    + "; ".join(f"{name}: {method.what}" for name, method in METHODS.items())
+    + f". Default: {DEFAULT}. Sources and departures from them: docs/methods.md."
+)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What is searched, and how. Equal configurations give equal trials.
+
+    Once made, it has a surrogate, a strategy and an acquisition function, and `method`, which has
+    had its say, is None.
 
     Parameters
     ----------
@@ -37,12 +58,18 @@ class RunConfig:
         Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
     objective
         Accuracy that is searched on: validation or test. The test accuracy is always reported.
-    acq
-        Acquisition function: expected improvement, probability of improvement, independent
-        Thompson sampling, upper confidence bound.
+    surrogate
+        Predictor of values: gp is the Gaussian process that guided needs; gp-plain, ensemble, wl-gp
+        and hebo-gp are those of published methods (gp-plain and hebo-gp need the extra
+        baselines); none fits nothing and evaluates what the strategy proposes.
     strategy
         What fills the pool of candidates: guided is the diffusion model steered by the surrogate
-        predictor; the others are the baselines of the paper.
+        predictor; uncond+sort, random and the mutations are the baselines of the paper; rea,
+        local-search and reinforce need no surrogate.
+    acq
+        Acquisition function: expected improvement, probability of improvement, independent
+        Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a
+        surrogate.
     score
         Score of the diffusion model: the trained network, or the closed form.
     weights
@@ -96,8 +123,10 @@ class RunConfig:
     table: Path | None = None
     dataset: str | None = None
     objective: Literal["valid", "test"] = "valid"
-    acq: Literal["ei", "pi", "its", "ucb"] = "ei"
-    strategy: Literal["guided", "mutation", "mutation+random", "random", "uncond+sort"] = "guided"
+    method: Annotated[MethodName | None, Parameter(help=_METHOD_HELP)] = None
+    surrogate: SurrogateName | None = None
+    strategy: StrategyName | None = None
+    acq: AcquisitionName | None = None
     score: Literal["network", "exact"] = "network"
     weights: Path | None = None
     sigma_min: float = 0.1
@@ -120,12 +149,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         find_space(self.space)
+        parts = resolve(self.method, self.surrogate, self.strategy, self.acq)
+        for name, value in {**parts._asdict(), "method": None}.items():
+            object.__setattr__(self, name, value)
         for name in ("n_init", "pool_size", "batch_size", "steps", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.budget < self.n_init:
             raise UserError(f"--budget {self.budget} is smaller than --n-init {self.n_init}")
-        if self.pool_size < self.batch_size:
+        if self.surrogate != NONE and self.pool_size < self.batch_size:
             raise UserError(
                 f"--pool-size {self.pool_size} is smaller than --batch-size {self.batch_size}"
             )
@@ -136,6 +168,11 @@ class RunConfig:
         if self.target is not None and not math.isfinite(self.target):
             raise UserError(f"--target {self.target} must be finite")
         self.scale()
+
+    @property
+    def parts(self) -> Parts:
+        """Names of the surrogate, the strategy and the acquisition function."""
+        return resolve(None, self.surrogate, self.strategy, self.acq)
 
     @property
     def evaluator_name(self) -> str:
@@ -182,7 +219,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """All that decides the trials, as JSON; the budget does not, a run can be prolonged."""
         record = asdict(self.absolute()) | {"evaluator": self.evaluator_name}
-        del record["budget"]
+        del record["budget"], record["method"]
         for name in ("table", "weights"):
             record[name] = record[name] and str(record[name])
         return record | {"constraint": list(self.constraint)}
@@ -199,8 +236,8 @@ class Runtime:
     Parameters
     ----------
     out
-        Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN. Repeating a command
-        continues its run.
+        Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it
+        is not gp. Repeating a command continues its run.
     executor
         Evaluate and generate in Ray actors, or in this process.
     address

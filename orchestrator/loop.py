@@ -1,5 +1,6 @@
 """The loop: suggest, journal, evaluate, journal, again. All state is in the store."""
 
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from orchestrator.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.store import RunStore
 from orchestrator.trial import Executor, Outcome
+
+_COMPACTION_SHARE = 0.05  # of the time, at most, goes to rewriting the table of trials
 
 
 class Observer(Protocol):
@@ -38,6 +41,7 @@ def run_study(
     and sees the outcomes of all earlier rounds in the order of their trials, so the trials depend
     neither on the number of workers nor on who finished first.
     """
+    compact_at = perf_counter()
     while store.num_finished < budget:
         batch = store.pending()
         if not batch:
@@ -52,7 +56,10 @@ def run_study(
             store.record(outcome)
             for observer in observers:
                 observer.finished(store, outcome)
-        store.compact()
+        if (started := perf_counter()) >= compact_at:
+            store.compact()
+            ended = perf_counter()
+            compact_at = ended + (ended - started) / _COMPACTION_SHARE
     store.compact()
 
 

@@ -12,7 +12,7 @@ from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
-from orchestrator.report import write_report
+from orchestrator.run_report import write_report
 from orchestrator.store import RunStore, check_same_run
 from orchestrator.trial import Executor
 from orchestrator.view import View, print_result
@@ -33,11 +33,12 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
 
     python -m orchestrator.run_bo --space nasbench201 --table nb201.parquet --dataset cifar100
 
+    python -m orchestrator.run_bo --method rea --budget 200
+
     python -m orchestrator.run_bo --strategy mutation --acq ucb --budget 40 --executor local
     """
-    out = runtime.out or Path(
-        "runs", f"{config.space}-{config.strategy}-{config.acq}-seed{config.seed}"
-    )
+    label = "-".join((config.space, *config.parts.shown, f"seed{config.seed}"))
+    out = runtime.out or Path("runs", label)
     console = Console(highlight=False, markup=False, emoji=False)
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, _stop)
@@ -54,9 +55,7 @@ def _search(
     config: RunConfig, runtime: Runtime, executor: Executor, store: RunStore, console: Console
 ) -> int:
     console.print(
-        ", ".join(
-            (config.space, config.evaluator_name, config.strategy, config.acq, *config.constraint)
-        )
+        ", ".join((config.space, config.evaluator_name, *config.parts.shown, *config.constraint))
         + f": {executor.description}",
         soft_wrap=True,
     )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from toy_law import ARCHS as TOY_ARCHS
 
+from acquisition.base import Pool, Unwanted
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES, ConstrainedGeneration, Pool, Unwanted
+from acquisition.strategies import STRATEGIES, ConstrainedGeneration
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
@@ -262,6 +263,63 @@ def test_fewer_are_suggested_only_where_the_space_is_exhausted(count):
         assert suggest(optimizer(TOY, DryStrategy()), observations, count, seen).archs == (arch,)
         initial = optimizer().initial(seen, count, np.random.default_rng(0))
         assert initial.archs == (arch,)
+
+
+# Without a surrogate.
+
+MODEL_FREE = sorted(set(STRATEGIES) - {"guided", "uncond+sort"})
+
+
+def model_free(space, strategy, **changes):
+    return replace(optimizer(space, strategy, **changes), predictor=None, acquisition=None)
+
+
+@pytest.fixture(params=MODEL_FREE)
+def free(request):
+    return request.param
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_without_a_surrogate_all_that_is_proposed_is_suggested(space, free, count):
+    observations = observed(space, 12)
+    found = suggest(model_free(space, free), observations, count)
+    strategy = STRATEGIES[free](space, GENERATORS[space.name])
+    seen = Unwanted(set(observations.archs))
+    pool = strategy.propose(count, observations, None, seen, np.random.default_rng(0))
+    assert found.archs == pool.archs
+    assert len(found.archs) == count
+    assert found.strategy == free
+    assert found.predicted == (None,) * count
+    assert set(found.seconds) == {"propose"}
+    assert suggest(model_free(space, free), observations, count).archs == found.archs
+
+
+def test_without_a_surrogate_a_dry_strategy_is_filled_up():
+    observations = observed(TOY, 12)
+    left = [arch for arch in TOY_ARCHS if arch not in observations.archs]
+    found = suggest(model_free(TOY, DryStrategy(left[0])), observations, 4)
+    assert len(set(found.archs)) == 4
+    assert found.archs[0] == left[0]
+    assert set(found.archs) <= set(left)
+    assert found.diagnostics["filled"] == 3
+    assert found.predicted == (None,) * 4
+
+
+def test_without_a_surrogate_the_space_is_exhausted_too(free):
+    left = set(TOY_ARCHS[40:43])
+    observations, seen = toy_with_left(left)
+    assert set(suggest(model_free(TOY, free), observations, 5, seen).archs) == left
+    assert suggest(model_free(TOY, free), observations, 5, seen | left).archs == ()
+
+
+def test_without_a_surrogate_the_constraints_are_kept(space, free):
+    constraints = (num_layers(3),) if space is TOY else (few_macs(250e6),)
+    constrained = model_free(space, free, constraints=constraints)
+    archs = constrained.initial(frozenset(), 10, np.random.default_rng(0)).archs
+    for i in range(4):
+        archs += suggest(constrained, observe(archs), 5, seed=i).archs
+    assert len(set(archs)) == 30
+    assert constraints[0].satisfied(archs).all()
 
 
 # The beginning.

@@ -1,0 +1,86 @@
+"""What a candidate strategy is, and drawing what was not seen before."""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+
+from nag.predictors.base import FittedPredictor, Observations
+from nag.properties import Constraint, satisfied
+from nag.spaces import Architecture, SearchSpace
+
+_PATIENCE = 50  # calls in a row that bring nothing new before a source counts as dry
+MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
+
+
+class Exclusion(Protocol):
+    """What is not to be proposed: a set of architectures, or `Unwanted`."""
+
+    def __contains__(self, arch: object, /) -> bool: ...
+
+    def __or__(self, more: Set[Architecture], /) -> "Exclusion": ...
+
+
+@dataclass(frozen=True)
+class Unwanted:
+    """What was seen before, and whatever breaks a constraint."""
+
+    seen: Set[Architecture]
+    constraints: tuple[Constraint, ...] = ()
+
+    def __contains__(self, arch: object) -> bool:
+        if arch in self.seen or not isinstance(arch, Architecture):
+            return True
+        return bool(self.constraints) and not satisfied(self.constraints, [arch])[0]
+
+    def __or__(self, more: Set[Architecture]) -> "Unwanted":
+        return replace(self, seen=self.seen | more)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Distinct architectures, none of them seen before, and how they were come by."""
+
+    archs: tuple[Architecture, ...]
+    diagnostics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class CandidateStrategy(Protocol):
+    """Stateless: equal arguments give equal pools.
+
+    A model-free strategy ignores `predictor`, which may then be None, and replays whatever it
+    remembers from the observations, which are ordered by trial.
+    """
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        exclude: Exclusion,
+        rng: np.random.Generator,
+    ) -> Pool:
+        """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
+        ...
+
+
+def draw_unseen(
+    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Exclusion
+) -> list[Architecture]:
+    """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
+    found: dict[Architecture, None] = {}
+    idle = 0
+    while len(found) < n and idle < _PATIENCE:
+        before = len(found)
+        found |= dict.fromkeys(arch for arch in draw() if arch not in exclude)
+        idle = 0 if len(found) > before else idle + 1
+    return list(found)[:n]
+
+
+def random_unseen(
+    space: SearchSpace, n: int, exclude: Exclusion, rng: np.random.Generator
+) -> list[Architecture]:
+    """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
+    return draw_unseen(lambda: space.sample(max(n, MIN_DRAWS), rng), n, exclude)

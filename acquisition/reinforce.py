@@ -1,0 +1,123 @@
+"""REINFORCE. Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist
+Reinforcement Learning", Machine Learning 1992; as a baseline of architecture search: Ying et al.,
+"NAS-Bench-101", ICML 2019, and Dong & Yang, "NAS-Bench-201", ICLR 2020.
+
+Shapes: n architectures, D decisions (of each stage the depth, then the operator of each slot), K
+options at most.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from acquisition.base import MIN_DRAWS, Exclusion, Pool, draw_unseen
+from nag.predictors.base import FittedPredictor, Observations
+from nag.spaces import ABSENT, Architecture, SearchSpace
+
+_ADAM = 0.9, 0.999, 1e-8  # decay of both moments, and what keeps a step finite
+
+
+def options(space: SearchSpace) -> list[tuple[int, ...]]:
+    """What each of the D decisions chooses from."""
+    return [choice for stage in space.stages for choice in (stage.depths, *stage.choices)]
+
+
+def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+    """(n, D, K) the option that was chosen; zero for the operator of a slot that is absent."""
+    decisions = options(space)
+    found = np.zeros((len(archs), len(decisions), max(map(len, decisions))))
+    for chosen, arch in zip(found, archs, strict=True):
+        for decision, option in enumerate(_decided(space, arch)):
+            if option != ABSENT:
+                chosen[decision, decisions[decision].index(option)] = 1
+    return found
+
+
+def _decided(space: SearchSpace, arch: Architecture) -> Iterator[int]:
+    """What is chosen at each of the D decisions."""
+    ops = iter(arch.ops)
+    for stage in space.stages:
+        held = [next(ops) for _ in stage.choices]
+        yield sum(op != ABSENT for op in held)
+        yield from held
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Draws from a categorical distribution per decision, trained by its policy gradient.
+
+    For every observation in order, one step of Adam (Kingma & Ba, ICLR 2015) up
+
+    (value - b) grad log pi(arch),  log pi(arch) = sum of log softmax(logits) over what is chosen
+
+    where b is the moving average of the values, this one included.
+
+    learning_rate: of Adam. The policy moves by about as much per evaluation, so 0.1 lets it decide
+    within the hundred evaluations of a run here; the benchmarks train for many hundreds.
+    momentum: of the moving average.
+    """
+
+    space: SearchSpace
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        exclude: Exclusion,
+        rng: np.random.Generator,
+    ) -> Pool:
+        del predictor
+        policy = self.policy(observations)
+
+        def draw() -> list[Architecture]:
+            return self._sample(policy, max(n, MIN_DRAWS), rng)
+
+        return Pool(tuple(draw_unseen(draw, n, exclude)))
+
+    def policy(self, observations: Observations) -> NDArray[np.float64]:
+        """(D, K) probabilities of the options after all observations, zero beyond them."""
+        sizes = np.array([len(choice) for choice in options(self.space)])
+        beyond = np.arange(sizes.max()) >= sizes[:, None]
+        logits = np.where(beyond, -np.inf, 0.0)
+        first = second = np.zeros(logits.shape)
+        decay1, decay2, epsilon = _ADAM
+        advantages = self._advantages(observations.values)
+        chosen = one_hot(self.space, observations.archs)
+        for t, (advantage, choice) in enumerate(zip(advantages, chosen, strict=True), start=1):
+            made = choice.sum(-1, keepdims=True)  # (D, 1)
+            gradient = advantage * (choice - made * softmax(logits, -1))
+            first = decay1 * first + (1 - decay1) * gradient
+            second = decay2 * second + (1 - decay2) * gradient**2
+            scale = np.sqrt(second / (1 - decay2**t)) + epsilon
+            logits = logits + self.learning_rate * first / (1 - decay1**t) / scale
+        return softmax(logits, -1)
+
+    def _advantages(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) values less their moving average."""
+        averages, total, weight = [], 0.0, 0.0
+        for value in values.tolist():
+            total = self.momentum * total + (1 - self.momentum) * value
+            weight = self.momentum * weight + (1 - self.momentum)
+            averages.append(total / weight)
+        return values - np.array(averages)
+
+    def _sample(
+        self, policy: NDArray[np.float64], n: int, rng: np.random.Generator
+    ) -> list[Architecture]:
+        columns = [
+            rng.choice(option, size=n, p=p[: len(option)])
+            for option, p in zip(options(self.space), policy, strict=True)
+        ]
+        rows: list[NDArray[np.int64]] = []
+        first = 0
+        for stage in self.space.stages:
+            depth, *slots = columns[first : first + 1 + len(stage.choices)]
+            rows += [np.where(j < depth, ops, ABSENT) for j, ops in enumerate(slots)]
+            first += 1 + len(slots)
+        return [Architecture(self.space.name, tuple(row)) for row in np.stack(rows, 1).tolist()]
