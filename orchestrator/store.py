@@ -1,11 +1,13 @@
 """The store of a run: an append-only journal, from which everything else is derived.
 
     OUT/config.json     configuration, versions, command
-    OUT/journal.jsonl   one line per event, fsynced: a batch proposed, a trial finished
-    OUT/trials.parquet  one row per finished trial, rewritten after every round
+    OUT/journal.jsonl   one line per event: a batch proposed, a trial finished
+    OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
 A batch is journalled before it runs and an outcome as soon as it is known, so whatever is killed
-when, the next process finds the trials still to run. A line torn by a crash is dropped.
+when, the next process finds the trials still to run. A line torn by a crash is dropped. A line is
+fsynced when what it tells took longer to find than an fsync: should the machine itself go down,
+the last few trials that cost next to nothing may have to be run again.
 """
 
 import fcntl
@@ -30,6 +32,7 @@ from orchestrator.trial import Outcome, Trial
 from trainers.rows import percent, write_rows
 
 SCHEMA = 1
+_WORTH_AN_FSYNC = 0.02  # seconds
 COLUMNS = (
     "trial",
     "arch",
@@ -115,7 +118,7 @@ class RunStore:
         return max(found, key=lambda pair: pair[1], default=None)
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
-        """Turn a suggestion into trials, on disk before this returns."""
+        """Turn a suggestion into trials, in the journal before this returns."""
         first, iteration = len(self.trials), self.next_iteration
         trials = [
             {
@@ -137,17 +140,19 @@ class RunStore:
                 "trials": trials,
                 "seconds": dict(suggestion.seconds),
                 "diagnostics": dict(suggestion.diagnostics),
-            }
+            },
+            worth=sum(suggestion.seconds.values()),
         )
         return self.trials[first:]
 
     def record(self, outcome: Outcome) -> None:
-        """Keep an outcome, on disk before this returns; a second one for a trial is ignored."""
+        """Keep an outcome, in the journal before this returns; a second one for a trial is ignored."""
         if outcome.trial not in self.outcomes:
-            self._append({"event": "finished", **asdict(outcome)})
+            self._append({"event": "finished", **asdict(outcome)}, worth=outcome.seconds)
 
     def compact(self) -> None:
-        """Rewrite trials.parquet from the journal."""
+        """Rewrite trials.parquet from the journal, which is fsynced first."""
+        os.fsync(self._journal.fileno())
         write_rows(self.rows(), COLUMNS, self.out / "trials.parquet")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -168,10 +173,11 @@ class RunStore:
     def close(self) -> None:
         self._journal.close()
 
-    def _append(self, event: dict[str, Any]) -> None:
+    def _append(self, event: dict[str, Any], worth: float) -> None:
         self._journal.write(json.dumps(event).encode() + b"\n")
         self._journal.flush()
-        os.fsync(self._journal.fileno())
+        if worth > _WORTH_AN_FSYNC:
+            os.fsync(self._journal.fileno())
         self._apply(event)
 
     def _replay(self) -> None:
