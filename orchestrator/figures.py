@@ -20,7 +20,7 @@ from scipy.stats import gaussian_kde
 Numbers = NDArray[np.float64]
 
 BLUE, ORANGE, GREEN, GREY, RED = "#3a87c8", "#e08a2e", "#2f9e6e", "#8a94a0", "#d64545"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -39,14 +39,14 @@ def draw_progress(trials: NDArray[np.int64], values: Numbers, initial: NDArray[n
     percent = 100 * values
     best = np.fmax.accumulate(np.where(np.isnan(percent), -np.inf, percent))
     best[np.isinf(best)] = np.nan
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _axes()
         axes.step(trials, best, where="post", color=BLUE, lw=1.6, label="best so far")
         _draw_trials(axes, trials, percent, initial)
         axes.set(ylabel="value, %")
         _count_along_x(axes, "trial", int(trials.max()) + 1)
         _legend_above(axes)
-        return _svg(figure, "progress")
+        return to_svg(figure, "progress")
 
 
 def draw_pareto(
@@ -70,7 +70,7 @@ def draw_pareto(
     width = float(np.ptp(amounts)) or 0.1 * float(ends[1]) or 1.0
     near = {limit: at_most for limit, at_most in limits if -width < limit - ends[0] < 2 * width}
     left, right = min(*ends, *near) - 0.05 * width, max(*ends, *near) + 0.05 * width
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _axes()
         axes.step(
             np.append(amounts[front], right),
@@ -90,7 +90,7 @@ def draw_pareto(
         axes.set(xlabel=name, ylabel="value, %", xlim=(left, right))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _legend_above(axes)
-        return _svg(figure, f"pareto-{name.split(',')[0]}")
+        return to_svg(figure, f"pareto-{name.split(',')[0]}")
 
 
 def _draw_trials(
@@ -127,7 +127,7 @@ def _draw_trials(
 
 def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
     """Predictions (n,) against what was then observed."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _axes()
         start = 100 * float(observed.mean())
         axes.axline(
@@ -148,12 +148,12 @@ def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
         axes.set(xlabel="observed value, %", ylabel="predicted value, %")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _legend_above(axes)
-        return _svg(figure, "calibration")
+        return to_svg(figure, "calibration")
 
 
 def draw_seconds(seconds: Mapping[str, Numbers]) -> str:
     """Stacked bars: the seconds (R,) that each phase took in each round."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _axes()
         colours = (GREY, BLUE, GREEN, ORANGE)
         below = np.zeros(len(next(iter(seconds.values()))))
@@ -168,12 +168,12 @@ def draw_seconds(seconds: Mapping[str, Numbers]) -> str:
         axes.yaxis.set_major_formatter(EngFormatter("s"))
         _count_along_x(axes, "round", len(below))
         _legend_above(axes)
-        return _svg(figure, "seconds")
+        return to_svg(figure, "seconds")
 
 
 def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
     """Rates (R,) of each round above, pool sizes (R,) below; NaN where a round has none."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         rounds = np.arange(len(sizes))
         drawn = {name: rate for name, rate in rates.items() if np.isfinite(rate).any()}
@@ -191,12 +191,12 @@ def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
         axes.bar(rounds, np.nan_to_num(sizes), width=0.8, color=GREY)
         axes.set(ylabel="pool size")
         _count_along_x(axes, "round", len(sizes))
-        return _svg(figure, "pools")
+        return to_svg(figure, "pools")
 
 
 def draw_guidance(low: Numbers, high: Numbers, norm_ratio: Numbers) -> str:
     """Scales (R,) of each round above, norms of guidance over score (R,) below; NaN for none."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         above, below = figure.subplots(2, sharex=True)
         rounds = np.arange(len(low))
@@ -210,12 +210,12 @@ def draw_guidance(low: Numbers, high: Numbers, norm_ratio: Numbers) -> str:
         below.plot(rounds, norm_ratio, "o-", color=GREEN, ms=3, lw=1)
         below.set(ylabel="guidance / score", ylim=(0, None))
         _count_along_x(below, "round", len(rounds))
-        return _svg(figure, "guidance")
+        return to_svg(figure, "guidance")
 
 
 def draw_densities(groups: Mapping[str, Numbers]) -> str:
     """Kernel densities of accuracies (n,) by group, from the lowest quartile of all upwards."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _axes()
         together = 100 * np.concatenate(list(groups.values()))
         low, high = np.percentile(together, 25), together.max()
@@ -231,7 +231,7 @@ def draw_densities(groups: Mapping[str, Numbers]) -> str:
             axes.plot(x, gaussian_kde(percent, width)(x), color=colour, lw=1.4, label=name)
         axes.set(xlabel="accuracy, %", ylabel="density", ylim=(0, None))
         axes.legend(loc="upper left")
-        return _svg(figure, "densities")
+        return to_svg(figure, "densities")
 
 
 def _smallest(rates: Mapping[str, Numbers]) -> float:
@@ -261,7 +261,7 @@ def _legend_above(axes: Axes) -> None:
     )
 
 
-def _svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str, *, wide: bool = False) -> str:
     """The figure as an `<svg>` element, in which every id begins with `name`."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -271,6 +271,18 @@ def _svg(figure: Figure, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
-    svg = re.sub(r' width="[^"]*pt" height="[^"]*pt"', ' class="figure" role="img"', svg, count=1)
+    look = f' class="figure{" wide" if wide else ""}" role="img"'
+    svg = re.sub(r' width="[^"]*pt" height="[^"]*pt"', look, svg, count=1)
     svg = svg.replace("font-family: 'DejaVu Sans', sans-serif; ", "")
     return re.sub(r"\s*\n\s*", "\n", svg.replace("#000000", "var(--ink)")).strip()
+
+
+def standalone(svg: str) -> str:
+    """A file of its own from what `to_svg` made for a page."""
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' class="figure[^"]*"', "", head)
+    style = (
+        "<style>text{font-family:sans-serif}*{stroke-linejoin:round;stroke-linecap:butt}</style>"
+    )
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return f"{head}>{style}{ground}{rest}".replace("var(--ink)", "#000000")

@@ -1,133 +1,219 @@
-"""The report of a run: one HTML file that needs nothing else, made from the store alone."""
+"""`python -m orchestrator.report`: runs compared, as one page, with its tables and figures."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
+from cyclopts import Parameter, Token
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-from nag.spaces import Architecture, SearchSpace
-from orchestrator.drawing import draw, legend
-from orchestrator.figures import (
-    draw_calibration,
-    draw_guidance,
-    draw_pareto,
-    draw_pools,
-    draw_progress,
-    draw_seconds,
+from nag.cli import UserError, WholeNumber, command_line, package_version, run
+from nag.quality_report import write_text
+from orchestrator.comparison import Method, Skipped, find_runs, make_panels, read_runs
+from orchestrator.comparison_checklist import WHAT_VALUES_ARE, panel_checklist
+from orchestrator.comparison_figures import (
+    Facets,
+    Look,
+    draw_clock,
+    draw_curves,
+    draw_diagnostics,
+    draw_ranking,
+    draw_regret,
+    facets,
+    family_colours,
+    looks,
 )
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial
-from orchestrator.view import QUANTITIES, Quantity
-from trainers.constraints import parse_constraint
-
-_NUM_BEST = 5
-_NUM_FRONT = 10
-_RATES = ("validity", "uniqueness", "novelty", "feasible")
-_WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
-    {
-        "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
-        "see docs/surrogate.md.",
-        "table": "Values are looked up in a benchmark table; this run trained no network.",
-        "toy": "Values are synthetic: a formula, which measures nothing.",
-    }
+from orchestrator.comparison_files import manifest, summary_rows, test_rows, trial_rows
+from orchestrator.comparison_summary import (
+    RATES,
+    WINDOW,
+    Curve,
+    Settings,
+    Summary,
+    summarise,
 )
+from orchestrator.comparison_tables import (
+    accuracy_table,
+    diagnostics_table,
+    overview,
+    reference_table,
+    regret_table,
+    tests_table,
+    to_latex,
+    values_table,
+    win_tie_loss_table,
+)
+from orchestrator.figures import standalone
+from orchestrator.statistics import Numbers, pointwise_interval
+
+app = command_line("python -m orchestrator.report")
+
+_PREDICTOR = {
+    "Kendall τ": ("tau", 1.0),
+    "within ±2 std, %": ("within 2 std", 100.0),
+    "NLL, nats": ("nll", 1.0),
+}
+_ITERATION = {
+    "search, s": ("search", 1.0),
+    **{f"{rate}, %": (rate, 100.0) for rate in RATES},
+}
+_CALIBRATED = {"within ±2 std, %": 95.45, "Kendall τ": 0.0}
 
 
-class Finished(NamedTuple):
-    """A trial and what became of it."""
-
-    trial: Trial
-    outcome: Outcome
+_REPEATED = Parameter(negative=(), show_default=False)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Values as predicted before the evaluation and as then observed, each (n,) fractions."""
-
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    observed: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, finished: Sequence[Finished]) -> "Calibration":
-        """Of the trials that have both."""
-        rows = [
-            (trial.predicted_mean, trial.predicted_std, outcome.value)
-            for trial, outcome in finished
-            if None not in (trial.predicted_mean, trial.predicted_std, outcome.value)
-        ]
-        return cls(*np.array(rows, dtype=float).reshape(-1, 3).T)
-
-    @property
-    def errors(self) -> NDArray[np.float64]:
-        """(n,) observed - predicted, in predicted standard deviations."""
-        return (self.observed - self.mean) / self.std
-
-    @property
-    def rmse(self) -> float:
-        return float(np.sqrt(np.mean((self.observed - self.mean) ** 2)))
-
-    @property
-    def rank_correlation(self) -> float | None:
-        """Spearman's; None where ranks mean nothing."""
-        if min(len(set(self.mean)), len(set(self.observed))) < 2:
-            return None
-        return float(spearmanr(self.mean, self.observed).statistic)
-
-    def coverage(self, stds: float) -> float:
-        """Share of observations within that many predicted standard deviations."""
-        return float(np.mean(np.abs(self.errors) <= stds))
+def _marks(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    del type_
+    return tuple(int(part) for token in tokens for part in token.value.split(",") if part)
 
 
-class Limit(NamedTuple):
-    """A constraint, as far as the numbers of a run tell: a metric and what it may be."""
+@app.default
+def main(
+    *runs: Path,
+    out: Path,
+    marks: Annotated[tuple[int, ...], Parameter(converter=_marks, n_tokens=1), _REPEATED] = (),
+    horizon: WholeNumber | None = None,
+    reference: str | None = None,
+    optimum: Annotated[tuple[str, ...], _REPEATED] = (),
+    target: Annotated[tuple[str, ...], _REPEATED] = (),
+    within: float = 0.1,
+    workers: Annotated[tuple[int, ...], _REPEATED] = (),
+    split: Annotated[tuple[str, ...], _REPEATED] = (),
+) -> int:
+    """Compare runs: curves, tests and tables in one page, OUT/report.html.
 
-    metric: str
-    at_most: bool
-    amount: float
+    Runs are read, never written, and may be going on. They are put into panels that can be
+    compared: the same space, evaluator, data set, objective, constraints and batch size. Methods of
+    a panel are called by what differs between them. Beside the page are curves.csv, summary.csv,
+    tests.csv, manifest.json, tables/*.tex and figures/*.svg.
 
-    def __str__(self) -> str:
-        quantity = QUANTITIES[self.metric]
-        amount = f"{self.amount / quantity.one:g} {quantity.unit}"
-        return f"{quantity.label} {'≤' if self.at_most else '≥'} {amount}"
+    Examples:
 
-    def satisfied(self, outcome: Outcome) -> bool:
-        amount = outcome.metrics.get(self.metric)
-        if amount is None:
-            return False
-        return amount <= self.amount if self.at_most else amount >= self.amount
+    python -m orchestrator.report runs/ --out report
+
+    python -m orchestrator.report RUNS/experiment-figure3.json --out report --reference guided
+
+    python -m orchestrator.report RUNS --out report --split acq --marks 20,40
+
+    python -m orchestrator.report RUNS --out report --optimum nasbench201-cifar10-test=94.37
+    --within 0 --workers 1 --workers 8
+
+    Parameters
+    ----------
+    runs
+        Folders of runs, searched for config.json and journal.jsonl, or an experiment-NAME.json,
+        whose panels are kept and whose missing runs are called "not run".
+    out
+        Folder of the report.
+    marks
+        Evaluations at which methods are compared, separated by commas. By default 30, 50 and 100 as
+        far as the horizon goes, and the horizon.
+    horizon
+        Evaluations over which the area under a curve is taken; by default the usual budget of the
+        runs of a panel.
+    reference
+        Method to test against every other; by default every pair is tested.
+    optimum
+        PANEL=VALUE, percent: the best there is, for regret. May be repeated. By default the best
+        value that any run of the panel has found.
+    target
+        PANEL=VALUE, percent: what evaluations are counted to. May be repeated. By default --within
+        points of the optimum.
+    within
+        Percentage points below the optimum that count as reaching it.
+    workers
+        Adds curves over simulated time on so many workers, where trials have a time of training.
+        May be repeated.
+    split
+        Setting of which each value gets panels of its own, for example acq. May be repeated.
+    """
+    if not runs:
+        raise UserError("name at least one run, or a folder of runs")
+    if (out / "config.json").exists() or (out / "journal.jsonl").exists():
+        raise UserError(f"--out {out} is a run: choose another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is not a folder")
+    for option, numbers in (("marks", marks), ("workers", workers), ("horizon", (horizon or 1,))):
+        if any(number < 1 for number in numbers):
+            raise UserError(f"--{option} must be at least 1")
+    if not within >= 0:
+        raise UserError("--within must not be negative")
+    settings = Settings(
+        tuple(sorted(set(marks))),
+        horizon,
+        reference,
+        _by_panel("optimum", optimum),
+        _by_panel("target", target),
+        within / 100,
+        tuple(dict.fromkeys(workers)),
+    )
+    members, skipped = read_runs(find_runs(runs))
+    panels, twice = make_panels(members, split)
+    settings.check(panels)
+    page = write_comparison(summarise(panels, settings), settings, [*skipped, *twice], out)
+    for path, reason in [*skipped, *twice]:
+        sys.stderr.write(f"left out: {path}: {reason}\n")
+    finished = sum(run.complete for _, run in members)
+    sys.stdout.write(
+        f"{len(members)} runs, {finished} of them finished, in {len(panels)} "
+        f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
+        f"report: {page}\n"
+    )
+    return 0
 
 
-def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which of (n,) are better than all of the same or a lesser amount, by rising amount."""
-    order = np.lexsort((-values, amounts))
-    best_below = np.maximum.accumulate(np.append(-np.inf, values[order]))[:-1]
-    return order[values[order] > best_below]
+def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
+    """'PANEL=VALUE' in percent -> the panel and a fraction."""
+    found = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name or not math.isfinite(value):
+            raise UserError(f"--{option} {text!r} must be PANEL=VALUE with a value in percent")
+        found[name] = value / 100
+    return found
 
 
-def write_report(store: RunStore) -> Path:
-    """Write OUT/report.html, aside and then into place; equal stores give equal reports."""
-    path = store.out / "report.html"
-    record = json.loads((store.out / "config.json").read_text())
-    aside = path.with_suffix(".html.tmp")
-    aside.write_text(_render(store, record), encoding="utf-8")
-    aside.replace(path)
-    return path
-
-
-def _render(store: RunStore, record: Mapping[str, Any]) -> str:
-    finished = [
-        Finished(trial, store.outcomes[trial.trial])
-        for trial in store.trials
-        if trial.trial in store.outcomes
+def write_comparison(
+    summaries: Sequence[Summary], settings: Settings, skipped: Sequence[Skipped], out: Path
+) -> Path:
+    """Write everything below `out`; returns the page. Equal runs give equal files."""
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    colours = family_colours([m for summary in summaries for m in summary.panel.methods])
+    shown = [
+        panel_page(i, summary, looks(summary.panel.methods, colours))
+        for i, summary in enumerate(summaries, start=1)
     ]
+    for panel in shown:
+        for name, svg in panel["figures"].items():
+            write_text(out / "figures" / f"{panel['slug']}-{name}.svg", standalone(svg))
+        for table in panel["tables"].values():
+            write_text(out / "tables" / f"{panel['slug']}-{table.name}.tex", to_latex(table))
+    summed = overview(summaries)
+    write_text(out / "tables" / "overview.tex", to_latex(summed))
+    _write_csv(pd.concat([trial_rows(summary) for summary in summaries]), out / "curves.csv")
+    rows = [row for summary in summaries for row in summary_rows(summary)]
+    _write_csv(pd.DataFrame(rows), out / "summary.csv")
+    rows = [row for summary in summaries for row in test_rows(summary)]
+    _write_csv(pd.DataFrame(rows), out / "tests.csv")
+    packages = ("diffusionnag-bo", "numpy", "scipy", "matplotlib", "pandas")
+    versions = {"python": platform.python_version()}
+    versions |= {package: package_version(package) for package in packages}
+    command = shlex.join(["python", *sys.orig_argv[1:]])
+    record = manifest(summaries, settings, skipped, command, versions)
+    write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
     environment = Environment(
         loader=PackageLoader("orchestrator"),
         autoescape=True,
@@ -135,184 +221,145 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "seconds": _seconds}
-    limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
-    return environment.get_template("report.html").render(
-        record=record,
-        config=record["config"],
-        what_values_are=_WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
-        num_finished=len(finished),
-        failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
-        best=_best(store.space, finished),
-        recorded={name for _, outcome in finished for name in outcome.metrics},
-        quantities=QUANTITIES,
-        limits=limits,
-        pareto=_pareto(finished, limits),
-        legend=legend(store.space),
-        progress=_progress(finished),
-        strategies=_by_strategy(finished),
-        **_calibration(Calibration.of(finished)),
-        **_phases(_seconds_by_phase(store.rounds, finished)),
-        **_pools([spent["diagnostics"] for spent in store.rounds]),
+    page = environment.get_template("report.html").render(
+        panels=shown,
+        overview=summed,
+        manifest=record,
+        skipped=skipped,
+        window=WINDOW,
+        guided=any(m.guided for s in summaries for m in s.panel.methods),
     )
+    write_text(out / "report.html", page)
+    return out / "report.html"
 
 
-def _row(space: SearchSpace, pair: Finished) -> dict[str, Any]:
-    """What the template shows of a trial."""
-    trial, outcome = pair
-    return {"trial": trial, "outcome": outcome, "arch": space.to_str(trial.arch)}
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    write_text(path, frame.to_csv(index=False, float_format="%.7g").rstrip("\n"))
 
 
-def _best(space: SearchSpace, finished: Sequence[Finished]) -> list[dict[str, Any]]:
-    """The best distinct architectures, drawn; the earlier of equals first, as in `store.best`."""
-    ranked = sorted(
-        (pair for pair in finished if pair.outcome.value is not None),
-        key=lambda pair: pair.outcome.value or 0.0,
-        reverse=True,
-    )
-    distinct: dict[Architecture, Finished] = {}
-    for pair in ranked:
-        distinct.setdefault(pair.trial.arch, pair)
-    return [
-        {
-            **_row(space, pair),
-            "drawing": draw(space, pair.trial.arch),
-            "json": json.dumps(space.to_config(pair.trial.arch)),
-        }
-        for pair in list(distinct.values())[:_NUM_BEST]
+def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[str, Any]:
+    """What the template shows of a panel."""
+    panel = summary.panel
+    tables = {
+        "values": values_table(summary),
+        "regret": regret_table(summary),
+        "accuracy": accuracy_table(summary),
+        "reference": reference_table(summary) if summary.reference else None,
+        **{
+            f"tests {measure}": tests_table(summary, measure)
+            for measure in summary.measures
+            if not summary.reference
+        },
+        **{f"win-tie-loss {mark}": win_tie_loss_table(summary, mark) for mark in summary.marks},
+        "diagnostics": diagnostics_table(summary),
+    }
+    unfinished = [
+        (method.label, seed, len(run), run.budget)
+        for method in panel.methods
+        for seed, run in method.runs.items()
+        if not run.complete
     ]
-
-
-def _progress(finished: Sequence[Finished]) -> str | None:
-    if all(outcome.value is None for _, outcome in finished):
-        return None
-    return draw_progress(
-        np.array([trial.trial for trial, _ in finished]),
-        np.array([outcome.value for _, outcome in finished], dtype=float),
-        np.array([trial.strategy == "initial" for trial, _ in finished]),
-    )
-
-
-def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:
-    """Value against each quantity that is constrained; against MACs where none is."""
-    names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
-    return [
-        _trade_off(name, pairs, limits)
-        for name in names
-        if (pairs := [pair for pair in finished if _measured(pair.outcome, name)])
+    absent = [
+        (method.label, missing)
+        for method in panel.methods
+        if (missing := [seed for seed in panel.seeds if seed not in method.runs])
     ]
-
-
-def _measured(outcome: Outcome, metric: str) -> bool:
-    return outcome.value is not None and np.isfinite(outcome.metrics.get(metric, np.nan))
-
-
-def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) -> dict[str, Any]:
-    """A figure, and the upper end of the Pareto front, the best first."""
-    quantity: Quantity = QUANTITIES[name]
-    amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
-    values = np.array([pair.outcome.value for pair in pairs], dtype=float)
-    feasible = [all(limit.satisfied(pair.outcome) for limit in limits) for pair in pairs]
-    front = pareto_front(amounts, values)
-    figure = draw_pareto(
-        str(quantity),
-        amounts,
-        values,
-        np.array([pair.trial.strategy == "initial" for pair in pairs]),
-        front=front,
-        best=int(np.argmax(np.where(feasible, values, -np.inf))) if any(feasible) else None,
-        limits=[
-            (limit.amount / quantity.one, limit.at_most) for limit in limits if limit.metric == name
-        ],
-    )
-    upper = [pairs[i] for i in front[::-1][:_NUM_FRONT]]
-    return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
-
-
-def _by_strategy(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
-    """What each source of trials brought, in order of appearance."""
-    sources: dict[str, list[float | None]] = {}
-    for trial, outcome in finished:
-        sources.setdefault(trial.strategy, []).append(outcome.value)
-    summary = {}
-    for name, values in sources.items():
-        found = [value for value in values if value is not None]
-        summary[name] = {
-            "trials": len(values),
-            "failed": len(values) - len(found),
-            "median": float(np.median(found)) if found else None,
-            "best": max(found, default=None),
-        }
-    return summary
-
-
-def _calibration(found: Calibration) -> dict[str, Any]:
-    figure = draw_calibration(found.mean, found.std, found.observed) if len(found.mean) else None
-    return {"calibration": found, "calibration_figure": figure}
-
-
-def _seconds_by_phase(
-    rounds: Sequence[Mapping[str, Any]], finished: Sequence[Finished]
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds (R,) of each phase by round; evaluations count where they were proposed."""
-    spent = {
-        phase: np.array([found["seconds"].get(phase, 0.0) for found in rounds], dtype=float)
-        for phase in ("fit", "propose", "select")
-    }
-    spent["evaluate"] = np.zeros(len(rounds))
-    for trial, outcome in finished:
-        spent["evaluate"][trial.iteration] += outcome.seconds
-    return spent
-
-
-def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    totals = {phase: float(seconds.sum()) for phase, seconds in spent.items()}
-    figure = draw_seconds(spent) if sum(totals.values()) > 0 else None
-    return {"seconds": totals, "seconds_figure": figure, "num_rounds": len(spent["evaluate"])}
-
-
-def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Rates and sizes by round, and their means over the rounds that have them."""
-    pools = [found for found in diagnostics if "pool" in found]
-    series = {
-        name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
-        for name in (*_RATES, "pool")
-    }
-    means = {
-        name: float(np.nanmean(numbers))
-        for name, numbers in series.items()
-        if np.isfinite(numbers).any()
-    }
-    sizes = series.pop("pool")
     return {
-        "pool_means": means,
-        "pool_rates": _RATES,
-        "num_pools": len(pools),
-        "num_generated": int(sum(found.get("generated", 0) for found in pools)),
-        "num_filled": int(sum(found.get("filled", 0) for found in pools)),
-        "pools_figure": draw_pools(series, sizes) if pools else None,
-        **_guidance(diagnostics),
+        "id": f"panel-{number}",
+        "name": panel.name,
+        "slug": panel.slug,
+        "what_values_are": WHAT_VALUES_ARE.get(str(panel.facts["evaluator"])),
+        "synthetic": panel.synthetic,
+        "num_runs": len(panel.runs),
+        "seeds": panel.seeds,
+        "methods": [method.label for method in panel.methods],
+        "absent": absent,
+        "num_absent": sum(len(seeds) for _, seeds in absent),
+        "unfinished": unfinished,
+        "initial": summary.initial,
+        "horizon": summary.horizon,
+        "optimum": summary.optimum,
+        "target": summary.target,
+        "scale": summary.scale,
+        "reference": summary.reference,
+        "rankings": summary.rankings,
+        "measures": list(summary.measures),
+        "marks": summary.marks,
+        "clocks": summary.settings.workers if summary.timed else (),
+        "tables": {name: table for name, table in tables.items() if table is not None},
+        "figures": _figures(f"p{number}", summary, look),
+        "checklist": panel_checklist(summary),
     }
 
 
-def _guidance(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Strength of guidance by round, and what is usual over the rounds that have it."""
-    series = {
-        name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
-        for name in ("scale_low", "scale_high", "norm_ratio")
+def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[str, str]:
+    """By name, as inline SVG; ids in it begin with `prefix`."""
+    panel = summary.panel
+    if summary.optimum is None:
+        return {}
+    mark = "SYNTHETIC" if panel.synthetic else ""
+    estimate = ", estimated" if panel.facts["evaluator"] == "surrogate" else ""
+    ylabel = f"best value so far, %{estimate}"
+
+    def side_by_side(curves: Mapping[str, Curve]) -> Facets:
+        return facets(panel.methods, look, curves)
+
+    begun = [method for method in panel.methods if any(len(run) for run in method.runs.values())]
+    lines = side_by_side({method.label: summary.curve(method) for method in begun})
+    found = {
+        "curves": draw_curves(lines, f"{prefix}-curves", ylabel=ylabel, watermark=mark),
+        "regret": draw_regret(
+            lines,
+            f"{prefix}-regret",
+            optimum=summary.optimum.value,
+            watermark=mark,
+        ),
     }
-    if not all(np.isfinite(numbers).any() for numbers in series.values()):
-        return {"guidance": None, "guidance_figure": None}
-    usual = {name: float(np.nanmedian(numbers)) for name, numbers in series.items()}
-    return {"guidance": usual, "guidance_figure": draw_guidance(*series.values())}
+    for measure, ranking in summary.rankings.items():
+        name = f"ranks-{measure.replace(' @', '-').replace(' ', '-')}"
+        found[name] = draw_ranking(ranking, look, f"{prefix}-{name}", watermark=mark)
+    for workers in summary.settings.workers if summary.timed else ():
+        name = f"clock-{workers}"
+        found[name] = draw_clock(
+            side_by_side(summary.clock(workers)),
+            f"{prefix}-{name}",
+            ylabel=ylabel,
+            workers=workers,
+            watermark=mark,
+        )
+    for name, quantities in (("predictor", _PREDICTOR), ("iteration", _ITERATION)):
+        rows = _diagnostic_rows(summary, begun, quantities, side_by_side)
+        if rows:
+            found[name] = draw_diagnostics(
+                rows, f"{prefix}-{name}", ideal=_CALIBRATED, watermark=mark
+            )
+    return found
 
 
-def _percent(fraction: float | None, digits: int = 3) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+def _diagnostic_rows(
+    summary: Summary,
+    methods: Sequence[Method],
+    quantities: Mapping[str, tuple[str, float]],
+    side_by_side: Callable[[Mapping[str, Curve]], Facets],
+) -> dict[str, Facets]:
+    """Axes by the label of y, without those that nothing is known for."""
+    rows = {}
+    for ylabel, (name, unit) in quantities.items():
+        curves = {
+            method.label: _windows(table * unit, summary.initial)
+            for method in methods
+            if np.isfinite(table := summary.diagnostics[method.label][name]).any()
+        }
+        if curves:
+            rows[ylabel] = side_by_side(curves)
+    return rows
 
 
-def _seconds(seconds: float) -> str:
-    """1.23 ms, 12.3 s, 1,234 s."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
+def _windows(table: Numbers, initial: int) -> Curve:
+    """A curve over the windows of (S, W), each at its middle."""
+    x: Numbers = initial + WINDOW * (np.arange(table.shape[1], dtype=float) + 0.5)
+    return Curve(x, *pointwise_interval(table), whole=len(x))
+
+
+if __name__ == "__main__":
+    run(app)

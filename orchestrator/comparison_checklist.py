@@ -1,0 +1,178 @@
+"""What a reader must know of a search to judge it.
+
+The questions are those of Lindauer & Hutter, "Best practices for scientific research on neural
+architecture search", JMLR 2020. What a run does not record is said to be not recorded.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orchestrator.comparison import Run, known_config
+from orchestrator.comparison_summary import Summary
+
+WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
+    {
+        "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
+        "see docs/surrogate.md.",
+        "table": "Values are looked up in a benchmark table; no network was trained.",
+        "toy": "Values are synthetic: a formula, which measures nothing.",
+    }
+)
+NOT_RECORDED = "not recorded"
+_NOT_SHARED = {"seed", "budget", "space", "evaluator", "dataset", "objective", "constraint"}
+
+
+class Answer(NamedTuple):
+    """A question of the checklist and what the store says."""
+
+    question: str
+    text: str
+
+
+def searched_on(config: Mapping[str, Any]) -> str:
+    """Which number was maximised."""
+    if config["evaluator"] == "toy":
+        return "a synthetic formula"
+    split = {"valid": "validation", "test": "test"}.get(config.get("objective", "valid"))
+    dataset = f" on {config['dataset']}" if config.get("dataset") else ""
+    source = {
+        "surrogate": "as estimated by the embedded surrogate, not trained",
+        "table": f"looked up in {config.get('table')}, not trained",
+    }.get(config["evaluator"], f"by the evaluator {config['evaluator']}")
+    return f"{split} accuracy{dataset}, {source}"
+
+
+def reported(config: Mapping[str, Any], has_test: bool) -> str:
+    """Which numbers are shown."""
+    if not has_test:
+        return "the value that was searched on; no test accuracy is known"
+    if config.get("objective") == "test":
+        return "test accuracy, which was searched on too: optimistic"
+    return "the value that was searched on, and the test accuracy of the architecture it chose"
+
+
+def panel_checklist(summary: Summary) -> list[Answer]:
+    """Of all runs of a panel together."""
+    panel, runs = summary.panel, summary.panel.runs
+    config = runs[0].config
+    seconds = np.sum([list(_seconds(run).values()) for run in runs], axis=0)
+    trained = sum(float(np.nansum(run.columns["train_seconds"])) for run in runs)
+    random = [m.label for m in panel.methods if m.family == "random-search"]
+    answers = [
+        Answer("Searched on", searched_on(config)),
+        Answer("Reported", reported(config, summary.has_test)),
+        Answer("Search space", f"{config['space']}{_limits(config)}"),
+        Answer("Seeds", f"{len(panel.seeds)}: {_ranges(panel.seeds)}"),
+        Answer("Budget of a run", f"{_join(run.budget for run in runs)} evaluations"),
+        Answer("Initial design", _initial(summary)),
+        Answer("Evaluations in a round", str(config.get("batch_size", 1))),
+        Answer("Compared with random search", ", ".join(random) or "no run of it here"),
+        Answer("Performance over time", "yes: best so far after every evaluation"),
+        Answer(
+            "Cost, evaluations",
+            f"{sum(len(run) for run in runs):,}, {sum(run.num_failed for run in runs):,} of them "
+            "failed",
+        ),
+        Answer(
+            "Cost, seconds",
+            f"{seconds[0]:,.0f} of search (fit, propose, select), {seconds[1]:,.0f} of evaluation"
+            + (f"; {trained:,.0f} of training by the table" if trained else ""),
+        ),
+        Answer("Hardware", NOT_RECORDED),
+        Answer("Tuning of the methods", NOT_RECORDED),
+        Answer("Settings that all runs share", _shared(runs)),
+        Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
+    ]
+    return answers
+
+
+def run_checklist(
+    record: Mapping[str, Any],
+    *,
+    evaluations: int,
+    failed: int,
+    search_seconds: float,
+    evaluation_seconds: float,
+    has_test: bool,
+) -> list[Answer]:
+    """Of one run, in short; `record` is its config.json, which the report shows besides."""
+    config = known_config(record)
+    return [
+        Answer("Searched on", searched_on(config)),
+        Answer("Reported", reported(config, has_test)),
+        Answer("Seed", f"{config['seed']}; one run shows no spread over seeds"),
+        Answer(
+            "Budget",
+            f"{config['budget']} evaluations, the {config['n_init']} of the initial design counted",
+        ),
+        Answer("Cost, evaluations", f"{evaluations}, {failed} of them failed"),
+        Answer(
+            "Cost, seconds",
+            f"{search_seconds:,.1f} of search (fit, propose, select), "
+            f"{evaluation_seconds:,.1f} of evaluation",
+        ),
+        Answer("Hardware", NOT_RECORDED),
+    ]
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    search = sum(
+        float(spent["seconds"].get(phase, 0.0))
+        for spent in run.rounds
+        for phase in ("fit", "propose", "select")
+    )
+    return {"search": search, "evaluation": float(np.nansum(run.columns["seconds"]))}
+
+
+def _initial(summary: Summary) -> str:
+    counts = _join(run.config.get("n_init", NOT_RECORDED) for run in summary.panel.runs)
+    designs: dict[int, set[tuple[str, ...]]] = {}
+    for method in summary.panel.methods:
+        for seed, run in method.runs.items():
+            if len(run) >= summary.initial:
+                designs.setdefault(seed, set()).add(run.archs[: summary.initial])
+    differ = [seed for seed, found in designs.items() if len(found) > 1]
+    same = (
+        "the same for all methods of a seed"
+        if not differ
+        else f"not the same for all methods of seed {_ranges(sorted(differ))}"
+    )
+    return f"{counts} random architectures, counted as evaluations; {same}"
+
+
+def _limits(config: Mapping[str, Any]) -> str:
+    limits = config.get("constraint") or []
+    return f" with {' and '.join(limits)}" if limits else ""
+
+
+def _shared(runs: Sequence[Run]) -> str:
+    keys = set.intersection(*(set(run.config) for run in runs)) - _NOT_SHARED
+    return ", ".join(
+        f"{key} {runs[0].config[key]}"
+        for key in sorted(keys)
+        if runs[0].config[key] not in (None, [])
+        and len({repr(run.config[key]) for run in runs}) == 1
+    )
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    versions = record.get("versions") or {}
+    return ", ".join(f"{name} {number}" for name, number in versions.items()) or NOT_RECORDED
+
+
+def _join(numbers: Iterable[object]) -> str:
+    return " or ".join(map(str, sorted(set(numbers), key=str)))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-4, 7, 9-10."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][1] + 1:
+            groups[-1][1] = number
+        else:
+            groups.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in groups)

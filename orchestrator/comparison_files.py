@@ -1,0 +1,159 @@
+"""What a comparison leaves besides its page: CSV, LaTeX, SVG and a manifest."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.comparison import Run, Skipped
+from orchestrator.comparison_summary import Level, Settings, Summary
+from orchestrator.statistics import mean_interval
+
+_PERCENT = ("value", "test", "predicted_mean", "predicted_std")
+
+
+def trial_rows(summary: Summary) -> pd.DataFrame:
+    """One row per run and trial: its numbers, and the best so far. Accuracies in percent."""
+    parts = []
+    for method in summary.panel.methods:
+        for seed, run in method.runs.items():
+            columns = {n: run.columns[n] * (100 if n in _PERCENT else 1) for n in run.columns}
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "panel": summary.panel.name,
+                        "method": method.label,
+                        "seed": seed,
+                        "evaluation": np.arange(1, len(run) + 1),
+                        "round": run.iteration,
+                        "source": run.sources,
+                        **columns,
+                        "best_value": 100 * run.of_incumbent("value"),
+                        "test_of_best": 100 * run.of_incumbent("test"),
+                        "arch": run.archs,
+                        "run": run.record["hash"][:8],
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def summary_rows(summary: Summary) -> Iterator[dict[str, Any]]:
+    """One row per method and quantity: mean and interval over seeds, or quartiles."""
+    optimum = summary.optimum
+    for method in summary.panel.methods:
+        about = {"panel": summary.panel.name, "method": method.label}
+        quantities: list[tuple[str, int, float, Mapping[int, float]]] = []
+        for mark in summary.marks:
+            values = summary.at_mark(method, mark)
+            quantities.append(("best value, %", mark, 100, values))
+            if optimum:
+                regret = {seed: optimum.value - value for seed, value in values.items()}
+                quantities.append(("simple regret, points", mark, 100, regret))
+            if summary.has_test:
+                test = summary.at_mark(method, mark, "test")
+                quantities.append(("test accuracy of the best, %", mark, 100, test))
+        quantities.append(("normalised area", summary.horizon, 1, summary.areas[method.label]))
+        for name, mark, unit, by_seed in quantities:
+            found = mean_interval([unit * x for x in by_seed.values()])
+            numbers = (
+                {} if found is None else dict(zip(("mean", "low", "high"), found[1:], strict=True))
+            )
+            yield {**about, "quantity": name, "evaluations": mark, "seeds": len(by_seed), **numbers}
+        if hits := summary.hits(method):
+            low, median, high = hits.quartiles
+            yield {
+                **about, "quantity": "evaluations to target", "seeds": hits.n,
+                "reached": hits.reached, "median": median, "lower_quartile": low,
+                "upper_quartile": high,
+            }  # fmt: skip
+
+
+def test_rows(summary: Summary) -> Iterator[dict[str, Any]]:
+    """One row per paired test: n seeds, won, tied and lost by a; the median is of a - b."""
+    for measure, found in summary.comparisons.items():
+        unit = 1 if measure.startswith("area") else 100
+        for one in found:
+            numbers = vars(one) | {"median": unit * one.median}
+            yield {"panel": summary.panel.name, "measure": measure, **numbers}
+
+
+def manifest(
+    summaries: Sequence[Summary],
+    settings: Settings,
+    skipped: Sequence[Skipped],
+    command: str,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the report is made of, so that it can be made again."""
+    runs = [
+        _run_record(summary, label, run)
+        for summary in summaries
+        for label, run in _by_label(summary)
+    ]
+    return {
+        "schema": 1,
+        "command": command,
+        "versions": dict(versions),
+        "settings": {
+            **vars(settings),
+            "optimum": dict(settings.optimum),
+            "target": dict(settings.target),
+        },
+        "panels": [
+            {
+                "name": summary.panel.name,
+                "settings": dict(summary.panel.facts),
+                "methods": {m.label: sorted(m.runs) for m in summary.panel.methods},
+                "horizon": summary.horizon,
+                "marks": summary.marks,
+                "optimum": _level(summary.optimum),
+                "target": _level(summary.target),
+                "synthetic": summary.panel.synthetic,
+            }
+            for summary in summaries
+        ],
+        "data": data_checksums([run for summary in summaries for run in summary.panel.runs]),
+        "runs": runs,
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in skipped],
+    }
+
+
+def _level(level: Level | None) -> dict[str, Any] | None:
+    return None if level is None else {"percent": 100 * level.value, "source": level.source}
+
+
+def _by_label(summary: Summary) -> Iterator[tuple[str, Run]]:
+    for method in summary.panel.methods:
+        for run in method.runs.values():
+            yield method.label, run
+
+
+def _run_record(summary: Summary, label: str, run: Run) -> dict[str, Any]:
+    return {
+        "path": str(run.path),
+        "panel": summary.panel.name,
+        "method": label,
+        "seed": run.seed,
+        "hash": run.record["hash"],
+        "budget": run.budget,
+        "evaluations": len(run),
+        "failed": run.num_failed,
+        "command": run.record.get("command"),
+        "versions": run.record.get("versions"),
+    }
+
+
+def data_checksums(runs: Sequence[Run]) -> dict[str, str | None]:
+    """SHA-256 of the files that configurations name, as they are now; None for one that is gone."""
+    named = {run.record["config"].get(key) for run in runs for key in ("table", "weights")}
+    found: dict[str, str | None] = {}
+    for path in sorted(map(Path, filter(None, named))):
+        try:
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            found.setdefault(path.name, None)
+    return found

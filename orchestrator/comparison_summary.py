@@ -1,0 +1,389 @@
+"""What a panel of runs shows: curves, marks, areas, evaluations to a target, tests, diagnostics.
+
+S seeds, n evaluations, W windows of evaluations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from nag.cli import UserError
+from orchestrator.comparison import Method, Panel, Run
+from orchestrator.statistics import (
+    Comparison,
+    Interval,
+    Numbers,
+    Ranking,
+    area_under,
+    best_so_far,
+    censored_quantiles,
+    compare_all,
+    evaluations_to,
+    list_schedule,
+    mean_interval,
+    pointwise_interval,
+    rank_methods,
+)
+
+MARKS = (30, 50, 100)
+WINDOW = 10  # evaluations in a window of the diagnostics
+SEARCH = ("fit", "propose", "select")
+PHASES = (*SEARCH, "evaluate")
+RATES = ("validity", "uniqueness", "novelty")
+_FOUND = "the best value of any run in this report"
+_GRID = 200  # points of a curve over time
+
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the report asks of every panel; of optimum and target by panel, as fractions."""
+
+    marks: tuple[int, ...] = ()
+    horizon: int | None = None
+    reference: str | None = None
+    optimum: Mapping[str, float] = field(default_factory=dict)
+    target: Mapping[str, float] = field(default_factory=dict)
+    within: float = 0.001
+    workers: tuple[int, ...] = ()
+
+    def check(self, panels: Sequence[Panel]) -> None:
+        """Raise UserError where a panel or method is named that is not there."""
+        names = [panel.name for panel in panels]
+        for option, by_panel in (("optimum", self.optimum), ("target", self.target)):
+            for name in by_panel:
+                if name not in names:
+                    raise UserError(
+                        f"--{option} names no panel {name!r}: choose from {', '.join(names)}"
+                    )
+        labels = sorted({method.label for panel in panels for method in panel.methods})
+        if self.reference is not None and self.reference not in labels:
+            raise UserError(
+                f"unknown method {self.reference!r} for --reference: choose from "
+                f"{', '.join(labels)}"
+            )
+
+
+class Level(NamedTuple):
+    """A value that curves are measured against, and where it is from."""
+
+    value: float
+    source: str
+
+
+class Hits(NamedTuple):
+    """Evaluations to the target: how many runs reached it, and quartiles with censoring."""
+
+    reached: int
+    n: int
+    quartiles: tuple[float, ...]  # infinite: later than the runs tell
+    last: int  # evaluations of the longest
+
+
+class Curve(NamedTuple):
+    """Mean and half-width of its interval over the seeds that have come so far; (n,) each.
+
+    whole: how many points are over all seeds that have begun.
+    """
+
+    x: Numbers
+    mean: Numbers
+    half: Numbers
+    whole: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that the report says about a panel, worked out when it is asked for."""
+
+    panel: Panel
+    settings: Settings
+    best_known: float | None = None  # by any run of the same task in the report
+
+    @cached_property
+    def horizon(self) -> int:
+        """Evaluations over which methods are compared."""
+        return self.settings.horizon or self.panel.usual_budget
+
+    @cached_property
+    def marks(self) -> tuple[int, ...]:
+        """Those asked for; else the usual ones within the horizon, and the horizon."""
+        if self.settings.marks:
+            return self.settings.marks
+        return (*(mark for mark in MARKS if mark < self.horizon), self.horizon)
+
+    @cached_property
+    def initial(self) -> int:
+        """Evaluations of the initial design: the largest of the panel."""
+        return max((int(run.config.get("n_init", 0)) for run in self.panel.runs), default=0)
+
+    @cached_property
+    def has_test(self) -> bool:
+        return any(np.isfinite(run.columns["test"]).any() for run in self.panel.runs)
+
+    @cached_property
+    def optimum(self) -> Level | None:
+        """What regret is measured against."""
+        given, found = self.settings.optimum.get(self.panel.name), self.best_known
+        if given is None:
+            return None if found is None else Level(found, _FOUND)
+        if found is not None and found > given:
+            return Level(found, f"{_FOUND}, above the {100 * given:g} % given")
+        return Level(given, "given")
+
+    @cached_property
+    def target(self) -> Level | None:
+        """What evaluations are counted to."""
+        given = self.settings.target.get(self.panel.name)
+        if given is not None:
+            return Level(given, "given")
+        if self.optimum is None:
+            return None
+        points = 100 * self.settings.within
+        what = "the optimum" if self.optimum.source == "given" else _FOUND
+        return Level(
+            self.optimum.value - self.settings.within,
+            f"within {points:g} points of {what}" if points else what,
+        )
+
+    def at_mark(self, method: Method, mark: int, name: str = "value") -> BySeed:
+        """A number of the best trial of the first `mark`, of the seeds that have got there."""
+        found = {
+            seed: float(run.of_incumbent(name)[mark - 1])
+            for seed, run in method.runs.items()
+            if len(run) >= mark
+        }
+        return {seed: number for seed, number in found.items() if np.isfinite(number)}
+
+    def at_marks(self, mark: int, name: str = "value") -> dict[str, BySeed]:
+        """`at_mark` of every method, by label."""
+        return {method.label: self.at_mark(method, mark, name) for method in self.panel.methods}
+
+    @cached_property
+    def scale(self) -> tuple[float, float]:
+        """What areas are normalised by: the mean after the initial design, and the optimum."""
+        start = max(self.initial, 1)
+        found = [value for values in self.at_marks(start).values() for value in values.values()]
+        if not found or self.optimum is None:
+            return np.nan, np.nan
+        return float(np.mean(found)), self.optimum.value
+
+    @cached_property
+    def areas(self) -> Mapping[str, BySeed]:
+        """Normalised area under the best-so-far curve, by method and seed."""
+        found = {}
+        for method in self.panel.methods:
+            by_seed = {
+                seed: area_under(run.of_incumbent("value"), self.initial, self.horizon, *self.scale)
+                for seed, run in method.runs.items()
+                if len(run) >= self.horizon > self.initial
+            }
+            found[method.label] = {s: area for s, area in by_seed.items() if np.isfinite(area)}
+        return found
+
+    def hits(self, method: Method) -> Hits | None:
+        """Evaluations to the target; a run that ends before it is censored where it ends."""
+        if self.target is None:
+            return None
+        times, censored = [], []
+        for run in method.runs.values():
+            if len(run):
+                time = evaluations_to(run.of_incumbent("value"), self.target.value)
+                times.append(len(run) if time is None else time)
+                censored.append(time is None)
+        if not times:
+            return None
+        reached = len(times) - sum(censored)
+        longest = max(map(len, method.runs.values()))
+        return Hits(reached, len(times), censored_quantiles(times, censored), longest)
+
+    @cached_property
+    def measures(self) -> Mapping[str, Mapping[str, BySeed]]:
+        """What methods are tested by: the area, and the best value at each mark."""
+        marks = {f"best value @{mark}": self.at_marks(mark) for mark in self.marks}
+        return {f"area @{self.horizon}": self.areas, **marks}
+
+    @cached_property
+    def reference(self) -> str | None:
+        """The method to compare with, if the panel has it."""
+        labels = [method.label for method in self.panel.methods]
+        return self.settings.reference if self.settings.reference in labels else None
+
+    @cached_property
+    def comparisons(self) -> Mapping[str, list[Comparison]]:
+        """Paired tests by measure: a family of its own for Holm's correction each."""
+        return {name: compare_all(values, self.reference) for name, values in self.measures.items()}
+
+    def pairs(self, mark: int) -> list[Comparison]:
+        """Every pair at a mark, whatever the reference."""
+        measure = f"best value @{mark}"
+        known = self.reference is None
+        return self.comparisons[measure] if known else compare_all(self.measures[measure])
+
+    @cached_property
+    def rankings(self) -> Mapping[str, Ranking]:
+        """Mean ranks by measure, of the methods that have a value at all."""
+        found = {}
+        for name, values in self.measures.items():
+            ranking = rank_methods({label: by_seed for label, by_seed in values.items() if by_seed})
+            if ranking is not None:
+                found[name] = ranking
+        return found
+
+    def leaders(self, values: Mapping[str, BySeed]) -> tuple[str | None, set[str]]:
+        """The method of the best mean, and those that a test does not tell from it.
+
+        Only of those with the most seeds: a mean over others says something else.
+        """
+        most = max(map(len, values.values()))
+        if not most:
+            return None, set()
+        values = {label: found for label, found in values.items() if len(found) == most}
+        means = {label: np.mean(list(found.values())) for label, found in values.items()}
+        first = max(means, key=lambda label: means[label])
+        others = compare_all(values, first)
+        return first, {one.b for one in others if not one.significant}
+
+    def curve(self, method: Method) -> Curve:
+        """The best-so-far curve from the end of the initial design on."""
+        runs = [run for run in method.runs.values() if len(run)]
+        start, length = max(self.initial, 1), max(map(len, runs))
+        curves = np.full((len(runs), length), np.nan)
+        for row, run in zip(curves, runs, strict=True):
+            row[: len(run)] = run.of_incumbent("value")
+        mean, half = pointwise_interval(curves[:, start - 1 :])
+        x = np.arange(start, length + 1, dtype=float)
+        return Curve(x, mean, half, max(0, min(map(len, runs)) - start + 1))
+
+    @cached_property
+    def timed(self) -> bool:
+        """Whether every evaluated trial has a time of training."""
+        runs = [run for run in self.panel.runs if len(run)]
+        return bool(runs) and all(
+            np.isfinite(run.columns["train_seconds"][np.isfinite(run.columns["value"])]).all()
+            for run in runs
+        )
+
+    def clock(self, workers: int) -> dict[str, Curve]:
+        """Best so far over simulated seconds of training, while every seed of a method goes on.
+
+        From the time on when each has finished its initial design.
+        """
+        return {
+            method.label: _over_time(runs, workers, self.initial)
+            for method in self.panel.methods
+            if (runs := [run for run in method.runs.values() if len(run)])
+        }
+
+    @cached_property
+    def diagnostics(self) -> dict[str, dict[str, Numbers]]:
+        """By method and name, a number of each window for each seed, (S, W); NaN for none.
+
+        Methods that predict nothing and sample no generator have the seconds only.
+        """
+        count = max(1, -(-(self._longest - self.initial) // WINDOW))
+        return {
+            method.label: _stack([diagnose(run, self.initial, count) for run in runs])
+            for method in self.panel.methods
+            if (runs := [run for run in method.runs.values() if len(run)])
+        }
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self.panel.runs))
+
+    def overall(self, label: str, name: str) -> Interval | None:
+        """Mean of a diagnostic over the windows of each seed, then over seeds."""
+        table = self.diagnostics.get(label, {}).get(name)
+        if table is None:
+            return None
+        rows = [row[np.isfinite(row)] for row in table]
+        return mean_interval([row.mean() for row in rows if len(row)])
+
+
+def summarise(panels: Sequence[Panel], settings: Settings) -> list[Summary]:
+    """A summary of each panel; the best known value is that of all panels of its task."""
+    best: dict[str, float] = {}
+    for panel in panels:
+        values = np.concatenate([run.columns["value"] for run in panel.runs])
+        if np.isfinite(values).any():
+            best[panel.task] = max(best.get(panel.task, -np.inf), float(np.nanmax(values)))
+    return [Summary(panel, settings, best.get(panel.task)) for panel in panels]
+
+
+def _over_time(runs: Sequence[Run], workers: int, initial: int) -> Curve:
+    curves, starts, stops = [], [], []
+    for run in runs:
+        spent = np.nan_to_num(run.columns["train_seconds"])  # a failed trial takes no time
+        ends = list_schedule(spent, run.iteration, workers)
+        order = np.argsort(ends, kind="stable")
+        values = run.columns["value"][order]
+        best = np.append(values, np.nan)[best_so_far(values)]
+        curves.append((ends[order], np.append(np.nan, best)))
+        starts.append(ends[:initial].max(initial=0.0))
+        stops.append(ends.max())
+    x = np.linspace(min(max(starts), min(stops)), min(stops), _GRID)
+    table = [best[np.searchsorted(ends, x, side="right")] for ends, best in curves]
+    return Curve(x, *pointwise_interval(np.array(table)), _GRID)
+
+
+def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
+    """Numbers (W,) of each window of WINDOW evaluations after the initial design.
+
+    tau: Kendall's rank correlation of predicted and observed values.
+    within 1 std, within 2 std: share of values as near to their prediction.
+    nll: mean negative log-likelihood of a value, in nats, values in percent.
+    fit, propose, select, evaluate: mean seconds of a round; search: of the first three.
+    validity, uniqueness, novelty: of the pool, means over rounds.
+    """
+    columns = run.columns
+    known = np.isfinite(columns["predicted_mean"]) & np.isfinite(columns["value"])
+    mean, std, value = (columns[n] for n in ("predicted_mean", "predicted_std", "value"))
+    windows = (np.arange(len(run)) - initial) // WINDOW
+    found = {
+        name: np.full(count, np.nan)
+        for name in ("tau", "within 1 std", "within 2 std", "nll", "search", *PHASES, *RATES)
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.abs(value - mean) / std
+        losses = errors**2 / 2 + np.log(100 * std * np.sqrt(2 * np.pi))
+    spent = _round_seconds(run)
+    first = np.full(len(run.rounds), -1)
+    first[run.iteration[::-1]] = np.arange(len(run))[::-1]
+    for window in range(count):
+        trials = known & (windows == window)
+        if trials.any():
+            found["within 1 std"][window] = np.mean(errors[trials] <= 1)
+            found["within 2 std"][window] = np.mean(errors[trials] <= 2)
+            found["nll"][window] = np.mean(losses[trials])
+        if trials.sum() > 2:
+            found["tau"][window] = kendalltau(mean[trials], value[trials]).statistic
+        rounds = np.flatnonzero((first >= initial) & ((first - initial) // WINDOW == window))
+        if len(rounds):
+            for phase in PHASES:
+                found[phase][window] = np.mean(spent[phase][rounds])
+            found["search"][window] = sum(found[phase][window] for phase in SEARCH)
+            for rate in RATES:
+                rates = [run.rounds[i]["diagnostics"].get(rate) for i in rounds]
+                rates = [x for x in rates if x is not None]
+                found[rate][window] = np.mean(rates) if rates else np.nan
+    return found
+
+
+def _round_seconds(run: Run) -> dict[str, Numbers]:
+    """Seconds (R,) of each phase; evaluations add up."""
+    spent = {
+        phase: np.array([r["seconds"].get(phase, 0.0) for r in run.rounds], dtype=float)
+        for phase in PHASES
+    }
+    np.add.at(spent["evaluate"], run.iteration, np.nan_to_num(run.columns["seconds"]))
+    return spent
+
+
+def _stack(found: Sequence[Mapping[str, Numbers]]) -> dict[str, Numbers]:
+    return {name: np.array([one[name] for one in found]) for name in found[0]}

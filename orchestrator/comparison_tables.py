@@ -1,0 +1,336 @@
+"""The tables of a comparison: made once, written as HTML by the page and as LaTeX here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.comparison import Method, Panel
+from orchestrator.comparison_summary import PHASES, RATES, BySeed, Hits, Summary
+from orchestrator.statistics import Comparison, mean_interval
+
+NOT_RUN = "not run"
+
+# Table 2 of An et al., DiffusionNAG, ICLR 2024: test accuracy, percent, @ trained architectures.
+_PUBLISHED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "cifar10": {
+            "random-search": "93.70 ± 0.36 @>500",
+            "rea": "93.92 ± 0.30 @>500",
+            "reinforce": "93.85 ± 0.37 @>500",
+            "bohb": "93.61 ± 0.52 @>500",
+            "gp-ucb": "94.37 ± 0.00 @58",
+            "bananas": "94.37 ± 0.00 @46",
+            "nasbowl": "94.34 ± 0.00 @100",
+            "hebo": "94.34 ± 0.00 @100",
+            "TNAS": "94.37 ± 0.00 @29",
+            "MetaD2A": "94.37 ± 0.00 @100",
+            "DiffusionNAG with transfer": "94.37 ± 0.00 @1",
+        },
+        "cifar100": {
+            "random-search": "71.04 ± 1.07 @>500",
+            "rea": "71.84 ± 0.99 @>500",
+            "reinforce": "71.71 ± 1.09 @>500",
+            "bohb": "70.85 ± 1.28 @>500",
+            "gp-ucb": "73.14 ± 0.00 @100",
+            "bananas": "73.51 ± 0.00 @88",
+            "nasbowl": "73.51 ± 0.00 @87",
+            "hebo": "72.62 ± 0.20 @100",
+            "TNAS": "73.51 ± 0.00 @59",
+            "MetaD2A": "73.34 ± 0.04 @100",
+            "DiffusionNAG with transfer": "73.51 ± 0.00 @2",
+        },
+    }
+)
+
+
+class Cell(NamedTuple):
+    """A text, and how it looks: `best`, `tied`, `missing`, `better`, `worse` or plain."""
+
+    text: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """head: of each column; the first column is text, the others are numbers."""
+
+    name: str
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def published(panel: Panel) -> Mapping[str, str]:
+    """By method, what others published of this panel's task; empty for tasks of our own."""
+    facts = panel.facts
+    ours = facts["constraint"] or facts.get("batch_size") not in (None, 1)
+    if facts["space"] != "nasbench201" or facts["evaluator"] != "table" or ours:
+        return {}
+    return _PUBLISHED.get(str(facts["dataset"]), {})
+
+
+def overview(summaries: Sequence[Summary]) -> Table:
+    """Methods by panels: the best value at the horizon."""
+    methods = [method for summary in summaries for method in summary.panel.methods]
+    labels = dict.fromkeys(m.label for m in sorted(methods, key=lambda m: not m.guided))
+    columns = [_means(summary, summary.at_marks(summary.horizon)) for summary in summaries]
+    missing = Cell(NOT_RUN, "missing")
+    rows = [(Cell(label), *(column.get(label, missing) for column in columns)) for label in labels]
+    head = ("method", *(f"{s.panel.name} @{s.horizon}" for s in summaries))
+    return Table("overview", "Best value, percent", head, tuple(rows))
+
+
+def values_table(summary: Summary) -> Table:
+    """Best value at the marks, area under the curve and evaluations to the target."""
+    columns = [_means(summary, summary.at_marks(mark)) for mark in summary.marks]
+    columns.append(_means(summary, summary.areas, unit=1, digits=3))
+    rows = [
+        (
+            Cell(method.label),
+            Cell(_seeds(summary, method)),
+            *(column[method.label] for column in columns),
+            *_hits(summary.hits(method)),
+        )
+        for method in summary.panel.methods
+    ]
+    head = (
+        "method",
+        "finished seeds",
+        *(f"@{mark}, %" for mark in summary.marks),
+        f"area @{summary.horizon}",
+        "evaluations to target",
+        "reached",
+    )
+    return Table("values", "Best value and speed", head, tuple(rows))
+
+
+def regret_table(summary: Summary) -> Table:
+    """Mean simple regret at the marks, percentage points."""
+    best = summary.optimum.value if summary.optimum else np.nan
+    columns = []
+    for mark in summary.marks:
+        below = {
+            label: {seed: value - best for seed, value in values.items()}
+            for label, values in summary.at_marks(mark).items()
+        }
+        columns.append(_means(summary, below, unit=-100, digits=3))
+    rows = [
+        (Cell(method.label), *(column[method.label] for column in columns))
+        for method in summary.panel.methods
+    ]
+    head = ("method", *(f"@{mark}, points" for mark in summary.marks))
+    return Table("regret", "Simple regret", head, tuple(rows))
+
+
+def accuracy_table(summary: Summary) -> Table | None:
+    """Test accuracy of the best by value, and what is published of the same task."""
+    if not summary.has_test:
+        return None
+    others = published(summary.panel)
+    columns = [_means(summary, summary.at_marks(mark, "test")) for mark in summary.marks]
+    rows = [
+        (Cell(method.label), *(column[method.label] for column in columns))
+        for method in summary.panel.methods
+    ]
+    head = ("method", *(f"@{mark}, %" for mark in summary.marks))
+    if not others:
+        return Table("accuracy", "Test accuracy of the best by value", head, tuple(rows))
+    missing = [Cell(NOT_RUN, "missing")] * len(summary.marks)
+    ours = {method.label for method in summary.panel.methods}
+    rows = [(*row, Cell(others.get(row[0].text, "–"))) for row in rows]
+    rows += [
+        (Cell(name), *missing, Cell(text)) for name, text in others.items() if name not in ours
+    ]
+    return Table(
+        "accuracy",
+        "Test accuracy of the best by value",
+        (*head, "published, % @ evaluations"),
+        tuple(rows),
+        "Published: test accuracy @ trained architectures, as printed in Table 2 of the "
+        "DiffusionNAG paper (ICLR 2024), whose protocol searches on test; not made here. "
+        "TNAS, MetaD2A and DiffusionNAG there use predictors trained on other data sets.",
+    )
+
+
+def tests_table(summary: Summary, measure: str) -> Table | None:
+    """Holm-corrected p-values of every pair by one measure: row against column."""
+    found = summary.comparisons[measure]
+    return _matrix(summary, found, _p_value, f"tests {measure}", f"Paired tests, {measure}")
+
+
+def reference_table(summary: Summary) -> Table | None:
+    """The reference against every other method by every measure."""
+    by_measure = {
+        measure: {one.b: one for one in found} for measure, found in summary.comparisons.items()
+    }
+    rows = []
+    for method in summary.panel.methods:
+        if method.label != summary.reference:
+            found = [ones.get(method.label) for ones in by_measure.values()]
+            rows.append((Cell(method.label), *(_verdict(one) for one in found)))
+    if not rows:
+        return None
+    return Table("reference", f"{summary.reference} against", ("method", *by_measure), tuple(rows))
+
+
+def win_tie_loss_table(summary: Summary, mark: int) -> Table | None:
+    """Seeds won, tied and lost by the row against the column."""
+    found = summary.pairs(mark)
+    return _matrix(summary, found, _tally, f"win-tie-loss {mark}", f"Won / tied / lost @{mark}")
+
+
+def diagnostics_table(summary: Summary) -> Table:
+    """Means over windows and seeds of what the surrogate predictor and the pools were like."""
+    shares = ("within 1 std", "within 2 std", *RATES)
+    names = ("tau", *shares[:2], "nll", *PHASES, *RATES)
+    rows = []
+    for method in summary.panel.methods:
+        cells = [Cell(method.label)]
+        for name in names:
+            found = summary.overall(method.label, name)
+            if found is None:
+                cells.append(Cell("–"))
+            elif name in shares:
+                cells.append(Cell(f"{100 * found.mean:.1f}"))
+            elif name in PHASES:
+                cells.append(Cell(f"{found.mean:.3f}"))
+            else:
+                cells.append(Cell(f"{found.mean:.2f}"))
+        rows.append(tuple(cells))
+    head = (
+        "method",
+        "Kendall τ",
+        "within ±1 std, %",
+        "±2 std, %",
+        "NLL, nats",
+        *(f"{phase}, s" for phase in PHASES),
+        *(f"{rate}, %" for rate in RATES),
+    )
+    return Table("diagnostics", "Surrogate predictor and pools", head, tuple(rows))
+
+
+def _seeds(summary: Summary, method: Method) -> str:
+    finished = sum(run.complete for run in method.runs.values())
+    expected = len(summary.panel.seeds)
+    return str(expected) if finished == expected else f"{finished} of {expected}"
+
+
+def _means(
+    summary: Summary, values: Mapping[str, BySeed], *, unit: float = 100, digits: int = 2
+) -> dict[str, Cell]:
+    """By method: mean and half of its interval, and the number of seeds where some are missing."""
+    first, tied = summary.leaders(values)
+    cells = {}
+    for label, by_seed in values.items():
+        found = mean_interval(list(by_seed.values()))
+        if found is None:
+            cells[label] = Cell(NOT_RUN, "missing")
+            continue
+        text = f"{unit * found.mean + 0:.{digits}f}"
+        if np.isfinite(found.half):
+            text += f" ± {abs(unit) * found.half:.{digits}f}"
+        if found.n < len(summary.panel.seeds):
+            text += f" (n={found.n})"
+        cells[label] = Cell(text, "best" if label == first else "tied" if label in tied else "")
+    return cells
+
+
+def _hits(hits: Hits | None) -> tuple[Cell, Cell]:
+    if hits is None:
+        return Cell(NOT_RUN, "missing"), Cell(NOT_RUN, "missing")
+    low, median, high = (f"{q:g}" if np.isfinite(q) else f"> {hits.last}" for q in hits.quartiles)
+    spread = f" ({low} to {high})" if low != high else ""
+    return Cell(median + spread), Cell(f"{hits.reached} of {hits.n}")
+
+
+def _matrix(
+    summary: Summary,
+    found: Sequence[Comparison],
+    cell: Callable[[Comparison], Cell],
+    name: str,
+    caption: str,
+) -> Table | None:
+    labels = [method.label for method in summary.panel.methods]
+    if len(labels) < 2 or not found:
+        return None
+    by_pair = {(one.a, one.b): one for one in found}
+    by_pair |= {(one.b, one.a): one.reversed() for one in found}
+    rows = [
+        (
+            Cell(f"{number} {row}"),
+            *(
+                Cell("·")
+                if row == column
+                else cell(by_pair[row, column])
+                if (row, column) in by_pair
+                else Cell(NOT_RUN, "missing")
+                for column in labels
+            ),
+        )
+        for number, row in enumerate(labels, start=1)
+    ]
+    head = ("row against column", *map(str, range(1, len(labels) + 1)))
+    return Table(name.replace(" ", "-").replace("@", ""), caption, head, tuple(rows))
+
+
+def _p_value(one: Comparison) -> Cell:
+    if not one.significant:
+        return Cell(_p(one.p_holm))
+    return Cell(_p(one.p_holm), "better" if one.a_is_better else "worse")
+
+
+def _tally(one: Comparison) -> Cell:
+    return Cell(f"{one.wins}/{one.ties}/{one.losses}", _p_value(one).look)
+
+
+def _verdict(one: Comparison | None) -> Cell:
+    if one is None:
+        return Cell(NOT_RUN, "missing")
+    text, look = _p_value(one)
+    return Cell(f"p {text} · {one.wins}/{one.ties}/{one.losses}", look)
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def to_latex(table: Table) -> str:
+    """A `tabular` for the package booktabs; the best of a column is bold."""
+    columns = "l" + "r" * (len(table.head) - 1)
+    lines = [
+        f"% {_escape(table.caption)}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(_escape, table.head)) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _escape(cell.text)
+    if cell.look == "best":
+        return rf"\textbf{{{text}}}"
+    if cell.look == "missing":
+        return rf"\textit{{{text}}}"
+    return text + r"$^{\approx}$" if cell.look == "tied" else text
+
+
+_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "<": "$<$", ">": "$>$", "±": r"$\pm$", "·": r"$\cdot$", "–": "--", "τ": r"$\tau$",
+    }
+)  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    return text.translate(_ESCAPES)

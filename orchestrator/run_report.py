@@ -1,0 +1,328 @@
+"""The report of a run: one HTML file that needs nothing else, made from the store alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from nag.spaces import Architecture, SearchSpace
+from orchestrator.comparison_checklist import WHAT_VALUES_ARE, Answer, run_checklist
+from orchestrator.drawing import draw, legend
+from orchestrator.figures import (
+    draw_calibration,
+    draw_guidance,
+    draw_pareto,
+    draw_pools,
+    draw_progress,
+    draw_seconds,
+)
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome, Trial
+from orchestrator.view import QUANTITIES, Quantity
+from trainers.constraints import parse_constraint
+
+_NUM_BEST = 5
+_NUM_FRONT = 10
+_RATES = ("validity", "uniqueness", "novelty", "feasible")
+
+
+class Finished(NamedTuple):
+    """A trial and what became of it."""
+
+    trial: Trial
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Values as predicted before the evaluation and as then observed, each (n,) fractions."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    observed: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, finished: Sequence[Finished]) -> "Calibration":
+        """Of the trials that have both."""
+        rows = [
+            (trial.predicted_mean, trial.predicted_std, outcome.value)
+            for trial, outcome in finished
+            if None not in (trial.predicted_mean, trial.predicted_std, outcome.value)
+        ]
+        return cls(*np.array(rows, dtype=float).reshape(-1, 3).T)
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """(n,) observed - predicted, in predicted standard deviations."""
+        return (self.observed - self.mean) / self.std
+
+    @property
+    def rmse(self) -> float:
+        return float(np.sqrt(np.mean((self.observed - self.mean) ** 2)))
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's; None where ranks mean nothing."""
+        if min(len(set(self.mean)), len(set(self.observed))) < 2:
+            return None
+        return float(spearmanr(self.mean, self.observed).statistic)
+
+    def coverage(self, stds: float) -> float:
+        """Share of observations within that many predicted standard deviations."""
+        return float(np.mean(np.abs(self.errors) <= stds))
+
+
+class Limit(NamedTuple):
+    """A constraint, as far as the numbers of a run tell: a metric and what it may be."""
+
+    metric: str
+    at_most: bool
+    amount: float
+
+    def __str__(self) -> str:
+        quantity = QUANTITIES[self.metric]
+        amount = f"{self.amount / quantity.one:g} {quantity.unit}"
+        return f"{quantity.label} {'≤' if self.at_most else '≥'} {amount}"
+
+    def satisfied(self, outcome: Outcome) -> bool:
+        amount = outcome.metrics.get(self.metric)
+        if amount is None:
+            return False
+        return amount <= self.amount if self.at_most else amount >= self.amount
+
+
+def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which of (n,) are better than all of the same or a lesser amount, by rising amount."""
+    order = np.lexsort((-values, amounts))
+    best_below = np.maximum.accumulate(np.append(-np.inf, values[order]))[:-1]
+    return order[values[order] > best_below]
+
+
+def write_report(store: RunStore) -> Path:
+    """Write OUT/report.html, aside and then into place; equal stores give equal reports."""
+    path = store.out / "report.html"
+    record = json.loads((store.out / "config.json").read_text())
+    aside = path.with_suffix(".html.tmp")
+    aside.write_text(_render(store, record), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def _render(store: RunStore, record: Mapping[str, Any]) -> str:
+    finished = [
+        Finished(trial, store.outcomes[trial.trial])
+        for trial in store.trials
+        if trial.trial in store.outcomes
+    ]
+    environment = Environment(
+        loader=PackageLoader("orchestrator"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "seconds": _seconds}
+    limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
+    return environment.get_template("run_report.html").render(
+        record=record,
+        config=record["config"],
+        what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
+        num_finished=len(finished),
+        failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
+        best=_best(store.space, finished),
+        recorded={name for _, outcome in finished for name in outcome.metrics},
+        quantities=QUANTITIES,
+        limits=limits,
+        pareto=_pareto(finished, limits),
+        legend=legend(store.space),
+        progress=_progress(finished),
+        strategies=_by_strategy(finished),
+        checklist=_checklist(record, store.rounds, finished),
+        **_calibration(Calibration.of(finished)),
+        **_phases(_seconds_by_phase(store.rounds, finished)),
+        **_pools([spent["diagnostics"] for spent in store.rounds]),
+    )
+
+
+def _row(space: SearchSpace, pair: Finished) -> dict[str, Any]:
+    """What the template shows of a trial."""
+    trial, outcome = pair
+    return {"trial": trial, "outcome": outcome, "arch": space.to_str(trial.arch)}
+
+
+def _best(space: SearchSpace, finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    """The best distinct architectures, drawn; the earlier of equals first, as in `store.best`."""
+    ranked = sorted(
+        (pair for pair in finished if pair.outcome.value is not None),
+        key=lambda pair: pair.outcome.value or 0.0,
+        reverse=True,
+    )
+    distinct: dict[Architecture, Finished] = {}
+    for pair in ranked:
+        distinct.setdefault(pair.trial.arch, pair)
+    return [
+        {
+            **_row(space, pair),
+            "drawing": draw(space, pair.trial.arch),
+            "json": json.dumps(space.to_config(pair.trial.arch)),
+        }
+        for pair in list(distinct.values())[:_NUM_BEST]
+    ]
+
+
+def _progress(finished: Sequence[Finished]) -> str | None:
+    if all(outcome.value is None for _, outcome in finished):
+        return None
+    return draw_progress(
+        np.array([trial.trial for trial, _ in finished]),
+        np.array([outcome.value for _, outcome in finished], dtype=float),
+        np.array([trial.strategy == "initial" for trial, _ in finished]),
+    )
+
+
+def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:
+    """Value against each quantity that is constrained; against MACs where none is."""
+    names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
+    return [
+        _trade_off(name, pairs, limits)
+        for name in names
+        if (pairs := [pair for pair in finished if _measured(pair.outcome, name)])
+    ]
+
+
+def _measured(outcome: Outcome, metric: str) -> bool:
+    return outcome.value is not None and np.isfinite(outcome.metrics.get(metric, np.nan))
+
+
+def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) -> dict[str, Any]:
+    """A figure, and the upper end of the Pareto front, the best first."""
+    quantity: Quantity = QUANTITIES[name]
+    amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
+    values = np.array([pair.outcome.value for pair in pairs], dtype=float)
+    feasible = [all(limit.satisfied(pair.outcome) for limit in limits) for pair in pairs]
+    front = pareto_front(amounts, values)
+    figure = draw_pareto(
+        str(quantity),
+        amounts,
+        values,
+        np.array([pair.trial.strategy == "initial" for pair in pairs]),
+        front=front,
+        best=int(np.argmax(np.where(feasible, values, -np.inf))) if any(feasible) else None,
+        limits=[
+            (limit.amount / quantity.one, limit.at_most) for limit in limits if limit.metric == name
+        ],
+    )
+    upper = [pairs[i] for i in front[::-1][:_NUM_FRONT]]
+    return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
+
+
+def _by_strategy(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
+    """What each source of trials brought, in order of appearance."""
+    sources: dict[str, list[float | None]] = {}
+    for trial, outcome in finished:
+        sources.setdefault(trial.strategy, []).append(outcome.value)
+    summary = {}
+    for name, values in sources.items():
+        found = [value for value in values if value is not None]
+        summary[name] = {
+            "trials": len(values),
+            "failed": len(values) - len(found),
+            "median": float(np.median(found)) if found else None,
+            "best": max(found, default=None),
+        }
+    return summary
+
+
+def _calibration(found: Calibration) -> dict[str, Any]:
+    figure = draw_calibration(found.mean, found.std, found.observed) if len(found.mean) else None
+    return {"calibration": found, "calibration_figure": figure}
+
+
+def _seconds_by_phase(
+    rounds: Sequence[Mapping[str, Any]], finished: Sequence[Finished]
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds (R,) of each phase by round; evaluations count where they were proposed."""
+    spent = {
+        phase: np.array([found["seconds"].get(phase, 0.0) for found in rounds], dtype=float)
+        for phase in ("fit", "propose", "select")
+    }
+    spent["evaluate"] = np.zeros(len(rounds))
+    for trial, outcome in finished:
+        spent["evaluate"][trial.iteration] += outcome.seconds
+    return spent
+
+
+def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    totals = {phase: float(seconds.sum()) for phase, seconds in spent.items()}
+    figure = draw_seconds(spent) if sum(totals.values()) > 0 else None
+    return {"seconds": totals, "seconds_figure": figure, "num_rounds": len(spent["evaluate"])}
+
+
+def _checklist(
+    record: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    finished: Sequence[Finished],
+) -> list[Answer]:
+    spent = {phase: seconds.sum() for phase, seconds in _seconds_by_phase(rounds, finished).items()}
+    evaluation = float(spent.pop("evaluate"))
+    return run_checklist(
+        record,
+        evaluations=len(finished),
+        failed=sum(outcome.value is None for _, outcome in finished),
+        search_seconds=float(sum(spent.values())),
+        evaluation_seconds=evaluation,
+        has_test=any("test" in outcome.metrics for _, outcome in finished),
+    )
+
+
+def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Rates and sizes by round, and their means over the rounds that have them."""
+    pools = [found for found in diagnostics if "pool" in found]
+    series = {
+        name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
+        for name in (*_RATES, "pool")
+    }
+    means = {
+        name: float(np.nanmean(numbers))
+        for name, numbers in series.items()
+        if np.isfinite(numbers).any()
+    }
+    sizes = series.pop("pool")
+    return {
+        "pool_means": means,
+        "pool_rates": _RATES,
+        "num_pools": len(pools),
+        "num_generated": int(sum(found.get("generated", 0) for found in pools)),
+        "num_filled": int(sum(found.get("filled", 0) for found in pools)),
+        "pools_figure": draw_pools(series, sizes) if pools else None,
+        **_guidance(diagnostics),
+    }
+
+
+def _guidance(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Strength of guidance by round, and what is usual over the rounds that have it."""
+    series = {
+        name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
+        for name in ("scale_low", "scale_high", "norm_ratio")
+    }
+    if not all(np.isfinite(numbers).any() for numbers in series.values()):
+        return {"guidance": None, "guidance_figure": None}
+    usual = {name: float(np.nanmedian(numbers)) for name, numbers in series.items()}
+    return {"guidance": usual, "guidance_figure": draw_guidance(*series.values())}
+
+
+def _percent(fraction: float | None, digits: int = 3) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def _seconds(seconds: float) -> str:
+    """1.23 ms, 12.3 s, 1,234 s."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"

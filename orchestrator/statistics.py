@@ -1,0 +1,266 @@
+"""Statistics of search runs: intervals, censored quantiles, paired tests, ranks, schedules.
+
+S seeds, M methods, n trials. Larger is better. Nothing here knows what a run is.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import (
+    CensoredData,
+    ecdf,
+    friedmanchisquare,
+    rankdata,
+    studentized_range,
+)
+from scipy.stats import t as student
+
+LEVEL = 0.95  # of every interval
+ALPHA = 1 - LEVEL  # of every test
+_DIGITS = 9  # decimals beyond which two values are equal
+
+Numbers = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its interval; the ends are NaN for a single seed."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        return self.mean - self.low
+
+
+def mean_interval(values: ArrayLike) -> Interval | None:
+    """Student's t-interval of the mean of (S,) at LEVEL; None without a value."""
+    found = np.asarray(values, dtype=float)
+    if not len(found):
+        return None
+    means, halves = pointwise_interval(found[:, None])
+    mean, half = float(means[0]), float(halves[0])
+    return Interval(len(found), mean, mean - half, mean + half)
+
+
+def pointwise_interval(curves: Numbers) -> tuple[Numbers, Numbers]:
+    """Mean and half-width (n,) of Student's t-interval over the seeds of (S, n).
+
+    NaN is a seed that has not come so far: each point is over the others. The mean is NaN without a
+    seed, the half-width with fewer than two.
+    """
+    known = np.isfinite(curves)
+    count = known.sum(axis=0)
+    total = np.where(known, curves, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    squares = np.where(known, (curves - mean) ** 2, 0.0).sum(axis=0)
+    free = np.maximum(count - 1, 1)
+    error = np.sqrt(squares / free / np.maximum(count, 1))
+    half = student.ppf((1 + LEVEL) / 2, free) * error
+    return mean, np.where(count > 1, half, np.nan)
+
+
+def best_so_far(values: Numbers) -> NDArray[np.int64]:
+    """Which trial of (n,) is the best up to each; -1 before the first value, NaN is none.
+
+    The first of equals is the best, as in the store.
+    """
+    filled = np.where(np.isnan(values), -np.inf, values)
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(filled)[:-1]])[: len(filled)]
+    return np.maximum.accumulate(np.where(filled > before, np.arange(len(filled)), -1))
+
+
+def area_under(curve: Numbers, start: int, stop: int, low: float, high: float) -> float:
+    """Mean of a best-so-far curve over evaluations start + 1 ... stop, on a scale from 0 to 1.
+
+    0 is a curve that stays at `low`, 1 one that is at `high` from the first of them; the scale is
+    the same for all curves that are compared. NaN where low and high are equal.
+    """
+    if not high > low:
+        return np.nan
+    return float(np.mean((curve[start:stop] - low) / (high - low)))
+
+
+def evaluations_to(curve: Numbers, target: float) -> int | None:
+    """How many evaluations a best-so-far curve needs to reach the target; None if it does not."""
+    reached = curve >= target - 10.0**-_DIGITS
+    return int(np.argmax(reached)) + 1 if reached.any() else None
+
+
+def censored_quantiles(
+    times: Sequence[float], censored: Sequence[bool], shares: Sequence[float] = (0.25, 0.5, 0.75)
+) -> tuple[float, ...]:
+    """Quantiles of times (S,) some of which only say "later than this" (Kaplan and Meier, 1958).
+
+    Without censoring the median is the usual one: where the share is met exactly between two times,
+    their mean. Infinite where too few are known.
+    """
+    left = ecdf(CensoredData.right_censored(times, np.asarray(censored, dtype=bool))).sf
+    found = []
+    for share in shares:
+        over = left.probabilities - (1 - share)
+        ends = [left.quantiles[met] for met in (over < 1e-12, over < -1e-12)]
+        found.append(float(np.mean([end[0] if len(end) else np.inf for end in ends])))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A against b over the seeds that both have."""
+
+    a: str
+    b: str
+    n: int
+    wins: int  # of a
+    ties: int
+    losses: int
+    median: float  # of a - b
+    p: float  # two-sided
+    p_holm: float = np.nan
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < ALPHA
+
+    @property
+    def a_is_better(self) -> bool:
+        """By the signs where there are more of one, else by the median."""
+        return (self.wins - self.losses, self.median) > (0, 0.0)
+
+    def reversed(self) -> "Comparison":
+        return Comparison(
+            self.b, self.a, self.n, self.losses, self.ties, self.wins, -self.median, self.p,
+            self.p_holm,
+        )  # fmt: skip
+
+
+def compare(a: str, b: str, first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:
+    """Wilcoxon's signed-rank test of values by seed."""
+    seeds = sorted(first.keys() & second.keys())
+    differences = np.round([first[seed] - second[seed] for seed in seeds], _DIGITS)
+    wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
+    p = signed_rank_test(differences)
+    median = float(np.median(differences)) if seeds else np.nan
+    return Comparison(a, b, len(seeds), wins, len(seeds) - wins - losses, losses, median, p)
+
+
+def signed_rank_test(differences: Numbers) -> float:
+    """Two-sided p of the signed-rank test of (S,) differences (Wilcoxon, 1945).
+
+    Differences of zero are dropped, as he did. The p is exact, also with ties: the distribution of
+    the sum of ranks of one sign, each sign being as likely for each rank, is built rank by rank.
+    """
+    kept = differences[differences != 0]
+    ranks = (2 * rankdata(np.abs(kept))).astype(int)  # twice, so that they are whole numbers
+    share = np.zeros(ranks.sum() + 1)
+    share[0] = 1.0
+    for rank in ranks:
+        share[rank:] += share[: len(share) - rank].copy()
+        share /= 2
+    found = ranks[kept > 0].sum()
+    return float(min(1.0, 2 * min(share[: found + 1].sum(), share[found:].sum())))
+
+
+def compare_all(
+    values: Mapping[str, Mapping[int, float]], reference: str | None = None
+) -> list[Comparison]:
+    """Every pair of methods, or the reference against every other, with Holm's correction.
+
+    values: by method, by seed. Pairs without a common seed are left out.
+    """
+    names = list(values)
+    if reference is None:
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    else:
+        pairs = [(reference, b) for b in names if b != reference and reference in values]
+    found = [compare(a, b, values[a], values[b]) for a, b in pairs]
+    found = [one for one in found if one.n]
+    corrected = holm([one.p for one in found])
+    return [
+        Comparison(**{**vars(one), "p_holm": p}) for one, p in zip(found, corrected, strict=True)
+    ]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family of tests (Holm, 1979)."""
+    order = np.argsort(p)
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p, dtype=float)[order]))
+    found = np.empty(len(p))
+    found[order] = adjusted
+    return found.tolist()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Mean ranks over seeds, 1 is best, and what is needed to tell them apart (Demsar, 2006).
+
+    p: of Friedman's test that all methods are alike.
+    critical_difference: of Nemenyi's test, at ALPHA.
+    """
+
+    names: tuple[str, ...]  # by rising mean rank
+    ranks: tuple[float, ...]
+    n: int
+    p: float
+    critical_difference: float
+
+    def cliques(self) -> list[tuple[int, int]]:
+        """The largest groups (first, last) that are not told apart, of two methods or more."""
+        ends = [
+            max(j for j, rank in enumerate(self.ranks) if rank - low <= self.critical_difference)
+            for low in self.ranks
+        ]
+        return [(i, end) for i, end in enumerate(ends) if end > i and (i == 0 or end > ends[i - 1])]
+
+
+def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
+    """Over the seeds that all methods have; None with fewer than three methods or two seeds."""
+    if len(values) < 3:
+        return None
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
+    if len(seeds) < 2:
+        return None
+    table = np.array([[by_seed[seed] for by_seed in values.values()] for seed in seeds])
+    table = np.round(table, _DIGITS)  # (S, M)
+    ranks = rankdata(-table, axis=1)
+    alike = bool((ranks == ranks[0, 0]).all())
+    p = 1.0 if alike else float(friedmanchisquare(*table.T).pvalue)
+    means = ranks.mean(axis=0)
+    order = np.argsort(means, kind="stable")
+    names = list(values)
+    return Ranking(
+        tuple(names[i] for i in order),
+        tuple(float(means[i]) for i in order),
+        len(seeds),
+        p,
+        nemenyi_difference(len(names), len(seeds)),
+    )
+
+
+def nemenyi_difference(methods: int, seeds: int) -> float:
+    """Least difference of two mean ranks that is significant at ALPHA (Nemenyi, 1963)."""
+    q = studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(methods * (methods + 1) / (6 * seeds)))
+
+
+def list_schedule(seconds: Numbers, rounds: NDArray[np.int64], workers: int) -> Numbers:
+    """When each of n trials ends on so many workers.
+
+    Trials start in order, each on the worker that is free first; those of a round only when the
+    round before has ended.
+    """
+    ends = np.empty(len(seconds))
+    free = [0.0] * workers
+    for i, (spent, number) in enumerate(zip(seconds, rounds, strict=True)):
+        if i and number != rounds[i - 1]:
+            free = [max(free)] * workers
+        ends[i] = heapq.heappop(free) + spent
+        heapq.heappush(free, ends[i])
+    return ends
