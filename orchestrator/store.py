@@ -146,7 +146,7 @@ class RunStore:
         return self.trials[first:]
 
     def record(self, outcome: Outcome) -> None:
-        """Keep an outcome, in the journal before this returns; a second one for a trial is ignored."""
+        """Keep an outcome, in the journal before this returns; a second one is ignored."""
         if outcome.trial not in self.outcomes:
             self._append({"event": "finished", **asdict(outcome)}, worth=outcome.seconds)
 
