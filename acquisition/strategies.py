@@ -223,6 +223,7 @@ class ConstrainedGeneration:
 
 STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
     "guided": lambda space, generator: GuidedGeneration(generator),
+    "guided+mutation": lambda space, generator: Union(GuidedGeneration(generator), Mutation(space)),
     "local-search": lambda space, generator: LocalSearch(space),
     "mutation": lambda space, generator: Mutation(space),
     "mutation+random": lambda space, generator: Union(Mutation(space), RandomSearch(space)),

@@ -6,7 +6,13 @@ from functools import partial
 
 from acquisition.base import CandidateStrategy
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
+from acquisition.strategies import (
+    STRATEGIES,
+    ConstrainedGeneration,
+    GuidedGeneration,
+    Mutation,
+    Union,
+)
 from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
@@ -50,18 +56,22 @@ def build_predictor(name: str, space: SearchSpace) -> SurrogatePredictor | None:
 def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimizer:
     space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
-    strategy: CandidateStrategy = (
-        GuidedGeneration(
-            generator,
-            kind=config.guidance,
-            form=config.guidance_form,
-            target=None if config.target is None else config.target / 100,
-            scale=config.scale(),
-            constraints=constraints,
-        )
-        if parts.strategy == "guided"
-        else STRATEGIES[parts.strategy](space, generator)
+    guided = GuidedGeneration(
+        generator,
+        kind=config.guidance,
+        form=config.guidance_form,
+        target=None if config.target is None else config.target / 100,
+        scale=config.scale(),
+        constraints=constraints,
     )
+    strategy: CandidateStrategy
+    match parts.strategy:
+        case "guided":
+            strategy = guided
+        case "guided+mutation":
+            strategy = Union(guided, Mutation(space))
+        case name:
+            strategy = STRATEGIES[name](space, generator)
     return BayesianOptimizer(
         space=space,
         predictor=build_predictor(parts.surrogate, space),

@@ -64,8 +64,9 @@ class RunConfig:
         baselines); none fits nothing and evaluates what the strategy proposes.
     strategy
         What fills the pool of candidates: guided is the diffusion model steered by the surrogate
-        predictor; uncond+sort, random and the mutations are the baselines of the paper; rea,
-        local-search and reinforce need no surrogate.
+        predictor, guided+mutation takes half of the pool from mutants of the best; uncond+sort,
+        random and the other mutations are the baselines of the paper; rea, local-search and
+        reinforce need no surrogate.
     acq
         Acquisition function: expected improvement, probability of improvement, independent
         Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a

@@ -13,6 +13,7 @@ from nag.cli import UserError, choose
 SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
 StrategyName = Literal[
     "guided",
+    "guided+mutation",
     "local-search",
     "mutation",
     "mutation+random",
@@ -134,9 +135,9 @@ def resolve(
     else:
         given = next((name for name in (acq, preset.acq) if name not in (None, NONE)), "ei")
         acq = choose("acquisition function", given, get_args(AcquisitionName))
-    if strategy == "guided" and surrogate not in DIFFERENTIABLE:
+    if strategy.startswith("guided") and surrogate not in DIFFERENTIABLE:
         raise UserError(
-            f"--strategy guided climbs the surrogate, --surrogate {surrogate} has no gradient: "
+            f"--strategy {strategy} climbs the surrogate, --surrogate {surrogate} has no gradient: "
             f"choose --surrogate {' or '.join(DIFFERENTIABLE)}, or another strategy"
         )
     if strategy == "uncond+sort" and surrogate == NONE:

@@ -1,4 +1,4 @@
-"""Everything that knows Ray: a generator actor, a pool of evaluator actors, and metrics.
+"""Everything that knows Ray: a generator actor, a pool of evaluator actors, tasks, and metrics.
 
 The driver sends architectures and small predictors; weights, tables and supernets are loaded once
 inside the actors. Evaluators and generator take turns (a round is proposed, then evaluated), so on
@@ -38,6 +38,7 @@ from trainers.base import Evaluator
 
 _START_SECONDS = 300.0  # for an actor to start
 _RETURN_SECONDS = 600.0  # for a lost evaluator to come back, when no other is left
+_HEARTBEAT_SECONDS = 1.0
 _OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -98,7 +99,7 @@ class RayExecutor:
     def __init__(
         self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
     ) -> None:
-        dashboard = _connect(config, runtime)
+        dashboard = _connect(runtime)
         try:
             resources = ray.cluster_resources()
             plan = _plan(resources, config, runtime)
@@ -189,6 +190,65 @@ class RayExecutor:
         ray.shutdown()
 
 
+@ray.remote
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class RayTasks:
+    """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
+
+    Each call takes one CPU and the share `gpu` of a GPU; at most `runtime.workers` are called at a
+    time, by default as many as the cluster has room for.
+    """
+
+    def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
+        _connect(runtime)
+        resources = ray.cluster_resources()
+        slots = resources.get("CPU", 0)
+        self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": runtime.retries}
+        if "evaluator" in resources:
+            self._options["resources"] = {"evaluator": 1}
+            slots = min(slots, resources["evaluator"])
+        if gpu:
+            self._options["num_gpus"] = gpu
+            slots = min(slots, resources.get("GPU", 0) / gpu)
+        if slots < 1:
+            ray.shutdown()
+            raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")
+        self.workers = runtime.workers or int(slots)
+
+    def run(
+        self, functions: Sequence[Callable[[], Any]]
+    ) -> Iterator[tuple[list[int], list[tuple[int, Any]]]]:
+        """What is done, as it is done, and at least every second what is being done.
+
+        Yields the numbers of the functions that are running and (number, result) of those that have
+        ended; the result of one that was lost with its workers is a ClusterError.
+        """
+        waiting = deque(enumerate(functions))
+        running: dict[Any, int] = {}
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                number, function = waiting.popleft()
+                running[_call.options(**self._options).remote(function)] = number
+            done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
+            ended = [(running.pop(reference), _result(reference)) for reference in done]
+            yield list(running.values()), ended
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError:
+        raise  # the functions return their errors: this is our own bug
+    except RayError as error:
+        return ClusterError(f"the worker was lost ({type(error).__name__})")
+
+
 class _Plan:
     """How many actors, and what each asks the cluster for."""
 
@@ -223,7 +283,7 @@ def _plan(resources: Mapping[str, float], config: RunConfig, runtime: Runtime) -
     return _Plan(workers, "cuda" if on_gpu else "cpu", generator, evaluator)
 
 
-def _connect(config: RunConfig, runtime: Runtime) -> str | None:
+def _connect(runtime: Runtime) -> str | None:
     """Start a Ray of our own or join a cluster; returns the address of the dashboard."""
     os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
     Config.initialize("")  # Ray read its environment when it was imported: read it again

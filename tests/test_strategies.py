@@ -37,7 +37,8 @@ GENERATORS = {
     )
     for name in SPACES
 }
-GENERATIVE = {"guided", "uncond+sort"}
+ALL_GENERATED = {"guided", "uncond+sort"}
+GENERATIVE = ALL_GENERATED | {"guided+mutation"}
 LOOKS_AROUND = {"rea", "reinforce"}  # where the best were, so that a rest elsewhere is not found
 DIAGNOSTICS = {
     "generated",
@@ -184,7 +185,7 @@ def test_equal_generators_give_equal_pools(case):
 def test_diagnostics_say_how_the_pool_was_generated(case):
     found = case.propose(20).diagnostics
     expected = DIAGNOSTICS if case.name in GENERATIVE else set()
-    assert set(found) == (expected | GUIDANCE_DIAGNOSTICS if case.name == "guided" else expected)
+    assert set(found) == (expected | GUIDANCE_DIAGNOSTICS if "guided" in case.name else expected)
     for share in {"validity", "uniqueness", "novelty"} & set(found):
         assert 0 < found[share] <= 1
 
@@ -402,7 +403,7 @@ def test_a_strategy_that_asks_the_predictor_needs_one(name):
         propose(STRATEGIES[name](TOY, GENERATORS["toy"]), 5, observe(TOY, 15), None)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATIVE))
+@pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_diagnostics_count_all_samples(name):
     """Recomputed from what the generator made; on the toy space several rounds are needed."""
     observations = observe(TOY, 30)
@@ -421,7 +422,7 @@ def test_diagnostics_count_all_samples(name):
     }
     expected |= spy.made[0].diagnostics  # of guidance: as in the first round
     assert dict(pool.diagnostics) == pytest.approx(expected)
-    assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if name == "guided" else set())
+    assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if "guided" in name else set())
     assert set(pool.archs) <= set(valid)
 
 
@@ -433,7 +434,7 @@ def test_rounds_are_not_copies_of_each_other(name):
     assert len({samples.archs for samples in spy.made}) == len(spy.made) > 1
 
 
-@pytest.mark.parametrize("name", sorted(GENERATIVE))
+@pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_a_generator_without_valid_samples_gives_an_empty_pool(name):
     observations = observe(TOY, 15)
     strategy = STRATEGIES[name](TOY, BrokenGenerator())

@@ -1,0 +1,199 @@
+"""`python -m orchestrator.experiment`: run all that a file asks for."""
+
+import shlex
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from nag.cli import UserError, WholeNumber, command_line, run
+from orchestrator.config import Runtime
+from orchestrator.experiment_file import Data, Experiment, read_experiment
+from orchestrator.experiment_jobs import Job, Place, Result, check, execute, versions, write_json
+from orchestrator.experiment_view import Board, Heartbeat, Watch
+
+SCHEMA = 1
+
+app = command_line("python -m orchestrator.experiment")
+
+
+@app.default
+def main(
+    file: Path,
+    *,
+    out: Path = Path("runs/experiments"),
+    table: Path | None = None,
+    latency_table: str | None = None,
+    dry_run: bool = False,
+    executor: Literal["ray", "local"] = "ray",
+    jobs: WholeNumber | None = None,
+    gpu: float = 0.0,
+    address: str | None = None,
+    auth: Literal["token", "disabled"] | None = None,
+    retries: WholeNumber = 2,
+) -> int:
+    """Run every search and command that an experiment file asks for, in parallel on Ray.
+
+    Each has a directory of its own in --out, named after its content. What is finished there is
+    skipped and what was interrupted continues, so experiments can share one --out and an
+    interrupted experiment continues when its command is repeated.
+
+    Examples:
+
+    python -m orchestrator.experiment experiments/smoke.toml
+
+    python -m orchestrator.experiment experiments/figure3.toml --table nb201.parquet --dry-run
+
+    python -m orchestrator.experiment experiments/figure4.toml --out RUNS --jobs 8
+
+    Parameters
+    ----------
+    file
+        The experiment: a TOML file.
+    out
+        Folder of the runs. On a cluster all machines must share it.
+    table
+        Parquet file of a benchmark table, for the runs that need one.
+    latency_table
+        Latency of the blocks on your device, for the runs constrained in it: FILE or FILE:KEY.
+    dry_run
+        List what would be run and what is finished, and stop.
+    executor
+        One Ray task per run, or one run after the other in this process.
+    jobs
+        Runs at a time on Ray; by default as many as the cluster has room for.
+    gpu
+        Share of a GPU for each run; with 0 all run on the CPU.
+    address
+        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+    auth
+        Ray's token authentication; by default RAY_AUTH_MODE, else token.
+    retries
+        How often an evaluation is tried again after an error, or a run after a lost worker.
+    """
+    if jobs is not None and jobs < 1:
+        raise UserError("--jobs must be at least 1")
+    if not 0 <= gpu <= 1:
+        raise UserError(f"--gpu {gpu:g} must be between 0 and 1")
+    runtime = Runtime(
+        executor=executor,
+        address=address,
+        auth=auth,
+        workers=jobs,
+        retries=retries,
+        dashboard=False,
+    )
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    experiment = read_experiment(file, Data(table, latency_table))
+    if dry_run:
+        list_jobs(console, experiment, out)
+        return 0
+    refuse_missing(experiment)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    out.mkdir(parents=True, exist_ok=True)
+    place = Place(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
+    write_manifest(experiment, place.root)
+    return run_experiment(console, experiment, place, runtime, gpu)
+
+
+def list_jobs(console: Console, experiment: Experiment, out: Path) -> None:
+    """Say what there is to do and what is done; works without the data."""
+    finished = done = 0
+    for job in experiment.jobs:
+        trials, complete = job.progress(out)
+        finished, done = finished + complete, done + trials
+        state = "finished" if complete else "begun" if trials else "to do"
+        count = f"{trials:>6}/{job.trials:<6}" if job.trials else " " * 13
+        needs = f"{job.name}, needs {job.missing}" if job.missing else job.label
+        console.print(f"{state:<8} {count} {needs}")
+    total = sum(job.trials for job in experiment.jobs)
+    console.print(
+        f"{experiment.title}: {len(experiment.jobs)} runs, {finished} of them finished; "
+        f"{total:,} trials, {total - done:,} of them to do"
+    )
+
+
+def refuse_missing(experiment: Experiment) -> None:
+    """Raise UserError where files are needed that nobody has named."""
+    missing = Counter(job.missing for job in experiment.jobs if job.missing)
+    if missing:
+        needs = ", ".join(f"{option} FILE for {n} runs" for option, n in missing.items())
+        raise UserError(f"{experiment.file} needs {needs} of {len(experiment.jobs)}")
+
+
+def write_manifest(experiment: Experiment, root: Path) -> None:
+    """What the experiment consists of, for the report: experiment-NAME.json beside the runs."""
+    record = {
+        "schema": SCHEMA,
+        "title": experiment.title,
+        "file": experiment.file.name,
+        "sha256": experiment.sha256,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": versions(),
+        "runs": [
+            {"panel": member.panel, "label": member.job.label, **member.job.record}
+            for member in experiment.members
+        ],
+    }
+    write_json(root / f"experiment-{experiment.file.stem}.json", record)
+
+
+def run_experiment(
+    console: Console, experiment: Experiment, place: Place, runtime: Runtime, gpu: float
+) -> int:
+    """Run what is not finished; returns the exit code."""
+    board = Board(console, experiment.jobs, place.root)
+    todo = board.unfinished
+    if board.num_finished:
+        console.print(f"{board.num_finished} of {len(experiment.jobs)} runs are finished already")
+    failures: list[tuple[Job, Result]] = []
+    try:
+        if todo:
+            here = runtime.executor == "local"
+            check(todo, place.device if here else "cpu")
+            work = run_here if here else partial(run_on_ray, gpu=gpu)
+            with board.live():
+                for job, result in work(todo, place, runtime, board.watch):
+                    board.ended(job, result)
+                    failures += [(job, result)] if result.failed else []
+    except KeyboardInterrupt:
+        board.watch(todo)
+        console.print(f"interrupted: {board}; repeat the command to continue")
+        return 130
+    for job, result in failures:
+        console.print(f"failed: {job.label}: {result.text}")
+    console.print(str(board))
+    return 1 if failures else 0
+
+
+def run_here(
+    jobs: Sequence[Job], place: Place, runtime: Runtime, watch: Watch
+) -> Iterator[tuple[Job, Result]]:
+    """One after the other in this process."""
+    del runtime
+    for job in jobs:
+        yield job, execute(job, place, (Heartbeat(partial(watch, [job])),))
+
+
+def run_on_ray(
+    jobs: Sequence[Job], place: Place, runtime: Runtime, watch: Watch, *, gpu: float
+) -> Iterator[tuple[Job, Result]]:
+    """One Ray task each."""
+    from orchestrator.ray_executor import ClusterError, RayTasks  # Ray is slow to import
+
+    with closing(RayTasks(runtime, gpu)) as tasks:
+        for running, ended in tasks.run([partial(execute, job, place) for job in jobs]):
+            watch([jobs[i] for i in running])
+            for i, result in ended:
+                lost = isinstance(result, ClusterError)
+                yield jobs[i], Result(str(result), failed=True) if lost else result
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,257 @@
+"""Experiments as files: what a TOML file says, expanded into jobs (docs/experiments.md)."""
+
+import hashlib
+import importlib
+import inspect
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from nag.cli import UserError, choose
+from orchestrator.config import RunConfig
+from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_latency
+
+_FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
+_RUNS = ("panel", "seeds", "settings", "grid")
+_COMMANDS = ("panel", "module", "settings", "grid")
+_PATHS = ("table", "weights", "latency_table", "networks")  # in a file: seen from its folder
+_LISTS = ("constraint",)
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Files that an experiment does not name, because they are elsewhere on every machine."""
+
+    table: Path | None = None
+    latency_table: str | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A job and the panel of the experiment that it is for."""
+
+    panel: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file asks for. A job may be in several panels: it is run once."""
+
+    title: str
+    file: Path
+    sha256: str
+    members: tuple[Member, ...]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, each once; of runs that differ in their budget alone the longest."""
+        found: dict[str, Job] = {}
+        for member in self.members:
+            other = found.setdefault(member.job.label, member.job)
+            if member.job.trials > other.trials:
+                found[member.job.label] = member.job
+        return list(found.values())
+
+
+def read_experiment(file: Path, data: Data) -> Experiment:
+    """Read and expand a file. Raises UserError, which names the file, the block and the key.
+
+    Searches come seed by seed, so what is finished when an experiment is stopped can be compared;
+    commands come last.
+    """
+    try:
+        content = file.read_bytes()
+        top = tomllib.loads(content.decode())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UserError(f"{file}: {error}") from None
+    reader = _Reader(file.parent, data)
+    with _within(str(file)):
+        _check_keys(top, _FILE)
+        title = _typed(top, "title", str, file.stem)
+        blocks, commands = (_tables(top, name) for name in ("runs", "commands"))
+        if not blocks and top.keys() & {"settings", "grid", "seeds"}:
+            blocks = [{}]
+        shared = _Block.read(top)
+    members: list[tuple[int, Member]] = []
+    for number, block in enumerate(blocks, start=1):
+        with _within(_where(file, "runs", number, block)):
+            _check_keys(block, _RUNS)
+            panel = _typed(block, "panel", str, title)
+            searches = reader.searches(_Block.read(block).over(shared))
+            members += [(job.config.seed, Member(panel, job)) for job in searches]
+    members.sort(key=lambda pair: pair[0])
+    found = [member for _, member in members]
+    for number, block in enumerate(commands, start=1):
+        with _within(_where(file, "commands", number, block)):
+            _check_keys(block, _COMMANDS)
+            panel = _typed(block, "panel", str, title)
+            module = choose("module", _typed(block, "module", str, ""), COMMANDS)
+            found += [Member(panel, job) for job in reader.commands(module, _Block.read(block))]
+    if not found:
+        raise UserError(f"{file} lists nothing to run: it needs settings, grid, runs or commands")
+    return Experiment(title, file, hashlib.sha256(content).hexdigest(), tuple(found))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Settings that are the same for all runs, settings to combine, and seeds."""
+
+    settings: Settings
+    grid: dict[str, list[Any]]
+    seeds: Sequence[int] | None
+
+    @classmethod
+    def read(cls, table: Settings) -> "_Block":
+        settings, grid = (_typed(table, name, dict, {}) for name in ("settings", "grid"))
+        for key, value in settings.items():
+            if isinstance(value, dict) or (isinstance(value, list) and key not in _LISTS):
+                raise UserError(f"settings.{key} must be one value; several belong in grid.{key}")
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise UserError(f"grid.{key} must be a list of values")
+            if key in settings:
+                raise UserError(f"{key} is in settings and in grid: choose one")
+        if "seed" in settings or "seed" in grid:
+            raise UserError("seed: write seeds = NUMBER or seeds = [SEED, ...] beside the settings")
+        return cls(settings, grid, _seeds(table))
+
+    def over(self, shared: "_Block") -> "_Block":
+        """With what the whole file shares; the block's own word goes."""
+        mine = self.settings.keys() | self.grid.keys()
+        settings = {key: x for key, x in shared.settings.items() if key not in mine}
+        grid = {key: x for key, x in shared.grid.items() if key not in mine}
+        seeds = self.seeds if self.seeds is not None else shared.seeds
+        return _Block(settings | self.settings, grid | self.grid, seeds)
+
+    def points(self) -> Iterator[Settings]:
+        """All combinations."""
+        axes = [[(key, value) for value in values] for key, values in self.grid.items()]
+        return (self.settings | dict(point) for point in itertools.product(*axes))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns settings into jobs, by the rules of the command line."""
+
+    folder: Path  # what paths in the file start from
+    data: Data
+
+    def searches(self, block: _Block) -> Iterator[Search]:
+        names = [field.name for field in fields(RunConfig) if field.name != "seed"]
+        for settings in block.points():
+            for key in settings:
+                choose("setting", key, names)
+            config = self._with_data(_run_config(self._arguments(settings)))
+            for seed in block.seeds if block.seeds is not None else (0,):
+                yield Search(replace(config, seed=seed))
+
+    def commands(self, module: str, block: _Block) -> Iterator[Command]:
+        program = importlib.import_module(module)
+        names = [name for name in inspect.signature(program.main).parameters if name != "out"]
+        for settings in block.points():
+            for key in settings:
+                choose("setting", key, names)
+            given = {key: str(value) for key, value in self._resolved(settings).items()}
+            command = Command(module, tuple(sorted(given.items())))
+            if command.reads_table and self.data.table:
+                given["table"] = str(self.data.table.resolve())
+                command = Command(module, tuple(sorted(given.items())))
+            arguments = [*command.arguments, "--out=."]
+            program.app.parse_args(arguments, exit_on_error=False, print_error=False)
+            yield command
+
+    def _with_data(self, config: RunConfig) -> RunConfig:
+        """With the files that the user has named, where a run needs them."""
+        if config.evaluator_name == "table" and self.data.table:
+            config = replace(config, table=self.data.table)
+        if needs_latency(config) and self.data.latency_table:
+            config = replace(config, latency_table=self.data.latency_table)
+        return config.absolute()
+
+    def _arguments(self, settings: Settings) -> list[str]:
+        return [
+            f"--{key.replace('_', '-')}={item}"
+            for key, value in self._resolved(settings).items()
+            for item in (value if isinstance(value, list) else [value])
+        ]
+
+    def _resolved(self, settings: Settings) -> Settings:
+        """With paths that mean the same in any working directory."""
+        paths = {
+            key: str((self.folder / value).resolve())
+            for key, value in settings.items()
+            if key in _PATHS and isinstance(value, str)
+        }
+        return settings | paths
+
+
+_parser = App()
+
+
+@_parser.default
+def _configuration(config: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
+    return config
+
+
+def _run_config(arguments: list[str]) -> RunConfig:
+    """The configuration that a command line asks for."""
+    config: RunConfig = _parser(
+        arguments, exit_on_error=False, print_error=False, result_action="return_value"
+    )
+    return config
+
+
+def _seeds(table: Mapping[str, Any]) -> Sequence[int] | None:
+    """`seeds = 20` are 0 to 19."""
+    seeds = table.get("seeds")
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
+        return range(seeds)
+    if isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
+        return seeds
+    if seeds is not None:
+        raise UserError(f"seeds {seeds!r} must be how many there are, or a list of whole numbers")
+    return None
+
+
+def _tables(table: Mapping[str, Any], key: str) -> list[Settings]:
+    found = table.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(block, dict) for block in found):
+        raise UserError(f"{key} must be written [[{key}]]")
+    return found
+
+
+def _typed(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = table.get(key, default)
+    if not isinstance(value, kind):
+        raise UserError(f"{key} must be a {'table' if kind is dict else 'text'}")
+    return value
+
+
+def _check_keys(table: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    for key in table:
+        choose("key", key, allowed)
+
+
+def _where(file: Path, kind: str, number: int, block: Mapping[str, Any]) -> str:
+    panel = block.get("panel")
+    return f"{file}, [[{kind}]] {number}" + (f" ({panel})" if isinstance(panel, str) else "")
+
+
+@contextmanager
+def _within(where: str) -> Iterator[None]:
+    """Say where, in front of what is wrong there."""
+    try:
+        yield
+    except (ValueError, CycloptsError) as error:
+        raise UserError(f"{where}: {error}") from error

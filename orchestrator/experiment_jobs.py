@@ -1,0 +1,334 @@
+"""The parts of an experiment, searches and commands: each has a directory of its own under RUNS.
+
+A directory is named after its content, so what is finished is recognised, whichever file it was
+made for. One process at a time works in it; what is killed there continues when it is run again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from nag.cli import UserError, find_space, package_version
+from orchestrator.build import build_executor, build_optimizer
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.loop import Observer, run_study
+from orchestrator.methods import METHODS
+from orchestrator.store import RunStore
+from trainers.constraints import parse_constraint
+
+COMMANDS = ("nag.quality", "orchestrator.guided_quality")
+_READ_TABLES = ("orchestrator.guided_quality",)
+_PATIENCE = 30.0  # seconds that a process whose driver was killed may need to end
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how jobs are run; nothing here changes their results."""
+
+    root: Path  # the directories of all jobs
+    device: str
+    retries: int
+    command: tuple[str, ...]  # the command line of the experiment
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job."""
+
+    text: str  # what was found, or why it failed; one line
+    failed: bool = False
+    seconds: float = 0.0
+
+
+class Job(Protocol):
+    """A part of an experiment."""
+
+    @property
+    def name(self) -> str:
+        """What it is, readable."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The name of its directory: `name` and the first digits of the hash of its content."""
+        ...
+
+    @property
+    def trials(self) -> int:
+        """Evaluations it takes in all, as far as they are counted."""
+        ...
+
+    @property
+    def missing(self) -> str | None:
+        """The option that names data which it needs and has not."""
+        ...
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        ...
+
+    def progress(self, root: Path) -> tuple[int, bool]:
+        """Trials finished so far, and whether all is; read off the disk."""
+        ...
+
+    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+        """Run or continue it; returns what was found, in one line. Raises UserError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """A run of the search, as `orchestrator.run_bo` makes it."""
+
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        of = self.config
+        parts = [of.space, of.dataset, "test" if of.objective == "test" else None]
+        parts += [*of.parts.shown, *of.constraint]
+        parts += [f"batch{of.batch_size}"] if of.batch_size > 1 else []
+        return _file_name(*parts, f"seed{of.seed}")
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.config.hash()[:8]}"
+
+    @property
+    def trials(self) -> int:
+        return self.config.budget
+
+    @property
+    def missing(self) -> str | None:
+        config = self.config
+        if config.evaluator_name == "table" and config.table is None:
+            return "--table"
+        if needs_latency(config) and config.latency_table is None:
+            return "--latency-table"
+        return None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        config = self.config.identity() | {"budget": self.config.budget}
+        methods = [name for name, m in METHODS.items() if m.parts == self.config.parts]
+        method = methods[0] if methods else None
+        return {"kind": "search", "hash": self.config.hash(), "method": method, "config": config}
+
+    def progress(self, root: Path) -> tuple[int, bool]:
+        out = root / self.label
+        try:
+            record = json.loads((out / "config.json").read_text())
+            rows = pq.read_metadata(out / "trials.parquet").num_rows
+        except (OSError, ValueError, pa.ArrowException):
+            return 0, False
+        if record.get("hash") != self.config.hash():
+            return 0, False
+        return min(rows, self.trials), rows >= self.trials
+
+    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+        config, out = self.config, place.root / self.label
+        _wait_until_free(out)
+        torch.set_num_threads(config.threads)
+        runtime = Runtime(executor="local", device=place.device, retries=place.retries)
+        executor = build_executor(config, runtime)
+        with (
+            closing(executor),
+            closing(RunStore.open(out, config, find_space(config.space))) as store,
+        ):
+            try:
+                run_study(
+                    build_optimizer(config, executor.generator),
+                    executor,
+                    store,
+                    budget=config.budget,
+                    n_init=config.n_init,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    observers=observers,
+                )
+            except KeyboardInterrupt:
+                store.compact()
+                raise
+            return _found(store, config)
+
+    def check(self, device: str) -> None:
+        """Raise UserError for what cannot be built, before anything runs."""
+        executor = build_executor(self.config, Runtime(executor="local", device=device))
+        with closing(executor):
+            build_optimizer(self.config, executor.generator)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Another command of this package, one of COMMANDS; its --out is the directory."""
+
+    module: str
+    options: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        given = dict(self.options)
+        return _file_name(self.module.split(".")[-1], given.get("space"), given.get("dataset"))
+
+    @property
+    def label(self) -> str:
+        text = json.dumps([self.module, sorted(self.options)])
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def trials(self) -> int:
+        return 0
+
+    @property
+    def arguments(self) -> list[str]:
+        return [f"--{name.replace('_', '-')}={value}" for name, value in self.options]
+
+    @property
+    def reads_table(self) -> bool:
+        space = dict(self.options).get("space", "nasbench201")
+        return self.module in _READ_TABLES and space == "nasbench201"
+
+    @property
+    def missing(self) -> str | None:
+        return "--table" if self.reads_table and "table" not in dict(self.options) else None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"kind": "command", "module": self.module, "options": dict(self.options)}
+
+    def progress(self, root: Path) -> tuple[int, bool]:
+        return 0, (root / self.label / "command.json").exists()
+
+    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+        del observers
+        out = place.root / self.label
+        out.mkdir(exist_ok=True)
+        with (out / "command.lock").open("w") as lock:
+            _lock(lock, fcntl.LOCK_EX, out)
+            if not self.progress(place.root)[1]:  # nobody else did it in the meantime
+                self._run_locked(out, lock)
+        return f"see {out}"
+
+    def _run_locked(self, out: Path, lock: IO[Any]) -> None:
+        """In a process that inherits the lock: it may outlive this one, if that is killed."""
+        arguments = ["-m", self.module, *self.arguments, f"--out={out}"]
+        started, log = time.monotonic(), out / "command.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
+            )
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+        if code:
+            last = (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
+            raise UserError(f"{last.removeprefix('error: ')} (exit code {code}, see {log})")
+        record = {"command": shlex.join(["python", *arguments]), "versions": versions()}
+        write_json(out / "command.json", {**record, "seconds": time.monotonic() - started})
+
+
+def execute(job: Job, place: Place, observers: tuple[Observer, ...] = ()) -> Result:
+    """Run a job where this process is; what it raises is its result.
+
+    The traceback of what is not the user's fault is left beside the directory of the job.
+    """
+    started = time.monotonic()
+    trace = place.root / f"{job.label}.error"
+    try:
+        sys.orig_argv = list(place.command)  # stores keep it; that of a Ray worker says nothing
+        if not place.root.is_dir():
+            raise UserError(f"there is no {place.root} on {platform.node()}: all machines share it")
+        text, failed = job.run(place, observers), False
+        trace.unlink(missing_ok=True)
+    except UserError as error:
+        text, failed = str(error), True
+    except Exception as error:
+        trace.write_text(traceback.format_exc())
+        text, failed = f"{type(error).__name__}: {error} (see {trace})", True
+    return Result(" ".join(text.split()), failed, time.monotonic() - started)
+
+
+def check(jobs: list[Job], device: str) -> None:
+    """Raise UserError for jobs that cannot start; searches that differ in the seed are alike."""
+    searches = [replace(job.config, seed=0) for job in jobs if isinstance(job, Search)]
+    for config in dict.fromkeys(searches):
+        Search(config).check(device)
+
+
+def needs_latency(config: RunConfig) -> bool:
+    """Whether a run is constrained in its latency; raises ValueError for what is no constraint."""
+    return any(parse_constraint(text)[0] == "latency" for text in config.constraint)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on."""
+    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy")
+    found = {package: package_version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Written aside and renamed, so that `path` is never half a file."""
+    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _found(store: RunStore, config: RunConfig) -> str:
+    """The result of a search; raises UserError where there is none."""
+    if not store.trials and config.constraint:
+        raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
+    if store.best is None:
+        raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
+    short = store.num_finished < config.budget
+    exhausted = f", the space is exhausted after {store.num_finished} trials" if short else ""
+    return f"best {100 * store.best[1]:.3f} %{exhausted}"
+
+
+def _wait_until_free(out: Path) -> None:
+    """Wait for the lock of a run, which `RunStore.open` will take, or refuse at once."""
+    with suppress(FileNotFoundError), (out / "journal.jsonl").open("rb") as journal:
+        _lock(journal, fcntl.LOCK_SH, out)
+
+
+def _lock(file: IO[Any], mode: int, out: Path) -> None:
+    """Lock a file. A process whose driver was killed is given the time that it needs to end."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"{out} is in use by another process") from None
+            time.sleep(0.2)
+
+
+def _file_name(*parts: str | None) -> str:
+    """Parts joined by hyphens, with nothing that means something to a shell."""
+    text = "-".join(part for part in parts if part)
+    text = text.replace("<=", "-max").replace(">=", "-min")
+    return re.sub(r"[^\w.+-]+", "", text)

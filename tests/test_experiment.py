@@ -1,0 +1,651 @@
+"""Experiments as files: expansion, errors, and runs that are stopped, killed, done or in use."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from nag.cli import UserError
+from nag.spaces.toy import TOY
+from orchestrator import experiment_jobs
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.experiment import main
+from orchestrator.experiment_file import Data, read_experiment
+from orchestrator.experiment_jobs import Place, Search, execute
+from orchestrator.experiment_view import Board
+from orchestrator.store import RunStore
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "experiments").glob("*.toml"))
+MARK = "NAG_TEST_EXPERIMENT"  # in the environment of a command and of all that it starts
+
+# All values come from the synthetic toy space.
+TOY_FILE = """
+title = "toy"
+seeds = 2
+
+[settings]
+space = "toy"
+score = "exact"
+budget = 14
+n_init = 4
+pool_size = 10
+steps = 4
+
+[grid]
+strategy = ["uncond+sort", "mutation"]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def file(text, name="test.toml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return file
+
+
+@pytest.fixture
+def toy(write):
+    return write(TOY_FILE, "toy.toml")
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """`main` takes SIGTERM for Ctrl-C."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def configs(path, data=Data()):  # noqa: B008
+    return [job.config for job in read_experiment(path, data).jobs]
+
+
+def found(root):
+    """{directory: [(architecture, value, predicted mean)]} of all runs."""
+    return {
+        out.name: list(
+            zip(*(columns[name] for name in ("arch", "value", "predicted_mean")), strict=True)
+        )
+        for out in sorted(root.iterdir())
+        if out.is_dir()
+        for columns in [pq.read_table(out / "trials.parquet").to_pydict()]
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The runs of TOY_FILE, made one by one and undisturbed."""
+    root = tmp_path_factory.mktemp("expected")
+    (root / "toy.toml").write_text(TOY_FILE)
+    for job in read_experiment(root / "toy.toml", Data()).jobs:
+        assert not execute(job, Place(root, "cpu", 0, ("python",))).failed
+    return found(root)
+
+
+class TestExpansion:
+    def test_all_combinations_seed_by_seed(self, write):
+        path = write(
+            "seeds = 2\n[settings]\nspace = 'toy'\nbudget = 20\n"
+            "[grid]\nacq = ['ei', 'pi']\nstrategy = ['random', 'mutation']\n"
+        )
+        assert configs(path) == [
+            RunConfig(space="toy", budget=20, acq=acq, strategy=strategy, seed=seed)
+            for seed in (0, 1)
+            for acq in ("ei", "pi")
+            for strategy in ("random", "mutation")
+        ]
+
+    def test_a_block_overrules_the_file(self, write):
+        path = write(
+            "seeds = 3\n[settings]\nspace = 'toy'\nbudget = 20\nacq = 'pi'\n"
+            "[grid]\nstrategy = ['random', 'mutation']\n"
+            "[[runs]]\nseeds = [7]\nsettings.strategy = 'guided'\ngrid.acq = ['ei', 'ucb']\n"
+            "[[runs]]\nseeds = 1\nsettings.budget = 30\n"
+        )
+        common = RunConfig(space="toy")
+        assert configs(path) == [
+            replace(common, budget=30, acq="pi", strategy="random"),
+            replace(common, budget=30, acq="pi", strategy="mutation"),
+            replace(common, budget=20, acq="ei", strategy="guided", seed=7),
+            replace(common, budget=20, acq="ucb", strategy="guided", seed=7),
+        ]
+
+    def test_without_seeds_there_is_seed_0(self, write):
+        assert configs(write("[settings]\nspace = 'toy'\n")) == [RunConfig(space="toy")]
+
+    def test_methods_by_name(self, write):
+        path = write("[settings]\nspace = 'toy'\n[grid]\nmethod = ['random-search', 'gp-ucb']\n")
+        assert configs(path) == [
+            RunConfig(space="toy", method="random-search"),
+            RunConfig(space="toy", method="gp-ucb"),
+        ]
+
+    def test_constraints_are_lists(self, write):
+        path = write(
+            "[settings]\nspace = 'mobilenetv3'\nconstraint = ['macs<=300e6', 'params<=6e6']\n"
+            "[[runs]]\n[[runs]]\ngrid.constraint = [[], ['macs<=400e6']]\n"
+        )
+        assert [config.constraint for config in configs(path)] == [
+            ("macs<=300e6", "params<=6e6"),
+            (),
+            ("macs<=400e6",),
+        ]
+
+    def test_equal_runs_of_two_panels_are_one_with_the_larger_budget(self, write):
+        path = write(
+            "[settings]\nspace = 'toy'\n[[runs]]\npanel = 'a'\nsettings.budget = 20\n"
+            "[[runs]]\npanel = 'b'\nsettings.budget = 40\n"
+            "[[runs]]\npanel = 'c'\nsettings.budget = 30\n"
+        )
+        experiment = read_experiment(path, Data())
+        assert [member.panel for member in experiment.members] == ["a", "b", "c"]
+        assert [job.trials for job in experiment.jobs] == [40]
+
+    def test_paths_start_from_the_folder_of_the_file(self, write, tmp_path):
+        path = write("[settings]\nspace = 'nasbench201'\ntable = 'data/t.parquet'\n")
+        assert configs(path)[0].table == tmp_path / "data" / "t.parquet"
+
+
+class TestLabels:
+    def test_they_say_what_a_run_is(self):
+        label = Search(RunConfig(space="toy", seed=3)).label
+        assert label.startswith("toy-guided-ei-seed3-")
+        config = RunConfig(
+            space="nasbench201",
+            dataset="cifar100",
+            objective="test",
+            surrogate="ensemble",
+            strategy="mutation",
+            acq="its",
+            constraint=("macs<=300e6", "params>=1e6"),
+            batch_size=8,
+        )
+        name = "nasbench201-cifar100-test-ensemble-mutation-its-macs-max300e6-params-min1e6"
+        assert Search(config).name == f"{name}-batch8-seed0"
+
+    def test_they_depend_on_what_decides_the_trials_and_on_nothing_else(self):
+        config = RunConfig(space="toy")
+        label = Search(config).label
+        assert Search(replace(config, budget=50)).label == label
+        assert Search(RunConfig(space="toy", method="guided")).label == label
+        for change in ({"seed": 1}, {"steps": 21}, {"pool_size": 50}, {"acq": "pi"}):
+            assert Search(replace(config, **change)).label != label
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    def test_of_the_files_that_ship(self, path, tmp_path):
+        data = Data(tmp_path / "table.parquet")
+        experiment = read_experiment(path, data)
+        jobs = experiment.jobs
+        assert not any(job.missing for job in jobs)
+        searches = {job.config for job in jobs if isinstance(job, Search)}
+        assert len({job.label for job in jobs}) == len(jobs)
+        assert len({config.hash() for config in searches}) == len(searches)
+        if path.stem != "smoke":
+            assert {config.seed for config in searches} in (set(), set(range(20)))
+            assert {(config.n_init, config.budget) for config in searches} <= {(10, 100)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", r"Invalid value"),
+        ("title = 'x'", r"lists nothing to run"),
+        ("foo = 1\n", r"unknown key 'foo': choose from title, seeds, settings, grid, runs, comm"),
+        ("seeds = 0", r"seeds 0 must be how many there are, or a list"),
+        ("seeds = [1, -1]", r"seeds \[1, -1\] must be"),
+        ("settings = 3", r"settings must be a table"),
+        ("[settings]\nbudgt = 3", r"unknown setting 'budgt': choose from space, evaluator"),
+        ("[settings]\nseed = 3", r"seed: write seeds = NUMBER"),
+        ("[settings]\nspace = 'mars'", r"unknown space 'mars': choose from mobilenetv3, nasb"),
+        ("[settings]\nacq = 'foo'", r"\"foo\" for --acq. Choose from: \"ei\", \"pi\""),
+        ("[settings]\nbudget = 6.5", r"--budget: .*6\.5"),
+        ("[settings]\nbudget = 5", r"--budget 5 is smaller than --n-init 10"),
+        ("[settings]\nbudget = [20, 40]", r"settings.budget must be one value; .* grid.budget"),
+        ("[settings]\nacq = 'ei'\n[grid]\nacq = ['pi']", r"acq is in settings and in grid"),
+        ("[grid]\nacq = 'pi'", r"grid.acq must be a list of values"),
+        ("[grid]\nacq = []", r"grid.acq must be a list of values"),
+        ("[settings]\nconstraint = ['fun<=3']", r"'fun<=3' is not a constraint: expected QUAN"),
+        ("runs = 3", r"runs must be written \[\[runs\]\]"),
+        ("[[runs]]\npanel = 'p'\nfoo = 1", r"\[\[runs\]\] 1 \(p\): unknown key 'foo': choose from"),
+        ("[[runs]]\n[[runs]]\nsettings.acq = 'x'", r"\[\[runs\]\] 2: Invalid value \"x\""),
+        ("[[commands]]\nmodule = 'os'", r"unknown module 'os': choose from nag.quality, orch"),
+        ("[[commands]]\nmodule = 'nag.quality'\nsettings.foo = 3", r"unknown setting 'foo': ch"),
+        ("[[commands]]\nmodule = 'nag.quality'", r"commands\]\] 1: .*--space"),
+        (
+            "[[commands]]\nmodule = 'nag.quality'\nsettings.out = 'x'",
+            r"unknown setting 'out': choose from space, networks, rows",
+        ),
+    ],
+)
+def test_errors_name_the_file_and_the_key(write, text, message):
+    path = write(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_experiment(path, Data())
+    assert str(error.value).startswith(str(path))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
+        read_experiment(tmp_path / "none.toml", Data())
+    (tmp_path / "latin.toml").write_bytes(b"title = '\xe9'")
+    with pytest.raises(UserError, match=r"latin\.toml: .*utf-8"):
+        read_experiment(tmp_path / "latin.toml", Data())
+
+
+class TestData:
+    TEXT = (
+        "[[runs]]\nsettings.space = 'nasbench201'\n[[runs]]\nsettings.space = 'toy'\n"
+        "[[runs]]\nsettings.space = 'mobilenetv3'\nsettings.constraint = ['latency<=25']\n"
+        "[[commands]]\nmodule = 'orchestrator.guided_quality'\n"
+    )
+
+    def test_goes_to_the_runs_that_need_it(self, write, tmp_path):
+        data = Data(tmp_path / "t.parquet", str(tmp_path / "l.json:160"))
+        *searches, command = read_experiment(write(self.TEXT), data).jobs
+        assert [job.config.table for job in searches] == [data.table, None, None]
+        assert [job.config.latency_table for job in searches] == [None, None, data.latency_table]
+        assert f"--table={data.table}" in command.arguments
+
+    def test_is_asked_for_before_anything_starts(self, write, tmp_path):
+        path = write(self.TEXT)
+        message = r"needs --table FILE for 2 runs, --latency-table FILE for 1 runs of 4$"
+        with pytest.raises(UserError, match=message):
+            main(path, out=tmp_path / "runs", executor="local")
+        assert not (tmp_path / "runs").exists()
+
+    def test_is_not_needed_to_see_what_there_is(self, write, tmp_path, capsys):
+        assert main(write(self.TEXT), out=tmp_path / "runs", dry_run=True) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "nasbench201-guided-ei-seed0, needs --table" in lines[0]
+        assert "needs" not in lines[1]
+        assert not (tmp_path / "runs").exists()
+
+    def test_that_is_not_there_is_an_error_before_anything_runs(self, write, tmp_path):
+        path = write(
+            "[[runs]]\nsettings.space = 'toy'\nsettings.score = 'exact'\n"
+            "[[runs]]\nsettings.space = 'nasbench201'\n"
+        )
+        runs, table = tmp_path / "runs", tmp_path / "none.parquet"
+        with pytest.raises(UserError, match=r"none\.parquet"):
+            main(path, out=runs, table=table, executor="local")
+        assert not [out for out in runs.iterdir() if out.is_dir()]
+
+
+class TestRuns:
+    def test_are_those_of_run_bo_and_finished_ones_are_skipped(
+        self, toy, tmp_path, expected, capsys, monkeypatch
+    ):
+        runs = tmp_path / "runs"
+        assert main(toy, out=runs, executor="local") == 0
+        assert found(runs) == expected
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 5
+        assert lines[0].startswith("[1/4 runs] toy-uncond+sort-ei-seed0-")
+        assert lines[4] == f"4/4 runs finished, 56 of 56 trials, in {runs}"
+        for job in read_experiment(toy, Data()).jobs:
+            RunStore.open(runs / job.label, job.config, TOY).close()
+
+        monkeypatch.setattr(experiment_jobs, "build_executor", None)  # nothing is loaded
+        assert main(toy, out=runs, executor="local") == 0
+        assert capsys.readouterr().out.startswith("4 of 4 runs are finished already\n4/4 runs")
+        assert main(toy, out=runs, dry_run=True) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[:2] for line in lines[:4]] == [["finished", "14/14"]] * 4
+        assert lines[4] == "toy: 4 runs, 4 of them finished; 56 trials, 0 of them to do"
+
+    def test_a_larger_budget_prolongs_them(self, write, tmp_path):
+        runs, short = tmp_path / "runs", TOY_FILE.replace("budget = 14", "budget = 8")
+        assert main(write(short, "short.toml"), out=runs, executor="local") == 0
+        before = found(runs)
+        assert main(write(TOY_FILE, "long.toml"), out=runs, executor="local") == 0
+        after = found(runs)
+        assert {name: trials[:8] for name, trials in after.items()} == before
+        assert {len(trials) for trials in after.values()} == {14}
+        names = {path.name for path in runs.glob("*.json")}
+        assert names == {"experiment-short.json", "experiment-long.json"}
+
+    def test_manifest(self, toy, tmp_path):
+        runs = tmp_path / "runs"
+        assert main(toy, out=runs, executor="local") == 0
+        manifest = json.loads((runs / "experiment-toy.json").read_text())
+        assert (manifest["schema"], manifest["title"], manifest["file"]) == (1, "toy", "toy.toml")
+        assert len(manifest["sha256"]) == 64
+        assert "torch" in manifest["versions"]
+        assert {run["label"] for run in manifest["runs"]} == found(runs).keys()
+        for run in manifest["runs"]:
+            record = json.loads((runs / run["label"] / "config.json").read_text())
+            assert (run["hash"], run["config"]) == (record["hash"], record["config"])
+            assert run["panel"] == "toy"
+
+    @pytest.mark.parametrize("method", ["guided", "bananas", "random-search"])
+    def test_the_manifest_knows_methods_by_name(self, method):
+        assert Search(RunConfig(space="toy", method=method)).record["method"] == method
+
+    def test_sigterm_is_taken_for_an_interruption(self, toy, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(experiment_jobs, "run_study", lambda *_, **__: os.kill(os.getpid(), 15))
+        assert main(toy, out=tmp_path / "runs", executor="local") == 130
+        out = capsys.readouterr().out
+        assert out.startswith("interrupted: 0/4 runs finished, 0 of 56 trials, in ")
+        assert out.endswith("; repeat the command to continue\n")
+
+    def test_one_that_fails_does_not_stop_the_others(self, toy, tmp_path, capsys):
+        runs = tmp_path / "runs"
+        first, *others = (job.label for job in read_experiment(toy, Data()).jobs)
+        (runs / first).mkdir(parents=True)
+        (runs / first / "notes.txt").write_text("somebody else's")
+        assert main(toy, out=runs, executor="local") == 1
+        lines = capsys.readouterr().out.splitlines()
+        reason = f"{runs / first} exists and is not a run: choose another --out"
+        assert lines[-2:] == [
+            f"failed: {first}: {reason}",
+            f"3/4 runs finished, 42 of 56 trials, in {runs}",
+        ]
+        assert not any(line.startswith("failed") for line in lines[:-2])
+        assert found_labels(runs) == set(others)
+
+    def test_our_own_bugs_leave_a_traceback(self, toy, tmp_path, monkeypatch):
+        job = read_experiment(toy, Data()).jobs[0]
+        place = Place(tmp_path, "cpu", 0, ("python",))
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment_jobs, "run_study", lambda *_, **__: {}["missing"])
+            result = execute(job, place)
+        trace = tmp_path / f"{job.label}.error"
+        assert (result.failed, result.text) == (True, f"KeyError: 'missing' (see {trace})")
+        assert "Traceback" in trace.read_text()
+        assert not execute(job, place).failed
+        assert not trace.exists()
+
+    def test_a_folder_that_is_not_shared_is_named(self, toy, tmp_path):
+        job = read_experiment(toy, Data()).jobs[0]
+        result = execute(job, Place(tmp_path / "elsewhere", "cpu", 0, ("python",)))
+        assert result.failed
+        assert result.text.startswith(f"there is no {tmp_path / 'elsewhere'} on ")
+
+    def test_a_space_may_be_exhausted(self, write, tmp_path):
+        path = write(
+            "[settings]\nspace = 'toy'\nmethod = 'random-search'\nscore = 'exact'\nbudget = 200\n"
+        )
+        (job,) = read_experiment(path, Data()).jobs
+        result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        assert not result.failed
+        assert result.text.endswith("%, the space is exhausted after 144 trials")
+
+
+def found_labels(runs):
+    return {out.name for out in runs.iterdir() if (out / "trials.parquet").exists()}
+
+
+class TestLocks:
+    """A run that another process works on."""
+
+    @pytest.fixture
+    def job(self, toy):
+        return read_experiment(toy, Data()).jobs[1]
+
+    @pytest.fixture
+    def store(self, job, tmp_path):
+        store = RunStore.open(tmp_path / job.label, job.config, TOY)
+        yield store
+        store.close()
+
+    def test_is_left_alone(self, job, store, tmp_path, monkeypatch):
+        monkeypatch.setattr(experiment_jobs, "_PATIENCE", 0.3)
+        result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        expected = f"{tmp_path / job.label} is in use by another process"
+        assert (result.failed, result.text) == (True, expected)
+        assert (store.out / "journal.jsonl").read_bytes() == b""
+
+    def test_is_waited_for_where_its_process_is_ending(self, job, store, tmp_path):
+        timer = threading.Timer(0.5, store.close)
+        timer.start()
+        assert not execute(job, Place(tmp_path, "cpu", 0, ("python",))).failed
+        timer.join()
+
+    def test_a_command_too(self, write, tmp_path, monkeypatch):
+        monkeypatch.setattr(experiment_jobs, "_PATIENCE", 0.3)
+        (job,) = read_experiment(write(COMMAND_FILE), Data()).jobs
+        out = tmp_path / job.label
+        out.mkdir()
+        (out / "command.log").write_text("going on")
+        with (out / "command.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        assert result.failed
+        assert result.text.endswith("is in use by another process")
+        assert (out / "command.log").read_text() == "going on"
+
+    def test_what_another_process_has_finished_is_not_done_again(self, write, tmp_path):
+        (job,) = read_experiment(write(COMMAND_FILE), Data()).jobs
+        (tmp_path / job.label).mkdir()
+        (tmp_path / job.label / "command.json").touch()
+        assert not execute(job, Place(tmp_path, "cpu", 0, ("python",))).failed
+        assert not (tmp_path / job.label / "command.log").exists()
+
+
+COMMAND_FILE = """
+[[commands]]
+module = "nag.quality"
+settings.space = "toy"
+settings.rows = "exact"
+settings.num = 20
+settings.distance_num = 50
+settings.seeds = 2
+"""
+
+
+class TestCommands:
+    def test_run_once(self, write, tmp_path, capsys):
+        path, runs = write(COMMAND_FILE), tmp_path / "runs"
+        assert main(path, out=runs, executor="local") == 0
+        (job,) = read_experiment(path, Data()).jobs
+        out = runs / job.label
+        assert job.label.startswith("quality-toy-")
+        assert (out / "quality-toy.csv").exists()
+        record = json.loads((out / "command.json").read_text())
+        assert record["command"].startswith("python -m nag.quality --distance-num=50 --num=20 ")
+        assert capsys.readouterr().out.endswith(f"1/1 runs finished, in {runs}\n")
+        before = (out / "quality-toy.csv").stat().st_mtime_ns
+        assert main(path, out=runs, executor="local") == 0
+        assert (out / "quality-toy.csv").stat().st_mtime_ns == before
+
+    def test_failures_are_one_line(self, write, tmp_path, capsys):
+        path, runs = write(COMMAND_FILE.replace('"exact"', '"rubbish"')), tmp_path / "runs"
+        assert main(path, out=runs, executor="local") == 1
+        (job,) = read_experiment(path, Data()).jobs
+        failure = capsys.readouterr().out.splitlines()[-2]
+        assert failure.startswith(f"failed: {job.label}: unknown row 'rubbish': choose from exact")
+        assert failure.endswith(f"(exit code 2, see {runs / job.label / 'command.log'})")
+        assert not job.progress(runs)[1]
+
+
+class TestBoard:
+    def test_a_terminal_gets_a_bar(self, toy, tmp_path):
+        jobs = read_experiment(toy, Data()).jobs
+        console = Console(force_terminal=True, width=120, record=True, quiet=False, file=Sink())
+        board = Board(console, jobs, tmp_path)
+        with board.live():
+            board.ended(jobs[0], execute(jobs[0], Place(tmp_path, "cpu", 0, ("python",))))
+        text = console.export_text()
+        assert "14/56" in text
+        assert f"[1/4 runs] {jobs[0].label}: best " in text
+        assert board.unfinished == jobs[1:]
+
+    def test_runs_begun_earlier_count(self, toy, tmp_path):
+        jobs = read_experiment(toy, Data()).jobs
+        short = Search(replace(jobs[0].config, budget=6))
+        execute(short, Place(tmp_path, "cpu", 0, ("python",)))
+        assert str(Board(Console(), jobs, tmp_path)).startswith("0/4 runs finished, 6 of 56 trials")
+
+    def test_another_run_in_the_directory_does_not(self, toy, tmp_path):
+        job = read_experiment(toy, Data()).jobs[1]
+        execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        assert job.progress(tmp_path) == (14, True)
+        record = tmp_path / job.label / "config.json"
+        record.write_text(record.read_text().replace(job.config.hash(), "0" * 64))
+        assert job.progress(tmp_path) == (0, False)
+
+
+class Sink:
+    """Where a terminal would be."""
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+
+class Command:
+    """An experiment in a process of its own; all it starts is known by its environment."""
+
+    def __init__(self, file, runs, *options):
+        self.runs, self._mark = runs, uuid.uuid4().hex
+        inherited = {name: x for name, x in os.environ.items() if name != "RAY_ADDRESS"}
+        arguments = ["-m", "orchestrator.experiment", str(file), "--out", str(runs), *options]
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=inherited | {"OMP_NUM_THREADS": "1", MARK: self._mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self):
+        stdout, stderr = self.process.communicate(timeout=300)
+        return self.process.returncode, stdout, stderr
+
+    def pids(self, name):
+        """Processes with this name that the command has started."""
+        mark, found = f"{MARK}={self._mark}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if (folder / "comm").read_text().startswith(name) and mark in (
+                    folder / "environ"
+                ).read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def wait_for(self, outcomes):
+        """Until so many trials are finished in all."""
+        while sum(path.read_bytes().count(b'"finished"') for path in self.journals()) < outcomes:
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.01)
+
+    def journals(self):
+        return list(self.runs.glob("*/journal.jsonl"))
+
+
+LOCAL = ("--executor", "local")
+RAY = ("--executor", "ray", "--auth", "disabled")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_experiment_continues(toy, tmp_path, expected, stop, code):
+    runs = tmp_path / "runs"
+    command = Command(toy, runs, *LOCAL)
+    command.wait_for(20)  # in the second of four runs
+    command.process.send_signal(stop)
+    returned, stdout, stderr = command.finish()
+    assert (returned, stderr) == (code, "")
+    if stop != signal.SIGKILL:
+        last = stdout.splitlines()[-1]
+        assert last.startswith("interrupted: 1/4 runs finished, ")
+        assert last.endswith(f" of 56 trials, in {runs}; repeat the command to continue")
+    code, stdout, stderr = Command(toy, runs, *LOCAL).finish()
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("1 of 4 runs are finished already\n")
+    assert found(runs) == expected
+
+
+def test_errors_on_the_command_line_are_one_line(toy, tmp_path):
+    code, stdout, stderr = Command(toy, tmp_path / "runs", "--jobs", "0").finish()
+    assert (code, stdout, stderr) == (2, "", "error: --jobs must be at least 1\n")
+    with pytest.raises(UserError, match="--gpu 2 must be between 0 and 1"):
+        main(toy, out=tmp_path / "runs", gpu=2)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestOnRay:
+    def test_smoke(self, tmp_path):
+        """What CI runs: less than three minutes, the start of Ray included."""
+        started = time.monotonic()
+        runs, file = tmp_path / "runs", ROOT / "experiments" / "smoke.toml"
+        code, stdout, stderr = Command(file, runs, *RAY).finish()
+        assert (code, stderr) == (0, ""), stdout
+        assert time.monotonic() - started < 180
+        assert all(job.progress(runs)[1] for job in read_experiment(file, Data()).jobs)
+
+    def test_what_kills_its_workers_is_given_up(self, monkeypatch):
+        from orchestrator.ray_executor import ClusterError, RayTasks
+
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        runtime = Runtime(auth="disabled", dashboard=False, workers=1, retries=1)
+        with closing(RayTasks(runtime)) as tasks:
+            functions = [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: 7]
+            found = dict(pair for _, ended in tasks.run(functions) for pair in ended)
+        assert found[1] == 7
+        assert isinstance(found[0], ClusterError)
+        assert str(found[0]) == "the worker was lost (WorkerCrashedError)"
+        with pytest.raises(ClusterError, match=r"no room for a task of one CPU and 0\.5 GPUs"):
+            RayTasks(runtime, gpu=0.5)
+
+    def test_a_killed_worker_costs_nothing(self, toy, tmp_path, expected):
+        runs = tmp_path / "runs"
+        command = Command(toy, runs, *RAY)
+        command.wait_for(8)
+        workers = command.pids("ray::_call")
+        assert workers
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        code, stdout, stderr = command.finish()
+        assert (code, stderr) == (0, ""), stdout
+        assert found(runs) == expected
+        config = json.loads((next(runs.glob("toy-*")) / "config.json").read_text())
+        assert config["command"].startswith("python -m orchestrator.experiment ")
+
+    @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+    def test_a_stopped_experiment_continues(self, toy, tmp_path, expected, stop, code):
+        runs = tmp_path / "runs"
+        command = Command(toy, runs, *RAY)
+        command.wait_for(10)
+        command.process.send_signal(stop)
+        returned, stdout, stderr = command.finish()
+        assert (returned, "Traceback" in stderr) == (code, False)
+        if stop == signal.SIGINT:
+            assert stdout.splitlines()[-1].endswith("; repeat the command to continue")
+        code, stdout, stderr = Command(toy, runs, *LOCAL).finish()  # at once
+        assert (code, stderr) == (0, ""), stdout
+        assert found(runs) == expected
+
+    def test_two_at_once(self, toy, tmp_path, expected, capsys):
+        """Runs in use are waited for, or reported; none is damaged."""
+        runs = tmp_path / "runs"
+        first = Command(toy, runs, *RAY, "--jobs", "1")
+        first.wait_for(1)
+        second = Command(toy, runs, *LOCAL)
+        for code, stdout, stderr in (first.finish(), second.finish()):
+            assert stderr == ""
+            assert code == 0 or "is in use by another process" in stdout
+        assert Command(toy, runs, *LOCAL).finish()[0] == 0
+        assert found(runs) == expected
