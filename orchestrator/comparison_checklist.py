@@ -81,7 +81,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
             f"{seconds[0]:,.0f} of search (fit, propose, select), {seconds[1]:,.0f} of evaluation"
             + (f"; {trained:,.0f} of training by the table" if trained else ""),
         ),
-        Answer("Hardware", NOT_RECORDED),
+        Answer("Hardware", _join(run.record.get("machine", NOT_RECORDED) for run in runs)),
         Answer("Tuning of the methods", NOT_RECORDED),
         Answer("Settings that all runs share", _shared(runs)),
         Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
@@ -114,7 +114,7 @@ def run_checklist(
             f"{search_seconds:,.1f} of search (fit, propose, select), "
             f"{evaluation_seconds:,.1f} of evaluation",
         ),
-        Answer("Hardware", NOT_RECORDED),
+        Answer("Hardware", record.get("machine", NOT_RECORDED)),
     ]
 
 

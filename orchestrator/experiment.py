@@ -1,6 +1,5 @@
 """`python -m orchestrator.experiment`: run all that a file asks for."""
 
-import shlex
 import signal
 import sys
 from collections import Counter
@@ -15,8 +14,9 @@ from rich.console import Console
 from nag.cli import UserError, WholeNumber, command_line, run
 from orchestrator.config import Runtime
 from orchestrator.experiment_file import Data, Experiment, read_experiment
-from orchestrator.experiment_jobs import Job, Place, Result, check, execute, versions, write_json
+from orchestrator.experiment_jobs import Job, Place, Result, check, execute
 from orchestrator.experiment_view import Board, Heartbeat, Watch
+from orchestrator.store import provenance, write_json
 
 SCHEMA = 1
 
@@ -134,8 +134,7 @@ def write_manifest(experiment: Experiment, root: Path) -> None:
         "title": experiment.title,
         "file": experiment.file.name,
         "sha256": experiment.sha256,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "versions": versions(),
+        **provenance(sys.orig_argv),
         "runs": [
             {"panel": member.panel, "label": member.job.label, **member.job.record}
             for member in experiment.members

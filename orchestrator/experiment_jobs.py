@@ -7,10 +7,8 @@ made for. One process at a time works in it; what is killed there continues when
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -24,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nag.cli import UserError, find_space, package_version
+from nag.cli import UserError, find_space
 from orchestrator.build import build_executor, build_optimizer
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import Observer, run_study
 from orchestrator.methods import METHODS
-from orchestrator.store import RunStore
+from orchestrator.store import RunStore, provenance, write_json
 from trainers.constraints import parse_constraint
 
 COMMANDS = ("nag.quality", "orchestrator.guided_quality")
@@ -150,7 +148,7 @@ class Search:
         executor = build_executor(config, runtime)
         with (
             closing(executor),
-            closing(RunStore.open(out, config, find_space(config.space))) as store,
+            closing(RunStore.open(out, config, find_space(config.space), place.command)) as store,
         ):
             try:
                 run_study(
@@ -247,7 +245,7 @@ class Command:
         if code:
             last = (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
             raise UserError(f"{last.removeprefix('error: ')} (exit code {code}, see {log})")
-        record = {"command": shlex.join(["python", *arguments]), "versions": versions()}
+        record = provenance(["python", *arguments])
         write_json(out / "command.json", {**record, "seconds": time.monotonic() - started})
 
 
@@ -259,7 +257,6 @@ def execute(job: Job, place: Place, observers: tuple[Observer, ...] = ()) -> Res
     started = time.monotonic()
     trace = place.root / f"{job.label}.error"
     try:
-        sys.orig_argv = list(place.command)  # stores keep it; that of a Ray worker says nothing
         if not place.root.is_dir():
             raise UserError(f"there is no {place.root} on {platform.node()}: all machines share it")
         text, failed = job.run(place, observers), False
@@ -282,20 +279,6 @@ def check(jobs: list[Job], device: str) -> None:
 def needs_latency(config: RunConfig) -> bool:
     """Whether a run is constrained in its latency; raises ValueError for what is no constraint."""
     return any(parse_constraint(text)[0] == "latency" for text in config.constraint)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on."""
-    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy")
-    found = {package: package_version(package) for package in packages}
-    return {"python": platform.python_version(), **found}
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Written aside and renamed, so that `path` is never half a file."""
-    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
 
 
 def _found(store: RunStore, config: RunConfig) -> str:

@@ -1,6 +1,6 @@
 """The store of a run: an append-only journal, from which everything else is derived.
 
-    OUT/config.json     configuration, versions, command
+    OUT/config.json     configuration, versions, command, machine
     OUT/journal.jsonl   one line per event: a batch proposed, a trial finished
     OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
@@ -16,12 +16,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nag.cli import UserError, package_version
 from nag.predictors.base import Observations
@@ -60,8 +62,13 @@ class RunStore:
         self._journal = (out / "journal.jsonl").open("a+b")
 
     @classmethod
-    def open(cls, out: Path, config: RunConfig, space: SearchSpace) -> "RunStore":
-        """Create the run or continue it; raises UserError when `out` holds another run."""
+    def open(
+        cls, out: Path, config: RunConfig, space: SearchSpace, command: Sequence[str] | None = None
+    ) -> "RunStore":
+        """Create the run or continue it; raises UserError when `out` holds another run.
+
+        command: to be recorded; by default that of this process.
+        """
         try:
             check_same_run(out, config)
             out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,7 @@ class RunStore:
         try:
             fcntl.flock(store._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             store._replay()
-            _write_json(out / "config.json", _record(config))
+            write_json(out / "config.json", _record(config, command or sys.orig_argv))
         except BlockingIOError:
             store.close()
             raise UserError(f"{out} is in use by another process") from None
@@ -223,15 +230,25 @@ def vars_of(record: Trial | Outcome) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def _record(config: RunConfig) -> dict[str, Any]:
-    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
-    versions = {package: package_version(package) for package in packages}
+def _record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "config": {**config.identity(), "budget": config.budget},
         "hash": config.hash(),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        **provenance(command),
+    }
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What made a result: the command (its first word is some Python), versions, the machine."""
+    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
+    versions = {package: package_version(package) for package in packages}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    return {
+        "command": shlex.join(["python", *command[1:]]),
         "versions": {"python": platform.python_version(), **versions},
+        "machine": ", ".join([machine, *gpus]),
     }
 
 
@@ -265,13 +282,15 @@ def check_same_run(out: Path, config: RunConfig) -> None:
 def _is_empty(out: Path) -> bool:
     """Nothing but what a run leaves that is killed while it starts."""
     return all(
-        path.name == "config.json.tmp" or (path.name == "journal.jsonl" and not path.stat().st_size)
+        fnmatch(path.name, "config.json.*.tmp")
+        or (path.name == "journal.jsonl" and not path.stat().st_size)
         for path in out.iterdir()
     )
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    aside = path.with_suffix(".json.tmp")
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Written aside and renamed, so that `path` is never half a file."""
+    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     with aside.open("w") as file:
         file.write(json.dumps(record, indent=1) + "\n")
         file.flush()

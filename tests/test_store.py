@@ -370,6 +370,7 @@ def test_config_json_tells_what_was_run(store, monkeypatch):
     identity = json.dumps(CONFIG.identity(), sort_keys=True).encode()
     assert record["hash"] == hashlib.sha256(identity).hexdigest()
     assert record["command"] == "python -m orchestrator.run_bo --out 'a b'"
+    assert f"{os.cpu_count()} CPUs" in record["machine"]
     assert record["versions"]["torch"] == version("torch")
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
