@@ -2,12 +2,14 @@
 # make test    all tests but those that need root or a GPU
 # make check   format, lint, types and the quick tests
 # make bench   the benchmarks whose results are in benchmarks/results
+# make figures a report of each experiment that was run into RUNS (runs/experiments)
 
 PYTHON ?= python3
 VENV ?= .venv
+RUNS ?= runs/experiments
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench
+.PHONY: run test check bench figures
 
 run: $(VENV)/run-ready
 	$(BIN)/python -m orchestrator.run_bo $(ARGS)
@@ -31,6 +33,11 @@ bench: $(VENV)/run-ready
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/constraints.py
 	$(BIN)/python benchmarks/search.py --space mobilenetv3
+
+figures: $(VENV)/run-ready
+	@ls $(RUNS)/experiment-*.json >/dev/null 2>&1 || { echo "error: no experiment in $(RUNS): run python -m orchestrator.experiment FILE --out $(RUNS)" >&2; exit 2; }
+	for file in $(RUNS)/experiment-*.json; do name=$${file##*/experiment-}; \
+	  $(BIN)/python -m orchestrator.report $$file --out $(RUNS)/report-$${name%.json} $(ARGS) || exit; done
 
 $(VENV)/run-ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
