@@ -1,8 +1,10 @@
 """The composition root: the only place where names become objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
 
 from acquisition.base import CandidateStrategy
 from acquisition.functions import ACQUISITIONS
@@ -17,11 +19,12 @@ from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
 from nag.predictors.baselines import SURROGATES
-from nag.predictors.gp import GaussianProcess
+from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig, Runtime, wants_gpu
+from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Observer
 from orchestrator.methods import NONE
@@ -42,15 +45,21 @@ def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
     )
 
 
-def build_predictor(name: str, space: SearchSpace) -> SurrogatePredictor | None:
+def build_predictor(
+    name: str, space: SearchSpace, prior: Sequence[EarlierRun] = ()
+) -> SurrogatePredictor | None:
     """The surrogate of that name; raises UserError where it needs what is not installed."""
     match name:
         case "none":
             return None
         case "gp":
-            return GaussianProcess(space)
+            return GaussianProcess(space, tuple(_fitted(run, space) for run in prior))
         case _:
             return SURROGATES[name](space)
+
+
+def _fitted(run: EarlierRun, space: SearchSpace) -> FittedGaussianProcess:
+    return GaussianProcess(space).fit(run.observations(space), np.random.default_rng(0))
 
 
 def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimizer:
@@ -74,7 +83,7 @@ def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimize
             strategy = STRATEGIES[name](space, generator)
     return BayesianOptimizer(
         space=space,
-        predictor=build_predictor(parts.surrogate, space),
+        predictor=build_predictor(parts.surrogate, space, config.prior),
         strategy=strategy,
         acquisition=None if parts.acq == NONE else ACQUISITIONS[parts.acq],
         strategy_name=parts.strategy,

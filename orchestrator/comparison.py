@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from nag.cli import UserError
 from orchestrator.methods import METHODS, NONE
 from orchestrator.statistics import Numbers, best_so_far
-from orchestrator.store import SCHEMA
+from orchestrator.trial import SCHEMA
 
-_BEFORE = {"surrogate": "gp", "latency_table": None}  # what runs had before there was a choice
+_UNSAID: Mapping[str, Any] = {  # what a record need not say
+    "surrogate": "gp",
+    "latency_table": None,
+    "prior": [],
+}
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
 _TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table")
 _PANEL = (*_TASK, "batch_size")
@@ -98,10 +102,15 @@ class Run:
 
 def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with what an older one does not say; of its files only the names."""
-    config = {**_BEFORE, **record["config"]}
+    config = {**_UNSAID, **record["config"]}
     names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
     dataset = config.get("dataset") or _DATASETS.get(config["evaluator"])
     return {**config, **names, "dataset": dataset}
+
+
+def task_of_prior(content: str) -> str:
+    """The task of an earlier run, from the line that stands for it: see `EarlierRun.content`."""
+    return content.rpartition(" (")[0]
 
 
 class Source(NamedTuple):
@@ -345,13 +354,35 @@ def _shown(key: str, value: Any) -> str:
         return str(value).upper()
     if key in _NAMES:
         return str(value)
+    if key == "prior":
+        return _shown_prior(value)
     shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"{key.replace('_', '-')} {shown}"
 
 
+def _shown_prior(contents: Sequence[str]) -> str:
+    """The tasks of the earlier runs; without any, nothing."""
+    return f"prior {', '.join(map(task_of_prior, contents))}" if contents else ""
+
+
+def _share_seeds(runs: Sequence[Run]) -> bool:
+    """Whether runs of one seed differ in nothing but the content of their earlier runs."""
+    contents: dict[str, set[str]] = {}
+    for run in runs:
+        others = {**run.config, "prior": _shown_prior(run.config["prior"]), "budget": None}
+        contents.setdefault(repr(sorted(others.items())), set()).add(repr(run.config["prior"]))
+    return any(len(found) > 1 for found in contents.values())
+
+
 def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], list[Skipped]]:
-    """The methods of a panel: guided first, then by label."""
-    keys = {key for run in runs for key in run.config} - panel - {"seed", "budget", *_NAMES}
+    """The methods of a panel: guided first, then by label.
+
+    Earlier runs are named by their tasks, so that every seed may have its own; in full where that
+    would make one method of several.
+    """
+    keys = {key for run in runs for key in run.config} - panel
+    keys -= {"seed", "budget", "prior", *_NAMES}
+    in_full = _share_seeds(runs)
     others = sorted(key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1)
     unnamed = [run.config for run in runs if preset(run.config) is None]
     varied = [
@@ -365,6 +396,9 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
         family = name or str(config["strategy"])
         extra = [_shown(key, config[key]) for key in varied if name is None and key not in panel]
         extra += [_shown(key, config.get(key)) for key in others]
+        if config["prior"] and "prior" not in panel:
+            prior = config["prior"]
+            extra.append(f"prior {', '.join(prior)}" if in_full else _shown_prior(prior))
         label = " · ".join([family, *extra])
         facet = _shown("acq", config["acq"]) if "acq" in varied and name is None else ""
         _, _, by_seed = found.setdefault(label, (family, facet, {}))

@@ -15,6 +15,7 @@ from nag.cli import UserError, WholeNumber, find_space
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
+from orchestrator.earlier import EarlierRun, from_command_line
 from orchestrator.methods import (
     DEFAULT,
     METHODS,
@@ -103,6 +104,10 @@ class RunConfig:
         Latency of the blocks on your device, for a constraint on latency: FILE or FILE:KEY, a
         look-up table (JSON; KEY is the resolution) or measured networks (parquet; KEY is the
         column).
+    prior
+        Folder of an earlier run in the same space, on whatever data set or objective; may be
+        repeated. The surrogate learns how much it tells about this one. Its evaluations are not
+        counted.
     budget
         Evaluations in all, the first n-init included. Repeat the command with a larger budget to
         go on.
@@ -141,6 +146,10 @@ class RunConfig:
     target: float | None = None
     constraint: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     latency_table: str | None = None
+    prior: Annotated[
+        tuple[EarlierRun, ...],
+        Parameter(converter=from_command_line, n_tokens=1, accepts_keys=False, negative=()),
+    ] = ()
     budget: WholeNumber = 100
     n_init: WholeNumber = 10
     pool_size: WholeNumber = 100
@@ -169,6 +178,11 @@ class RunConfig:
         if self.target is not None and not math.isfinite(self.target):
             raise UserError(f"--target {self.target} must be finite")
         self.scale()
+        if self.prior and self.surrogate != "gp":
+            raise UserError(f"--prior goes with --surrogate gp, not with {self.surrogate}")
+        for run in self.prior:
+            if run.space != self.space:
+                raise UserError(f"--prior {run.path} is a run in {run.space}, not in {self.space}")
 
     @property
     def parts(self) -> Parts:
@@ -219,11 +233,12 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the trials, as JSON; the budget does not, a run can be prolonged."""
-        record = asdict(self.absolute()) | {"evaluator": self.evaluator_name}
-        del record["budget"], record["method"]
+        record = asdict(replace(self.absolute(), prior=())) | {"evaluator": self.evaluator_name}
+        del record["budget"], record["method"], record["prior"]
         for name in ("table", "weights"):
             record[name] = record[name] and str(record[name])
-        return record | {"constraint": list(self.constraint)}
+        record["constraint"] = list(self.constraint)
+        return record | ({"prior": [run.content for run in self.prior]} if self.prior else {})
 
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

@@ -20,8 +20,14 @@ from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_l
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-_PATHS = ("table", "weights", "latency_table", "networks")  # in a file: seen from its folder
-_LISTS = ("constraint",)
+_PATHS = (
+    "table",
+    "weights",
+    "latency_table",
+    "networks",
+    "prior",
+)  # in a file: seen from its folder
+_LISTS = ("constraint", "prior")
 
 Settings = dict[str, Any]
 
@@ -188,12 +194,14 @@ class _Reader:
 
     def _resolved(self, settings: Settings) -> Settings:
         """With paths that mean the same in any working directory."""
-        paths = {
-            key: str((self.folder / value).resolve())
-            for key, value in settings.items()
-            if key in _PATHS and isinstance(value, str)
+        return {
+            key: self._path(value) if key in _PATHS else value for key, value in settings.items()
         }
-        return settings | paths
+
+    def _path(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._path(item) for item in value]
+        return str((self.folder / value).resolve()) if isinstance(value, str) else value
 
 
 _parser = App()

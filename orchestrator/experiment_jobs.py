@@ -101,7 +101,7 @@ class Search:
     def name(self) -> str:
         of = self.config
         parts = [of.space, of.dataset, "test" if of.objective == "test" else None]
-        parts += [*of.parts.shown, *of.constraint]
+        parts += [*of.parts.shown, *(f"prior-{run.task}" for run in of.prior), *of.constraint]
         parts += [f"batch{of.batch_size}"] if of.batch_size > 1 else []
         return _file_name(*parts, f"seed{of.seed}")
 

@@ -37,9 +37,13 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
 
     python -m orchestrator.run_bo --strategy mutation --acq ucb --budget 40 --executor local
     """
-    label = "-".join((config.space, *config.parts.shown, f"seed{config.seed}"))
+    priors = (f"prior-{earlier.task}" for earlier in config.prior)
+    label = "-".join((config.space, *config.parts.shown, *priors, f"seed{config.seed}"))
     out = runtime.out or Path("runs", label)
     console = Console(highlight=False, markup=False, emoji=False)
+    for earlier in config.prior:
+        if earlier.path.resolve() == out.resolve():
+            raise UserError(f"--prior {earlier.path} is the run itself")
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(config.threads)
@@ -54,9 +58,10 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
 def _search(
     config: RunConfig, runtime: Runtime, executor: Executor, store: RunStore, console: Console
 ) -> int:
+    shown = [config.space, config.evaluator_name, *config.parts.shown, *config.constraint]
+    shown += [f"prior {earlier.content}" for earlier in config.prior]
     console.print(
-        ", ".join((config.space, config.evaluator_name, *config.parts.shown, *config.constraint))
-        + f": {executor.description}",
+        f"{', '.join(shown)}: {executor.description}",
         soft_wrap=True,
     )
     if store.num_finished:

@@ -30,10 +30,9 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig, difference
-from orchestrator.trial import Outcome, Trial
+from orchestrator.trial import SCHEMA, Outcome, Trial
 from trainers.rows import percent, write_rows
 
-SCHEMA = 1
 _WORTH_AN_FSYNC = 0.02  # seconds
 COLUMNS = (
     "trial",

@@ -10,6 +10,8 @@ from nag.generator import Generator
 from nag.spaces import Architecture
 from trainers.base import EvaluationError, Evaluator
 
+SCHEMA = 1  # of what a run writes
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -21,6 +21,7 @@ from nag.cli import UserError
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
+from orchestrator.earlier import EarlierRun
 from orchestrator.store import COLUMNS, SCHEMA, RunStore, check_same_run
 from orchestrator.trial import Outcome
 
@@ -397,6 +398,7 @@ DIFFERENCES = {
     "target": 70.0,
     "constraint": ("macs<=300e6",),
     "latency_table": "/tables/phone.json:160",
+    "prior": (EarlierRun(Path("earlier"), "toy", "toy", ("a", "b"), (0.5, 0.6)),),
     "n_init": 4,
     "pool_size": 50,
     "batch_size": 1,
@@ -422,7 +424,7 @@ def test_every_setting_but_the_budget_makes_another_run(store, name):
     else:
         needed = NEEDED.get(name, {})
         message = refusal(store.out, replace(CONFIG, **needed, **{name: DIFFERENCES[name]}))
-        assert f"{name} is {CONFIG.identity()[name]!r} there, " in message
+        assert f"{name} is {CONFIG.identity().get(name)!r} there, " in message
         assert message.endswith("choose another --out")
 
 

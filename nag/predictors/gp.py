@@ -2,7 +2,8 @@
 
 Notation:
     n, B     observations, queries
-    G        feature groups: the encoding itself and, where the space has them, its structures
+    G        feature groups: the encoding itself, the structures of the space where it has them, and
+             the posterior mean of each earlier run that is re-used
     X        (n, D) features, centred and scaled per group so that E |X_g|^2 = 1 under uniform draws
     z        (n,) values, warped and standardised
     theta    (2 G + 2,) logarithms of the hyperparameters
@@ -11,6 +12,12 @@ Notation:
     L, alpha Cholesky factor of K = k(X, X) + noise I, and K^-1 z
 
 The linear part carries additive effects far from the data, the Matern part what they miss.
+
+Earlier runs are stacked below the process, as in Golovin et al., "Google Vizier", KDD 2017, section
+3.3.2. There the mean of the earlier process is a prior mean and only the residual is modelled; here
+it is a feature, whose linear weight and lengthscale are learned. So an earlier run may be of
+another scale or of no use (what Feurer et al. 2018, arXiv 1802.02219, get from the weights of an
+ensemble).
 """
 
 import math
@@ -86,33 +93,46 @@ def _positive(x: float) -> float:
 
 
 class Features(NamedTuple):
-    """Features of a space, centred and scaled per group by their law under uniform draws."""
+    """Features of a space, centred and scaled per group by their law under uniform draws.
+
+    priors: processes fitted to earlier runs; the mean of each is a group of one feature, the last.
+    """
 
     centre: Tensor  # (D,)
     scale: Tensor  # (D,)
     sizes: tuple[int, ...]  # (G,) columns of each group
+    priors: tuple["FittedGaussianProcess", ...] = ()
 
     @classmethod
-    def of(cls, space: SearchSpace) -> "Features":
+    def of(cls, space: SearchSpace, priors: tuple["FittedGaussianProcess", ...] = ()) -> "Features":
         archs = space.sample(1000, np.random.default_rng(0))
-        groups = space.features(space.encode(archs).double())
+        groups = _raw_features(space, priors, space.encode(archs).double())
         spreads = [x.var(0, correction=0).sum().clamp_min(1e-12).sqrt() for x in groups]
         return cls(
             torch.cat([x.mean(0) for x in groups]),
             torch.cat([x.new_ones(x.shape[1]) / s for x, s in zip(groups, spreads, strict=True)]),
             tuple(x.shape[1] for x in groups),
+            priors,
         )
 
     def __call__(self, space: SearchSpace, x: Tensor) -> Tensor:
         """(B, N, F) -> (B, D)."""
-        return (torch.cat(space.features(x), dim=1) - self.centre.to(x)) * self.scale.to(x)
+        raw = torch.cat(_raw_features(space, self.priors, x), dim=1)
+        return (raw - self.centre.to(x)) * self.scale.to(x)
 
     def to(self, x: Tensor) -> "Features":
         """On the device and in the precision of `x`."""
-        return Features(self.centre.to(x), self.scale.to(x), self.sizes)
+        return self._replace(centre=self.centre.to(x), scale=self.scale.to(x))
 
     def groups(self, X: Tensor) -> list[Tensor]:
         return list(X.split(self.sizes, dim=1))
+
+
+def _raw_features(
+    space: SearchSpace, priors: Sequence["FittedGaussianProcess"], x: Tensor
+) -> tuple[Tensor, ...]:
+    """(B, N, F) -> groups (B, D_g)."""
+    return (*space.features(x), *(prior.mean(x)[:, None] for prior in priors))
 
 
 class Products(NamedTuple):
@@ -236,11 +256,20 @@ class FittedGaussianProcess:
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and std of z, (B,), (B,); differentiable in `x` (B, N, F)."""
-        h, features, X, inverse_factor, alpha = self._like(x)
-        p = Products.of(features.groups(features(self.space, x)), features.groups(X))
+        h, _, _, inverse_factor, alpha = self._like(x)
+        p = self._products(x)
         k = h.kernel(p)  # (B, n)
         variance = h.variance(p.left) - (k @ inverse_factor.T).square().sum(1)
         return k @ alpha, variance.clamp_min(_MIN_VARIANCE).sqrt()
+
+    def mean(self, x: Tensor) -> Tensor:
+        """That of `relaxed` alone, for less."""
+        h, _, _, _, alpha = self._like(x)
+        return h.kernel(self._products(x)) @ alpha
+
+    def _products(self, x: Tensor) -> Products:
+        _, features, X, _, _ = self._like(x)
+        return Products.of(features.groups(features(self.space, x)), features.groups(X))
 
     def _like(self, x: Tensor) -> tuple[Hyperparameters, Features, Tensor, Tensor, Tensor]:
         """All that `relaxed` needs, on the device and in the precision of `x`; moved there once."""
@@ -267,13 +296,17 @@ class FittedGaussianProcess:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """Gaussian-process surrogate of any search space. Implements `SurrogatePredictor`."""
+    """Gaussian-process surrogate of any search space. Implements `SurrogatePredictor`.
+
+    priors: processes fitted to earlier runs, of any objective, in the same space.
+    """
 
     space: SearchSpace
+    priors: tuple[FittedGaussianProcess, ...] = ()
 
     @cached_property
     def _features(self) -> Features:
-        return Features.of(self.space)
+        return Features.of(self.space, self.priors)
 
     def fit(self, observations: Observations, rng: np.random.Generator) -> FittedGaussianProcess:
         X = self._features(self.space, self.space.encode(observations.archs).double())

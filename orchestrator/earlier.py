@@ -1,0 +1,83 @@
+"""Earlier runs that a search learns from: `--prior RUN`."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cyclopts import Token
+
+from nag.cli import UserError
+from nag.predictors.base import Observations
+from nag.spaces import InvalidArchitectureError, SearchSpace
+from orchestrator.comparison import DamagedRunError, read_run
+
+_MIN_TRIALS = 2  # below this there is nothing to fit
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What is known from an earlier run, read once: what becomes of its folder is of no account.
+
+    task: its data set; its space where there is none.
+    archs, values: its n successful trials in their order, as published strings and fractions.
+    """
+
+    path: Path = field(compare=False)
+    space: str
+    task: str
+    archs: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @cached_property
+    def content(self) -> str:
+        """A line that stands for it: equal lines, equal trials. `task_of_prior` reads its task."""
+        pairs = list(zip(self.archs, self.values, strict=True))
+        digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+        return f"{self.task} ({len(pairs)} trials, {digest[:16]})"
+
+    def observations(self, space: SearchSpace) -> Observations:
+        """Raises UserError for architectures that the space does not have."""
+        try:
+            archs = tuple(space.from_str(text) for text in self.archs)
+        except InvalidArchitectureError as error:
+            raise UserError(f"--prior {self.path}: {error}") from None
+        return Observations(archs, np.array(self.values))
+
+
+def read_earlier_run(path: Path) -> EarlierRun:
+    """The run in a folder, which is not changed; raises UserError for one that is of no use."""
+    try:
+        with (path / "journal.jsonl").open("rb") as journal:
+            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            run = read_run(path)
+    except BlockingIOError:
+        raise UserError(
+            f"{path} is in use by another process: what it holds would change"
+        ) from None
+    except (DamagedRunError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"{path} is not a run ({reason}): give the --out of an earlier run"
+        ) from None
+    values = run.columns["value"]
+    known = np.isfinite(values)
+    if known.sum() < _MIN_TRIALS:
+        raise UserError(
+            f"{path} has {known.sum()} successful trials: at least {_MIN_TRIALS} are needed"
+        )
+    space = str(run.config["space"])
+    archs = tuple(arch for arch, keep in zip(run.archs, known, strict=True) if keep)
+    task = str(run.config["dataset"] or space)
+    return EarlierRun(path, space, task, archs, tuple(values[known].tolist()))
+
+
+def from_command_line(type_: Any, tokens: Sequence[Token]) -> tuple[EarlierRun, ...]:
+    """Converter of cyclopts: one run for each time that the option is given."""
+    del type_
+    return tuple(read_earlier_run(Path(token.value)) for token in tokens)
