@@ -2,11 +2,9 @@
 Reinforcement Learning", Machine Learning 1992; as a baseline of architecture search: Ying et al.,
 "NAS-Bench-101", ICML 2019, and Dong & Yang, "NAS-Bench-201", ICLR 2020.
 
-Shapes: n architectures, D decisions (of each stage the depth, then the operator of each slot), K
-options at most.
+Shapes: n architectures, D decisions, K options at most.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,35 +12,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from acquisition.base import MIN_DRAWS, Exclusion, Pool, draw_unseen
+from acquisition.decisions import draw, one_hot, options
 from nag.predictors.base import FittedPredictor, Observations
-from nag.spaces import ABSENT, Architecture, SearchSpace
+from nag.spaces import Architecture, SearchSpace
 
 _ADAM = 0.9, 0.999, 1e-8  # decay of both moments, and what keeps a step finite
-
-
-def options(space: SearchSpace) -> list[tuple[int, ...]]:
-    """What each of the D decisions chooses from."""
-    return [choice for stage in space.stages for choice in (stage.depths, *stage.choices)]
-
-
-def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> NDArray[np.float64]:
-    """(n, D, K) the option that was chosen; zero for the operator of a slot that is absent."""
-    decisions = options(space)
-    found = np.zeros((len(archs), len(decisions), max(map(len, decisions))))
-    for chosen, arch in zip(found, archs, strict=True):
-        for decision, option in enumerate(_decided(space, arch)):
-            if option != ABSENT:
-                chosen[decision, decisions[decision].index(option)] = 1
-    return found
-
-
-def _decided(space: SearchSpace, arch: Architecture) -> Iterator[int]:
-    """What is chosen at each of the D decisions."""
-    ops = iter(arch.ops)
-    for stage in space.stages:
-        held = [next(ops) for _ in stage.choices]
-        yield sum(op != ABSENT for op in held)
-        yield from held
 
 
 @dataclass(frozen=True)
@@ -75,10 +49,10 @@ class Reinforce:
         del predictor
         policy = self.policy(observations)
 
-        def draw() -> list[Architecture]:
-            return self._sample(policy, max(n, MIN_DRAWS), rng)
+        def sample() -> list[Architecture]:
+            return draw(self.space, policy, max(n, MIN_DRAWS), rng)
 
-        return Pool(tuple(draw_unseen(draw, n, exclude)))
+        return Pool(tuple(draw_unseen(sample, n, exclude)))
 
     def policy(self, observations: Observations) -> NDArray[np.float64]:
         """(D, K) probabilities of the options after all observations, zero beyond them."""
@@ -106,18 +80,3 @@ class Reinforce:
             weight = self.momentum * weight + (1 - self.momentum)
             averages.append(total / weight)
         return values - np.array(averages)
-
-    def _sample(
-        self, policy: NDArray[np.float64], n: int, rng: np.random.Generator
-    ) -> list[Architecture]:
-        columns = [
-            rng.choice(option, size=n, p=p[: len(option)])
-            for option, p in zip(options(self.space), policy, strict=True)
-        ]
-        rows: list[NDArray[np.int64]] = []
-        first = 0
-        for stage in self.space.stages:
-            depth, *slots = columns[first : first + 1 + len(stage.choices)]
-            rows += [np.where(j < depth, ops, ABSENT) for j, ops in enumerate(slots)]
-            first += 1 + len(slots)
-        return [Architecture(self.space.name, tuple(row)) for row in np.stack(rows, 1).tolist()]

@@ -16,6 +16,7 @@ import numpy as np
 from acquisition.base import CandidateStrategy, Exclusion, Pool, draw_unseen, random_unseen
 from acquisition.evolution import RegularizedEvolution
 from acquisition.local_search import LocalSearch
+from acquisition.parzen import ParzenEstimator
 from acquisition.reinforce import Reinforce
 from nag.calibration import Calibrated
 from nag.generate import Samples
@@ -222,6 +223,7 @@ class ConstrainedGeneration:
 
 
 STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
+    "bohb": lambda space, generator: ParzenEstimator(space),
     "guided": lambda space, generator: GuidedGeneration(generator),
     "guided+mutation": lambda space, generator: Union(GuidedGeneration(generator), Mutation(space)),
     "local-search": lambda space, generator: LocalSearch(space),

@@ -29,6 +29,7 @@ class Suggestion:
     predicted: tuple[tuple[float, float] | None, ...]  # mean, std of each, where predicted
     seconds: Mapping[str, float] = field(default_factory=dict)  # of each phase
     diagnostics: Mapping[str, float] = field(default_factory=dict)  # of the pool
+    epochs: int | None = None  # that each is trained for; None is full training
 
 
 @dataclass(frozen=True)

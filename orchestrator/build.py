@@ -8,6 +8,7 @@ import numpy as np
 
 from acquisition.base import CandidateStrategy
 from acquisition.functions import ACQUISITIONS
+from acquisition.parzen import ParzenEstimator
 from acquisition.strategies import (
     STRATEGIES,
     ConstrainedGeneration,
@@ -26,10 +27,11 @@ from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import Observer
-from orchestrator.methods import NONE
+from orchestrator.halving import SuccessiveHalving
+from orchestrator.loop import Observer, Optimizer
+from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.trial import Executor
-from trainers.base import Evaluator, Measurement
+from trainers.base import LOW_EPOCHS, Evaluator, Measurement, at_epochs
 from trainers.build import build_evaluator
 from trainers.constraints import build_constraints
 
@@ -62,7 +64,15 @@ def _fitted(run: EarlierRun, space: SearchSpace) -> FittedGaussianProcess:
     return GaussianProcess(space).fit(run.observations(space), np.random.default_rng(0))
 
 
-def build_optimizer(config: RunConfig, generator: Generator) -> BayesianOptimizer:
+def build_optimizer(config: RunConfig, generator: Generator) -> Optimizer:
+    optimizer = build_single_fidelity(config, generator)
+    if isinstance(optimizer.strategy, ParzenEstimator):
+        return SuccessiveHalving(optimizer, LOW_EPOCHS, enough=optimizer.strategy.min_points)
+    return optimizer
+
+
+def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOptimizer:
+    """What proposes architectures from the values of one fidelity."""
     space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
     guided = GuidedGeneration(
@@ -105,9 +115,15 @@ class WithProperties:
         known = {quantity.name: float(quantity([arch])[0]) for quantity in self.properties}
         return replace(found, metrics={**known, **found.metrics})
 
+    def at(self, epochs: int) -> "WithProperties":
+        return replace(self, evaluator=at_epochs(self.evaluator, epochs))
+
 
 def make_evaluator(config: RunConfig) -> Evaluator:
-    """Build an evaluator in the process that will use it."""
+    """Build an evaluator in the process that will use it.
+
+    Raises EvaluatorConfigError, also where it lacks a fidelity that the run asks for.
+    """
     evaluator = build_evaluator(
         SPACES[config.space],
         evaluator=config.evaluator_name,
@@ -115,6 +131,8 @@ def make_evaluator(config: RunConfig) -> Evaluator:
         dataset=config.dataset,
         objective=config.objective,
     )
+    if config.strategy == MULTI_FIDELITY:
+        at_epochs(evaluator, LOW_EPOCHS)
     properties = tuple(constraint.quantity for constraint in constraints_of(config))
     return WithProperties(evaluator, properties) if properties else evaluator
 

@@ -22,6 +22,8 @@ from nag.cli import UserError
 from orchestrator.methods import METHODS, NONE
 from orchestrator.statistics import Numbers, best_so_far
 from orchestrator.trial import SCHEMA
+from trainers.base import FULL_EPOCHS
+from trainers.rows import ACCURACIES
 
 _UNSAID: Mapping[str, Any] = {  # what a record need not say
     "surrogate": "gp",
@@ -51,11 +53,17 @@ class DamagedRunError(ValueError):
 class Run:
     """A run as far as its trials are finished without a gap, in their order; n of them.
 
+    Its length is that of its curves: the whole evaluations that it has spent, of which a trial of
+    low fidelity is a part. Without such trials it is n.
+
     record: config.json.
     columns: (n,) of each number of a trial, NaN where there is none; accuracies are fractions.
+        Those of a trial of low fidelity are not accuracies of its architecture, so there are none.
+    costs: (n,) epochs of training, of which FULL_EPOCHS are an evaluation.
     iteration: (n,) the round of each.
     rounds: what was journalled of each round: its seconds and diagnostics.
     num_finished: trials with an outcome, those behind a gap included.
+    num_failed: trials that failed.
     """
 
     path: Path
@@ -66,9 +74,26 @@ class Run:
     archs: tuple[str, ...]
     rounds: tuple[Mapping[str, Any], ...]
     num_finished: int
+    num_failed: int
+    costs: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.iteration)
+        return int(self.costs.sum()) // FULL_EPOCHS
+
+    @cached_property
+    def ends(self) -> Numbers:
+        """(n,) evaluations that were spent when each trial had ended: 1, 2, 3, ... at full cost."""
+        return np.cumsum(self.costs) / FULL_EPOCHS
+
+    @property
+    def starts(self) -> Numbers:
+        """(n,) those that were spent before each."""
+        return np.append(0.0, self.ends)[:-1]
+
+    @property
+    def num_low(self) -> int:
+        """Trials of low fidelity."""
+        return int((self.costs < FULL_EPOCHS).sum())
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -86,18 +111,19 @@ class Run:
     def complete(self) -> bool:
         return len(self) >= self.budget
 
-    @property
-    def num_failed(self) -> int:
-        return int(np.isnan(self.columns["value"]).sum())
-
     @cached_property
     def incumbent(self) -> NDArray[np.int64]:
         """(n,) the best trial so far; -1 before the first value."""
         return best_so_far(self.columns["value"])
 
     def of_incumbent(self, name: str) -> Numbers:
-        """(n,) a number of the best trial so far: `value` gives the best-so-far curve."""
+        """(n,) a number of the best trial so far."""
         return np.append(self.columns[name], np.nan)[self.incumbent]
+
+    def curve(self, name: str) -> Numbers:
+        """(len,) the same after 1, 2, 3, ... evaluations: `value` gives the best-so-far curve."""
+        last = np.searchsorted(self.ends, np.arange(1, len(self) + 1), side="right") - 1
+        return self.of_incumbent(name)[last]
 
 
 def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +227,11 @@ def read_run(path: Path) -> Run:
         rows = [{**trials[i], **outcomes[i]} for i in range(count)]
         columns = {n: np.array([row[n] for row in rows], dtype=float) for n in _NUMBERS}
         columns |= {n: np.array([row.get(n) for row in rows], dtype=float) for n in _OPTIONAL}
+        epochs = [row.get("epochs") for row in rows]
+        low = np.array([one is not None for one in epochs], dtype=bool)
+        failed = np.isnan(columns["value"])
+        for name in ACCURACIES:
+            columns[name][low] = np.nan
         return Run(
             path,
             record,
@@ -210,6 +241,8 @@ def read_run(path: Path) -> Run:
             tuple(str(row["arch"]) for row in rows),
             tuple(rounds),
             len(outcomes),
+            int(failed.sum()),
+            np.array([FULL_EPOCHS if one is None else one for one in epochs], dtype=np.int64),
         )
     except _DAMAGE:
         raise DamagedRunError("journal.jsonl does not hold trials of this version") from None
@@ -245,7 +278,9 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
 def _not_begun(source: Source) -> Run:
     nothing = {name: np.empty(0) for name in (*_NUMBERS, *_OPTIONAL)}
     record = source.record or {}
-    return Run(source.path, record, nothing, np.empty(0, np.int64), (), (), (), 0)
+    return Run(
+        source.path, record, nothing, np.empty(0, np.int64), (), (), (), 0, 0, np.empty(0, np.int64)
+    )
 
 
 @dataclass(frozen=True)

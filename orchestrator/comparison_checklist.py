@@ -74,7 +74,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer(
             "Cost, evaluations",
             f"{sum(len(run) for run in runs):,}, {sum(run.num_failed for run in runs):,} of them "
-            "failed",
+            "failed" + _low_fidelity(sum(run.num_low for run in runs)),
         ),
         Answer(
             "Cost, seconds",
@@ -92,13 +92,18 @@ def panel_checklist(summary: Summary) -> list[Answer]:
 def run_checklist(
     record: Mapping[str, Any],
     *,
-    evaluations: int,
+    evaluations: float,
     failed: int,
+    low_fidelity: int,
     search_seconds: float,
     evaluation_seconds: float,
     has_test: bool,
 ) -> list[Answer]:
-    """Of one run, in short; `record` is its config.json, which the report shows besides."""
+    """Of one run, in short.
+
+    record: its config.json, which the report shows besides.
+    evaluations: that it has spent; failed, low_fidelity: trials.
+    """
     config = known_config(record)
     return [
         Answer("Searched on", searched_on(config)),
@@ -108,7 +113,10 @@ def run_checklist(
             "Budget",
             f"{config['budget']} evaluations, the {config['n_init']} of the initial design counted",
         ),
-        Answer("Cost, evaluations", f"{evaluations}, {failed} of them failed"),
+        Answer(
+            "Cost, evaluations",
+            f"{evaluations:.10g}, {failed} of them failed" + _low_fidelity(low_fidelity),
+        ),
         Answer(
             "Cost, seconds",
             f"{search_seconds:,.1f} of search (fit, propose, select), "
@@ -116,6 +124,12 @@ def run_checklist(
         ),
         Answer("Hardware", record.get("machine", NOT_RECORDED)),
     ]
+
+
+def _low_fidelity(trials: int) -> str:
+    if not trials:
+        return ""
+    return f"; {trials:,} trials of low fidelity, counted by their epochs, are in no curve"
 
 
 def _seconds(run: Run) -> dict[str, float]:

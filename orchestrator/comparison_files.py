@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from orchestrator.comparison import Run, Skipped
@@ -27,7 +26,7 @@ def trial_rows(summary: Summary) -> pd.DataFrame:
                         "panel": summary.panel.name,
                         "method": method.label,
                         "seed": seed,
-                        "evaluation": np.arange(1, len(run) + 1),
+                        "evaluation": run.ends,
                         "round": run.iteration,
                         "source": run.sources,
                         **columns,

@@ -154,7 +154,7 @@ class Summary:
     def at_mark(self, method: Method, mark: int, name: str = "value") -> BySeed:
         """A number of the best trial of the first `mark`, of the seeds that have got there."""
         found = {
-            seed: float(run.of_incumbent(name)[mark - 1])
+            seed: float(run.curve(name)[mark - 1])
             for seed, run in method.runs.items()
             if len(run) >= mark
         }
@@ -179,7 +179,7 @@ class Summary:
         found = {}
         for method in self.panel.methods:
             by_seed = {
-                seed: area_under(run.of_incumbent("value"), self.initial, self.horizon, *self.scale)
+                seed: area_under(run.curve("value"), self.initial, self.horizon, *self.scale)
                 for seed, run in method.runs.items()
                 if len(run) >= self.horizon > self.initial
             }
@@ -193,7 +193,7 @@ class Summary:
         times, censored = [], []
         for run in method.runs.values():
             if len(run):
-                time = evaluations_to(run.of_incumbent("value"), self.target.value)
+                time = evaluations_to(run.curve("value"), self.target.value)
                 times.append(len(run) if time is None else time)
                 censored.append(time is None)
         if not times:
@@ -255,7 +255,7 @@ class Summary:
         start, length = max(self.initial, 1), max(map(len, runs))
         curves = np.full((len(runs), length), np.nan)
         for row, run in zip(curves, runs, strict=True):
-            row[: len(run)] = run.of_incumbent("value")
+            row[: len(run)] = run.curve("value")
         mean, half = pointwise_interval(curves[:, start - 1 :])
         x = np.arange(start, length + 1, dtype=float)
         return Curve(x, mean, half, max(0, min(map(len, runs)) - start + 1))
@@ -344,7 +344,7 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
     columns = run.columns
     known = np.isfinite(columns["predicted_mean"]) & np.isfinite(columns["value"])
     mean, std, value = (columns[n] for n in ("predicted_mean", "predicted_std", "value"))
-    windows = (np.arange(len(run)) - initial) // WINDOW
+    windows = (run.starts - initial) // WINDOW
     found = {
         name: np.full(count, np.nan)
         for name in ("tau", "within 1 std", "within 2 std", "nll", "search", *PHASES, *RATES)
@@ -353,8 +353,8 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
         errors = np.abs(value - mean) / std
         losses = errors**2 / 2 + np.log(100 * std * np.sqrt(2 * np.pi))
     spent = _round_seconds(run)
-    first = np.full(len(run.rounds), -1)
-    first[run.iteration[::-1]] = np.arange(len(run))[::-1]
+    first = np.full(len(run.rounds), -1.0)
+    first[run.iteration[::-1]] = run.starts[::-1]
     for window in range(count):
         trials = known & (windows == window)
         if trials.any():

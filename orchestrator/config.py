@@ -66,8 +66,8 @@ class RunConfig:
     strategy
         What fills the pool of candidates: guided is the diffusion model steered by the surrogate
         predictor, guided+mutation takes half of the pool from mutants of the best; uncond+sort,
-        random and the other mutations are the baselines of the paper; rea, local-search and
-        reinforce need no surrogate.
+        random and the other mutations are the baselines of the paper; rea, local-search, reinforce
+        and bohb need no surrogate. bohb needs a table with accuracies after 12 epochs.
     acq
         Acquisition function: expected improvement, probability of improvement, independent
         Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a
@@ -109,8 +109,8 @@ class RunConfig:
         repeated. The surrogate learns how much it tells about this one. Its evaluations are not
         counted.
     budget
-        Evaluations in all, the first n-init included. Repeat the command with a larger budget to
-        go on.
+        Evaluations in all, the first n-init included; one of 12 epochs counts 12/200. Repeat the
+        command with a larger budget to go on.
     n_init
         Random architectures evaluated before the first fit.
     pool_size

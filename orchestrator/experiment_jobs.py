@@ -28,6 +28,7 @@ from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import Observer, run_study
 from orchestrator.methods import METHODS
 from orchestrator.store import RunStore, provenance, write_json
+from trainers.base import FULL_EPOCHS
 from trainers.constraints import parse_constraint
 
 COMMANDS = ("nag.quality", "orchestrator.guided_quality")
@@ -69,7 +70,7 @@ class Job(Protocol):
 
     @property
     def trials(self) -> int:
-        """Evaluations it takes in all, as far as they are counted."""
+        """Evaluations it takes in all, as far as they are counted; of full fidelity."""
         ...
 
     @property
@@ -133,7 +134,11 @@ class Search:
         out = root / self.label
         try:
             record = json.loads((out / "config.json").read_text())
-            rows = pq.read_metadata(out / "trials.parquet").num_rows
+            trials = out / "trials.parquet"
+            rows = pq.read_metadata(trials).num_rows
+            if "epochs" in pq.read_schema(trials).names:
+                epochs = pq.read_table(trials, columns=["epochs"])["epochs"].to_pylist()
+                rows = sum(FULL_EPOCHS if one is None else one for one in epochs) // FULL_EPOCHS
         except (OSError, ValueError, pa.ArrowException):
             return 0, False
         if record.get("hash") != self.config.hash():
@@ -287,7 +292,7 @@ def _found(store: RunStore, config: RunConfig) -> str:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.best is None:
         raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
-    short = store.num_finished < config.budget
+    short = store.spent < config.budget
     exhausted = f", the space is exhausted after {store.num_finished} trials" if short else ""
     return f"best {100 * store.best[1]:.3f} %{exhausted}"
 

@@ -12,6 +12,7 @@ from nag.cli import UserError, choose
 
 SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
 StrategyName = Literal[
+    "bohb",
     "guided",
     "guided+mutation",
     "local-search",
@@ -30,6 +31,7 @@ MethodName = Literal[
     "rea",
     "local-search",
     "reinforce",
+    "bohb",
     "gp-ucb",
     "bananas",
     "nasbowl",
@@ -38,6 +40,7 @@ MethodName = Literal[
 
 DEFAULT = "guided"
 NONE = "none"  # the surrogate of a model-free method, and its acquisition function
+MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
 DIFFERENTIABLE = ("gp",)  # surrogates that guidance can climb
 
 
@@ -90,6 +93,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "policy gradient of one categorical distribution per decision",
             "Williams 1992; Ying et al., ICML 2019",
         ),
+        "bohb": Method(
+            Parts(NONE, "bohb", NONE),
+            "brief training of candidates of a Parzen estimator, full training of the best third",
+            "Falkner et al., BOHB, ICML 2018",
+        ),
         "gp-ucb": Method(
             Parts("gp-plain", "mutation+random", "ucb"),
             "Gaussian process on one-hot encodings, upper confidence bound",
@@ -139,6 +147,11 @@ def resolve(
         raise UserError(
             f"--strategy {strategy} climbs the surrogate, --surrogate {surrogate} has no gradient: "
             f"choose --surrogate {' or '.join(DIFFERENTIABLE)}, or another strategy"
+        )
+    if strategy == MULTI_FIDELITY and surrogate != NONE:
+        raise UserError(
+            f"--strategy {strategy} has a model of its own: choose --surrogate none, or --method "
+            f"{strategy}"
         )
     if strategy == "uncond+sort" and surrogate == NONE:
         raise UserError("--strategy uncond+sort sorts by a surrogate: --surrogate none is not one")

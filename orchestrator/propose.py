@@ -14,10 +14,10 @@ from nag.cli import UserError, command_line, find_space, run, user_errors
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, StagedSpace
-from orchestrator.build import build_optimizer
+from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from trainers.rows import write_rows
-from trainers.table import read_columns
+from trainers.table import column_names, read_columns
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
 
@@ -66,7 +66,7 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     torch.set_num_threads(config.threads)
     observations = read_observations(space, files.values)
     generator = user_errors(DiffusionGenerator, config.generator(files.device))
-    optimizer = build_optimizer(config, generator)
+    optimizer = build_single_fidelity(config, generator)
     started = perf_counter()
     suggestion = optimizer.suggest(
         observations,
@@ -95,8 +95,17 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 
 
 def read_observations(space: StagedSpace, path: Path) -> Observations:
-    """Architectures and values (percent) of a parquet file; rows without a value are left out."""
+    """Architectures and values (percent) of a parquet file; rows without a value are left out.
+
+    So are those of low fidelity, whose values are others.
+    """
     columns = user_errors(read_columns, path, ["arch", "value"])
+    if "epochs" in column_names(path):
+        epochs = read_columns(path, ["epochs"])["epochs"]
+        columns["value"] = [
+            value if epoch is None else None
+            for value, epoch in zip(columns["value"], epochs, strict=True)
+        ]
     if not all(x is None or isinstance(x, int | float) for x in columns["value"]):
         raise UserError(f"{path}: column value does not hold numbers")
     archs, values = [], []

@@ -92,7 +92,7 @@ def _search(
         return 130
     if not store.trials and config.constraint:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
-    if store.num_finished < config.budget:
+    if store.spent < config.budget:
         console.print(f"the space is exhausted after {store.num_finished} trials")
     print_result(console, store, write_report(store), config.constraint)
     return 0 if store.best else 1

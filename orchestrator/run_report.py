@@ -120,6 +120,7 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
         for trial in store.trials
         if trial.trial in store.outcomes
     ]
+    full = [pair for pair in finished if pair.trial.epochs is None]
     environment = Environment(
         loader=PackageLoader("orchestrator"),
         autoescape=True,
@@ -133,18 +134,19 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
         record=record,
         config=record["config"],
         what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
-        num_finished=len(finished),
+        evaluations=f"{float(store.spent):.10g}",
+        num_low=len(finished) - len(full),
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
-        best=_best(store.space, finished),
+        best=_best(store.space, full),
         recorded={name for _, outcome in finished for name in outcome.metrics},
         quantities=QUANTITIES,
         limits=limits,
-        pareto=_pareto(finished, limits),
+        pareto=_pareto(full, limits),
         legend=legend(store.space),
-        progress=_progress(finished),
-        strategies=_by_strategy(finished),
-        checklist=_checklist(record, store.rounds, finished),
-        **_calibration(Calibration.of(finished)),
+        progress=_progress(full),
+        strategies=_by_strategy(full),
+        checklist=_checklist(record, float(store.spent), store.rounds, finished),
+        **_calibration(Calibration.of(full)),
         **_phases(_seconds_by_phase(store.rounds, finished)),
         **_pools([spent["diagnostics"] for spent in store.rounds]),
     )
@@ -266,6 +268,7 @@ def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 def _checklist(
     record: Mapping[str, Any],
+    evaluations: float,
     rounds: Sequence[Mapping[str, Any]],
     finished: Sequence[Finished],
 ) -> list[Answer]:
@@ -273,8 +276,9 @@ def _checklist(
     evaluation = float(spent.pop("evaluate"))
     return run_checklist(
         record,
-        evaluations=len(finished),
+        evaluations=evaluations,
         failed=sum(outcome.value is None for _, outcome in finished),
+        low_fidelity=sum(trial.epochs is not None for trial, _ in finished),
         search_seconds=float(sum(spent.values())),
         evaluation_seconds=evaluation,
         has_test=any("test" in outcome.metrics for _, outcome in finished),

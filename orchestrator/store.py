@@ -16,9 +16,10 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class RunStore:
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
+        self.spent = Fraction(0)  # evaluations of full fidelity that the outcomes have cost
         self._journal = (out / "journal.jsonl").open("a+b")
 
     @classmethod
@@ -103,10 +105,27 @@ class RunStore:
         return frozenset(trial.arch for trial in self.trials)
 
     def observations(self) -> Observations:
-        """The successful trials, ordered by trial number whatever order they finished in."""
+        """The successful trials of full fidelity.
+
+        Ordered by trial number, whatever order they finished in.
+        """
+        return self._observed(trial for trial in self.trials if trial.epochs is None)
+
+    def low_fidelity(self) -> Observations:
+        """The other successful trials, in the same order."""
+        return self._observed(trial for trial in self.trials if trial.epochs is not None)
+
+    def rung(self) -> Observations:
+        """Those of the last round, where that was one of low fidelity."""
+        last = len(self.rounds) - 1
+        return self._observed(
+            trial for trial in self.trials if trial.epochs is not None and trial.iteration == last
+        )
+
+    def _observed(self, trials: Iterable[Trial]) -> Observations:
         pairs = [
             (trial.arch, outcome.value)
-            for trial in self.trials
+            for trial in trials
             if (outcome := self.outcomes.get(trial.trial)) and outcome.value is not None
         ]
         return Observations(
@@ -115,17 +134,20 @@ class RunStore:
 
     @property
     def best(self) -> tuple[Trial, float] | None:
-        """The best successful trial so far and its value; the first of equals."""
+        """The best successful trial of full fidelity so far and its value; the first of equals."""
         found = [
             (trial, outcome.value)
             for trial in self.trials
-            if (outcome := self.outcomes.get(trial.trial)) and outcome.value is not None
+            if trial.epochs is None
+            and (outcome := self.outcomes.get(trial.trial))
+            and outcome.value is not None
         ]
         return max(found, key=lambda pair: pair[1], default=None)
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
         """Turn a suggestion into trials, in the journal before this returns."""
         first, iteration = len(self.trials), self.next_iteration
+        fidelity = {} if suggestion.epochs is None else {"epochs": suggestion.epochs}
         trials = [
             {
                 "trial": first + i,
@@ -135,6 +157,7 @@ class RunStore:
                 "seed": int(np.random.SeedSequence([self.seed, first + i]).generate_state(1)[0]),
                 "predicted_mean": predicted[0] if predicted else None,
                 "predicted_std": predicted[1] if predicted else None,
+                **fidelity,
             }
             for i, (arch, predicted) in enumerate(
                 zip(suggestion.archs, suggestion.predicted, strict=True)
@@ -162,14 +185,20 @@ class RunStore:
         write_rows(self.rows(), COLUMNS, self.out / "trials.parquet")
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per finished trial, in order, accuracies in percent."""
+        """One row per finished trial, in order, accuracies in percent.
+
+        With their `epochs` where not all are of full fidelity, which has none.
+        """
         rows = []
+        one_fidelity = all(trial.epochs is None for trial in self.trials)
         for trial in self.trials:
             outcome = self.outcomes.get(trial.trial)
             if outcome is None:
                 continue
             row = {**vars_of(trial), **vars_of(outcome), "arch": self.space.to_str(trial.arch)}
             metrics = row.pop("metrics")
+            if one_fidelity:
+                del row["epochs"]
             for name in ("predicted_mean", "predicted_std"):
                 row[name] = None if row[name] is None else 100 * row[name]
             row |= percent({"value": row["value"]})
@@ -219,6 +248,8 @@ class RunStore:
                 outcome = Outcome(**event)
                 if not 0 <= outcome.trial < len(self.trials):
                     raise ValueError(f"trial {outcome.trial} was never proposed")
+                if outcome.trial not in self.outcomes:
+                    self.spent += self.trials[outcome.trial].cost
                 self.outcomes[outcome.trial] = outcome
             case other:
                 raise ValueError(f"unknown event {other!r}")

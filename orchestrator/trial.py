@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from time import perf_counter
 from typing import Literal, Protocol
 
 from nag.generator import Generator
 from nag.spaces import Architecture
-from trainers.base import EvaluationError, Evaluator
+from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, at_epochs
 
 SCHEMA = 1  # of what a run writes
 
@@ -24,6 +25,12 @@ class Trial:
     seed: int
     predicted_mean: float | None = None  # by the surrogate, before the evaluation; a fraction
     predicted_std: float | None = None
+    epochs: int | None = None  # None is the full fidelity
+
+    @property
+    def cost(self) -> Fraction:
+        """In evaluations of full fidelity."""
+        return Fraction(1) if self.epochs is None else Fraction(self.epochs, FULL_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
     started = perf_counter()
     for attempt in range(1, retries + 2):
         try:
-            found = evaluator.evaluate(trial.arch, seed=trial.seed)
+            found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
             seconds = float(found.seconds)

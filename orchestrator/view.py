@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator.bayesopt import Suggestion
 from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.trial import Outcome, Trial
 
 
 class Quantity(NamedTuple):
@@ -64,7 +64,7 @@ class View:
         )
         with Progress(*columns, console=self._console) as self._progress:
             self._task = self._progress.add_task("searching", total=self._budget)
-            self._progress.update(self._task, completed=store.num_finished)
+            self._progress.update(self._task, completed=float(store.spent))
             yield
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
@@ -81,17 +81,21 @@ class View:
         trial = store.trials[outcome.trial]
         if self._progress:
             self._progress.update(
-                self._task, completed=store.num_finished, description=_best(store)
+                self._task, completed=float(store.spent), description=_best(store)
             )
         if outcome.value is None:
             self._console.print(f"trial {trial.trial} failed: {outcome.error}", soft_wrap=True)
         elif not self._progress:
             self._console.print(
-                f"[{store.num_finished}/{self._budget}] trial {trial.trial} {trial.strategy}  "
-                f"value {100 * outcome.value:.3f} %  {_best(store)}  "
+                f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
+                f"value {100 * outcome.value:.3f} %{_after(trial)}  {_best(store)}  "
                 f"{time.monotonic() - self._started:.0f} s",
                 soft_wrap=True,
             )
+
+
+def _after(trial: Trial) -> str:
+    return "" if trial.epochs is None else f" after {trial.epochs} epochs"
 
 
 def _best(store: RunStore) -> str:

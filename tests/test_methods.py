@@ -33,6 +33,8 @@ MODEL_FREE = {
     "local-search": "local-search",
     "reinforce": "reinforce",
 }
+MULTI_FIDELITY = {"bohb": "bohb"}  # on the toy space there is none: see test_bohb.py
+ON_TOY = [name for name in METHODS if name not in MULTI_FIDELITY]
 WITH_SURROGATE = {
     "guided": ("gp", "guided", "ei"),
     "gp-ucb": ("gp-plain", "mutation+random", "ucb"),
@@ -61,7 +63,7 @@ def test_the_names_on_the_command_line_are_those_of_the_registries():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_names_parts_that_there_are(name):
-    expected = WITH_SURROGATE.get(name) or ("none", MODEL_FREE[name], "none")
+    expected = WITH_SURROGATE.get(name) or ("none", (MODEL_FREE | MULTI_FIDELITY)[name], "none")
     assert tuple(METHODS[name].parts) == expected
     assert parts(method=name) == expected
     assert METHODS[name].what
@@ -144,6 +146,10 @@ def test_replacing_a_part_replaces_nothing_else():
         ),
         ({"surrogate": "none"}, "--surrogate none has no gradient: choose --surrogate gp, or"),
         ({"method": "rea", "strategy": "guided"}, "--surrogate none has no gradient"),
+        (
+            {"strategy": "bohb"},
+            "--strategy bohb has a model of its own: choose --surrogate none, or",
+        ),
         ({"method": "rea", "strategy": "uncond+sort"}, "uncond+sort sorts by a surrogate"),
         (
             {"method": "rea", "surrogate": "gp", "strategy": "random", "acq": "ei"},
@@ -168,7 +174,7 @@ def test_replacing_the_method_alone_is_refused():
 
 def test_every_other_pair_of_surrogate_and_strategy_goes_together():
     for surrogate in get_args(SurrogateName):
-        for strategy in set(STRATEGIES) - {"guided", "guided+mutation", "uncond+sort"}:
+        for strategy in set(STRATEGIES) - {"guided", "guided+mutation", "uncond+sort", "bohb"}:
             found = resolve(None, surrogate, strategy, None)
             assert found.acq == ("none" if surrogate == "none" else "ei")
 
@@ -239,7 +245,7 @@ def _empty_directory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=needs_extra if name in NEED_EXTRA else ()) for name in METHODS],
+    [pytest.param(name, marks=needs_extra if name in NEED_EXTRA else ()) for name in ON_TOY],
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_method_completes(name, batch, capsys):
@@ -292,6 +298,7 @@ def test_a_method_and_its_parts_continue_each_other(capsys):
         ("--surrogate luck", '"luck" for --surrogate'),
         ("--surrogate ensemble", "--strategy guided climbs the surrogate"),
         ("--method rea --strategy uncond+sort", "sorts by a surrogate"),
+        ("--method bohb", "no accuracies after 12 epochs here: they need a benchmark table that"),
     ],
 )
 def test_bad_methods(options, message, capsys):

@@ -6,9 +6,11 @@ import torch
 from scipy.stats import chisquare, wilcoxon
 from toy_law import ARCHS as TOY_ARCHS
 
+from acquisition.decisions import draw, one_hot, options
 from acquisition.evolution import RegularizedEvolution
 from acquisition.local_search import LocalSearch, neighbours
-from acquisition.reinforce import Reinforce, one_hot, options
+from acquisition.parzen import ParzenEstimator
+from acquisition.reinforce import Reinforce
 from acquisition.strategies import RandomSearch
 from nag.predictors.base import Observations
 from nag.spaces import ABSENT, SPACES
@@ -18,6 +20,7 @@ from nag.spaces.toy import TOY
 from trainers.toy import ToyEvaluator
 
 MODEL_FREE = {
+    "bohb": ParzenEstimator,
     "rea": RegularizedEvolution,
     "local-search": LocalSearch,
     "reinforce": Reinforce,
@@ -302,7 +305,7 @@ def test_before_the_first_observation_the_policy_is_the_uniform_law(space):
 def test_samples_follow_the_policy():
     strategy = Reinforce(TOY, learning_rate=0.2)
     policy = strategy.policy(observed(TOY, 20))
-    draws = strategy._sample(policy, 20_000, np.random.default_rng(0))
+    draws = draw(TOY, policy, 20_000, np.random.default_rng(0))
     chosen = one_hot(TOY, draws)
     for decision, p in enumerate(policy):
         made = chosen[:, decision].sum(-1) == 1

@@ -39,7 +39,11 @@ GENERATORS = {
 }
 ALL_GENERATED = {"guided", "uncond+sort"}
 GENERATIVE = ALL_GENERATED | {"guided+mutation"}
-LOOKS_AROUND = {"rea", "reinforce"}  # where the best were, so that a rest elsewhere is not found
+LOOKS_AROUND = {
+    "bohb",
+    "rea",
+    "reinforce",
+}  # where the best were, so that a rest elsewhere is not found
 DIAGNOSTICS = {
     "generated",
     "validity",

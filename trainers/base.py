@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nag.spaces import Architecture
+
+LOW_EPOCHS, FULL_EPOCHS = 12, 200  # of the fidelities of NAS-Bench-201
 
 
 class EvaluationError(Exception):
@@ -30,3 +32,26 @@ class Evaluator(Protocol):
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """Evaluate one architecture; raises EvaluationError when that is not possible."""
         ...
+
+
+@runtime_checkable
+class MultiFidelityEvaluator(Evaluator, Protocol):
+    """An evaluator that can also train for less."""
+
+    def at(self, epochs: int) -> Evaluator:
+        """The same with so many epochs; raises EvaluatorConfigError where there is no such thing.
+
+        Cheap when it is called again.
+        """
+        ...
+
+
+def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
+    """`evaluator` with so many epochs; raises EvaluatorConfigError. None is the full fidelity."""
+    if epochs is None:
+        return evaluator
+    if not isinstance(evaluator, MultiFidelityEvaluator):
+        raise EvaluatorConfigError(
+            f"no accuracies after {epochs} epochs here: they need a benchmark table that has them"
+        )
+    return evaluator.at(epochs)

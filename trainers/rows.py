@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 ACCURACIES = ("value", "test")  # fractions inside the program, percent in files
 
 _TEXT = ("arch", "status", "error", "strategy")
-_COUNTS = ("trial", "iteration", "seed", "attempts")
+_COUNTS = ("trial", "iteration", "seed", "attempts", "epochs")
 
 
 def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluationError, EvaluatorConfigError, Measurement
+from trainers.base import FULL_EPOCHS, EvaluationError, EvaluatorConfigError, Measurement
 from trainers.cost import cost
 
 COLUMN_PREFIXES = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
@@ -45,14 +45,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
 
 
 class TableEvaluator:
-    """Accuracy after 200 epochs of every cell in a table.
+    """Accuracy after E epochs, usually 200, of every cell in a table.
 
-    The table has a column `arch` with published strings and `<p>_valid_200`, `<p>_test_200` in
-    percent, where <p> is c10, c100 or in16; a column `<p>_train_time_200_s` becomes the metric
-    `train_seconds`. The value and the metric `test` are fractions.
+    The table has a column `arch` with published strings and `<p>_valid_<E>`, `<p>_test_<E>` in
+    percent, where <p> is c10, c100 or in16. A column `<p>_train_time_200_s` becomes the metric
+    `train_seconds`, in proportion to the epochs. The value and the metric `test` are fractions.
     """
 
-    def __init__(self, path: Path, dataset: str = "cifar10", objective: str = "valid") -> None:
+    def __init__(
+        self,
+        path: Path,
+        dataset: str = "cifar10",
+        objective: str = "valid",
+        epochs: int = FULL_EPOCHS,
+    ) -> None:
         for kind, name, allowed in (
             ("data set", dataset, COLUMN_PREFIXES),
             ("objective", objective, OBJECTIVES),
@@ -61,10 +67,11 @@ class TableEvaluator:
                 raise EvaluatorConfigError(
                     f"the table evaluator has no {kind} {name!r}: choose from {', '.join(allowed)}"
                 )
-        self.path, self.dataset = path, dataset
+        self.path, self.dataset, self.objective = path, dataset, objective
+        self._shorter: dict[int, TableEvaluator] = {}
         prefix = COLUMN_PREFIXES[dataset]
-        value, test = f"{prefix}_{objective}_200", f"{prefix}_test_200"
-        seconds = f"{prefix}_train_time_200_s"
+        value, test = f"{prefix}_{objective}_{epochs}", f"{prefix}_test_{epochs}"
+        seconds = f"{prefix}_train_time_{FULL_EPOCHS}_s"
         available = column_names(path)
         missing = [name for name in ("arch", value) if name not in available]
         if missing:
@@ -72,7 +79,7 @@ class TableEvaluator:
                 column
                 for p in COLUMN_PREFIXES.values()
                 for o in OBJECTIVES
-                if (column := f"{p}_{o}_200") in available
+                if (column := f"{p}_{o}_{epochs}") in available
             ]
             raise EvaluatorConfigError(
                 f"{path} has no column {', '.join(missing)}; "
@@ -87,9 +94,19 @@ class TableEvaluator:
         self._values = _numbers(columns[value])
         self._metrics = {
             metric: [scale * x for x in _numbers(columns[name])]
-            for metric, name, scale in (("test", test, 0.01), ("train_seconds", seconds, 1.0))
+            for metric, name, scale in (
+                ("test", test, 0.01),
+                ("train_seconds", seconds, epochs / FULL_EPOCHS),
+            )
             if name in columns
         }
+
+    def at(self, epochs: int) -> "TableEvaluator":
+        """The accuracies after so many epochs; read when they are first asked for."""
+        if epochs not in self._shorter:
+            shorter = TableEvaluator(self.path, self.dataset, self.objective, epochs)
+            self._shorter[epochs] = shorter
+        return self._shorter[epochs]
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """Look `arch` up; `seed` does not matter, the table holds means over seeds."""

@@ -1,0 +1,123 @@
+"""The model of BOHB: a tree-structured Parzen estimator with one joint density over all decisions.
+
+Falkner, Klein & Hutter, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale", ICML
+2018, section 3.2 and algorithm 2; kernels: Aitchison & Aitken, Biometrika 1976.
+
+Shapes: n, m architectures, D decisions (`acquisition.decisions`), K options at most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from acquisition.base import Exclusion, Pool, draw_unseen, random_unseen
+from acquisition.decisions import draw, one_hot, options
+from nag.predictors.base import FittedPredictor, Observations
+from nag.spaces import Architecture, SearchSpace
+
+_MIN_BANDWIDTH = 1e-3
+
+Kernels = NDArray[np.float64]  # (n, D, K) around each of n architectures the law of each decision
+
+
+@dataclass(frozen=True)
+class ParzenEstimator:
+    """Of some draws from the density l of the good, the one with the largest l / g.
+
+    l is the density of the best max(D + 1, share N) of N observations, g that of the worst
+    max(D + 1, N - as many). While there are fewer than D + 3, architectures are random.
+
+    Settings are those of the baseline of NATS-Bench (Dong et al., TPAMI 2021); share: the paper's.
+    draws: from l, for each architecture that is proposed.
+    share: of the observations that are good.
+    widening: the draws are from an l whose bandwidths are so many times as large.
+    """
+
+    space: SearchSpace
+    draws: int = 4
+    share: float = 0.15
+    widening: float = 3.0
+
+    @property
+    def _min_part(self) -> int:
+        """D + 1, where D counts what there is a choice of."""
+        return sum(len(option) > 1 for option in options(self.space)) + 1
+
+    @property
+    def min_points(self) -> int:
+        """Observations below which there is no model."""
+        return self._min_part + 2
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        exclude: Exclusion,
+        rng: np.random.Generator,
+    ) -> Pool:
+        del predictor
+        if len(observations) < self.min_points:
+            return Pool(tuple(random_unseen(self.space, n, exclude, rng)))
+        good, bad = self.parts(observations)
+        wide = kernels(self.space, good, self.widening)
+        good, bad = kernels(self.space, good), kernels(self.space, bad)
+
+        def best() -> list[Architecture]:
+            drawn = [
+                arch
+                for i in rng.integers(len(wide), size=self.draws)
+                for arch in draw(self.space, wide[i], 1, rng)
+                if arch not in exclude
+            ]
+            if not drawn:
+                return []
+            chosen = one_hot(self.space, drawn)
+            ratio = log_density(good, chosen) - log_density(bad, chosen)
+            return [drawn[int(ratio.argmax())]]
+
+        return Pool(tuple(draw_unseen(best, n, exclude)))
+
+    def parts(self, observations: Observations) -> tuple[Kernels, Kernels]:
+        """What the good and the bad have chosen; with few observations some are both."""
+        total = len(observations)
+        num_good = max(self._min_part, int(self.share * total))
+        num_bad = max(self._min_part, total - num_good)
+        best_first = np.argsort(-observations.values, kind="stable")
+        chosen = one_hot(self.space, observations.archs)[best_first]
+        return chosen[:num_good], chosen[total - num_bad :]
+
+
+def kernels(space: SearchSpace, chosen: NDArray[np.float64], widening: float = 1.0) -> Kernels:
+    """The kernel of each of `chosen` (n, D, K), one-hot.
+
+    A decision with c options keeps the option chosen with probability 1 - h and has each other one
+    with h / (c - 1); the operator of an absent slot has all with 1 / c.
+
+    h = 1.06 s n^(-1 / (4 + D)), at most (c - 1) / c, where all are equal (the normal reference
+    rule); s^2, half the probability that two of n choices differ, is to categories what a variance
+    is to numbers: half the mean squared difference.
+    """
+    sizes = np.array([len(option) for option in options(space)])[:, None]  # (D, 1)
+    allowed = np.arange(chosen.shape[-1]) < sizes  # (D, K)
+    made = chosen.sum(-1, keepdims=True)  # (n, D, 1)
+    shares = chosen.sum(0) / np.maximum(made.sum(0), 1)  # (D, K)
+    spread = np.sqrt((1 - (shares**2).sum(-1, keepdims=True)) / 2)
+    rate = len(chosen) ** (-1 / (4 + np.count_nonzero(sizes > 1)))
+    bandwidth = np.maximum(1.06 * spread * rate, _MIN_BANDWIDTH) * widening
+    bandwidth = np.minimum(bandwidth, (sizes - 1) / sizes)
+    near = chosen * (1 - bandwidth) + (allowed - chosen) * bandwidth / np.maximum(sizes - 1, 1)
+    return np.where(made > 0, near, allowed / sizes)
+
+
+def log_density(around: Kernels, chosen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(m,) log of the mean over n kernels of the product over decisions, at `chosen` (m, D, K).
+
+    Operators of absent slots have no part in it.
+    """
+    laws = np.einsum("mdk,ndk->mnd", chosen, around)
+    made = chosen.sum(-1)[:, None] > 0  # (m, 1, D)
+    found = logsumexp(np.log(np.where(made, laws, 1.0)).sum(-1), axis=1)
+    return np.asarray(found - np.log(len(around)))
