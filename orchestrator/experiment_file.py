@@ -20,13 +20,8 @@ from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_l
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-_PATHS = (
-    "table",
-    "weights",
-    "latency_table",
-    "networks",
-    "prior",
-)  # in a file: seen from its folder
+# In a file, paths start from its folder.
+_PATHS = ("table", "weights", "latency_table", "networks", "prior")
 _LISTS = ("constraint", "prior")
 
 Settings = dict[str, Any]
