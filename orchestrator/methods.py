@@ -12,9 +12,9 @@ from nag.cli import UserError, choose
 
 SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
 StrategyName = Literal[
-    "bohb",
     "guided",
     "guided+mutation",
+    "bohb",
     "local-search",
     "mutation",
     "mutation+random",

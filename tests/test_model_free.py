@@ -57,7 +57,9 @@ def search(strategy, space, budget, seed, batch=1, n_init=10):
     archs = propose(RandomSearch(space), n_init, observe([]), seed=rng)
     values = [value(arch) for arch in archs]
     while len(archs) < budget:
-        new = propose(strategy, batch, observe(archs, values), seed=[seed, len(archs)])
+        observations, key = observe(archs, values), [seed, len(archs)]
+        new = propose(strategy, batch, observations, seed=key)
+        new = new or propose(RandomSearch(space), batch, observations, seed=key)  # it has run dry
         archs, values = archs + new, values + [value(arch) for arch in new]
     return archs, np.array(values)
 
