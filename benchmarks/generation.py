@@ -188,9 +188,9 @@ def main(
         f"A proposal of {PROPOSED} with {OBSERVATIONS} observations, seconds; {threads} thread(s), "
         f"median of {repeats} after one warm-up.",
         "",
-        "| score | guidance | fit GP | fit noise-aware | find scales | generate | decode | dedupe "
+        "| score | guidance | fit GP | fit noise-aware | find scales, generate | decode | dedupe "
         "| all | valid, % | distinct |",
-        "|" + "---|" * 11,
+        "|" + "---|" * 10,
     ]
     for row in _alone(proposals, str(chosen), threads, repeats):
         lines.append(row)
@@ -439,8 +439,7 @@ def _propose(
     phases = [
         fitted - started,
         noise_aware,
-        generated - fitted - noise_aware - samples.seconds,
-        samples.seconds - decode,
+        generated - fitted - noise_aware - decode,
         decode,
         done - generated,
         done - started,
