@@ -138,7 +138,10 @@ def test_replacing_a_part_replaces_nothing_else():
     [
         ({"method": "luck"}, "unknown method 'luck': choose from guided, random-search, rea, "),
         ({"surrogate": "luck"}, "unknown surrogate 'luck': choose from gp, gp-plain, ensemble, "),
-        ({"strategy": "luck"}, "unknown strategy 'luck': choose from guided, guided+mutation, bohb, "),
+        (
+            {"strategy": "luck"},
+            "unknown strategy 'luck': choose from guided, guided+mutation, bohb, ",
+        ),
         ({"acq": "luck"}, "unknown acquisition function 'luck': choose from ei, pi, its, ucb"),
         (
             {"surrogate": "wl-gp"},
