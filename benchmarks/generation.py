@@ -105,8 +105,7 @@ def main(
     full_reference: bool = False,
     repeats: int = 3,
     device: str = "auto",
-    sampling_threads: int = 1,
-    threads: int = 2,
+    threads: int = 1,
 ) -> None:
     """Time guided generation and write benchmarks/results/generation.md.
 
@@ -124,19 +123,17 @@ def main(
         Runs of everything but the reference, of which the median counts.
     device
         cpu, cuda, or auto (cuda where there is one).
-    sampling_threads
-        CPU threads of the first table.
     threads
-        CPU threads of the second table.
+        CPU threads of PyTorch. A search has 1: two are slower where the fit waits for a busy core.
     """
     levels = SAMPLERS[REFERENCE].steps
-    if not 2 <= reference_levels <= levels or min(repeats, threads, sampling_threads, *batches) < 1:
+    if not 2 <= reference_levels <= levels or min(repeats, threads, *batches) < 1:
         raise UserError(f"--reference-levels must be 2 to {levels}, the other numbers at least 1")
     chosen = user_errors(resolve_device, device)
     weights = paper_weights if paper_weights.is_file() else None
     if weights and user_errors(load_network, weights, SPACE).config != preset("paper", SPACE):
         raise UserError(f"{weights} does not hold a network of the paper preset")
-    common: dict[str, Any] = {"device": str(chosen), "threads": sampling_threads}
+    common: dict[str, Any] = {"device": str(chosen), "threads": threads}
     kinds: tuple[GuidanceKind, ...] = ("denoised", "noise-aware")
     ours = [
         *(
@@ -164,7 +161,7 @@ def main(
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{_machine(chosen)}, {sampling_threads} thread(s); medians of {repeats}, the reference "
+        f"{_machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference "
         f"once. Guided by {OBSERVATIONS} observations. (a): the `paper` network "
         + (f"({weights.name})" if weights else "with random weights, which timing does not mind")
         + f", {REFERENCE}, noise-aware guidance: {reference.timed} of {reference.levels:,} levels "
