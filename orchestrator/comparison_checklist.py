@@ -22,7 +22,16 @@ WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
     }
 )
 NOT_RECORDED = "not recorded"
-_NOT_SHARED = {"seed", "budget", "space", "evaluator", "dataset", "objective", "constraint"}
+_NOT_SHARED = {
+    "seed",
+    "budget",
+    "space",
+    "evaluator",
+    "dataset",
+    "objective",
+    "constraint",
+    "sha256",  # manifest.json has them
+}
 
 
 class Answer(NamedTuple):

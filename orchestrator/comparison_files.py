@@ -1,8 +1,6 @@
 """What a comparison leaves besides its page: CSV, LaTeX, SVG and a manifest."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -147,12 +145,9 @@ def _run_record(summary: Summary, label: str, run: Run) -> dict[str, Any]:
 
 
 def data_checksums(runs: Sequence[Run]) -> dict[str, str | None]:
-    """SHA-256 of the files that configurations name, as they are now; None for one that is gone."""
-    named = {run.record["config"].get(key) for run in runs for key in ("table", "weights")}
-    found: dict[str, str | None] = {}
-    for path in sorted(map(Path, filter(None, named))):
-        try:
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError:
-            found.setdefault(path.name, None)
-    return found
+    """SHA-256 of the files that runs have read; None where it is not known."""
+    return {
+        run.config[setting]: checksum
+        for run in runs
+        for setting, checksum in (run.config.get("sha256") or {}).items()
+    }

@@ -28,6 +28,7 @@ from orchestrator.methods import (
     resolve,
 )
 from trainers.build import EVALUATORS
+from trainers.latency import file_and_key
 
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "
@@ -232,13 +233,27 @@ class RunConfig:
         )
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the trials, as JSON; the budget does not, a run can be prolonged."""
-        record = asdict(replace(self.absolute(), prior=())) | {"evaluator": self.evaluator_name}
+        """All that decides the trials, as JSON; the budget does not, a run can be prolonged.
+
+        Files are known by their names and what is in them, so a run may move with its files.
+        """
+        record = asdict(replace(self, prior=())) | {"evaluator": self.evaluator_name}
         del record["budget"], record["method"], record["prior"]
-        for name in ("table", "weights"):
-            record[name] = record[name] and str(record[name])
         record["constraint"] = list(self.constraint)
-        return record | ({"prior": [run.content for run in self.prior]} if self.prior else {})
+        files = self._files()
+        for name, path in files.items():
+            record[name] = str(record[name]).replace(str(path), path.name)
+        if files:
+            record["sha256"] = {name: _sha256(path) for name, path in files.items()}
+        if self.prior:
+            record["prior"] = [run.content for run in self.prior]
+        return record
+
+    def _files(self) -> dict[str, Path]:
+        """The files that settings name."""
+        latency = self.latency_table and file_and_key(self.latency_table)[0]
+        named = {"table": self.table, "weights": self.weights, "latency_table": latency}
+        return {name: path for name, path in named.items() if path}
 
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
@@ -295,3 +310,11 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     """The settings in which two identities differ, in words."""
     keys = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
     return ", ".join(f"{k} is {stored.get(k)!r} there, {asked.get(k)!r} here" for k in keys)
+
+
+def _sha256(path: Path) -> str | None:
+    """That of a file; None where it cannot be read, which whoever reads it will say."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

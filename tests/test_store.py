@@ -440,6 +440,19 @@ def test_the_way_a_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
         RunStore.open(out, replace(CONFIG, table=spelling), TOY).close()
 
 
+@pytest.mark.parametrize("setting", ["table", "weights", "latency_table"])
+def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, setting):
+    def config(folder, content):
+        file = tmp_path / folder / "t.json"
+        file.parent.mkdir()
+        file.write_text(content)
+        return replace(CONFIG, **{setting: str(file) if "latency" in setting else file})
+
+    RunStore.open(out, config("here", "1"), TOY).close()
+    RunStore.open(out, config("elsewhere", "1"), TOY).close()
+    assert "sha256 is " in refusal(out, config("new", "2"))
+
+
 def test_the_way_a_latency_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     RunStore.open(out, replace(CONFIG, latency_table="t.json:160"), TOY).close()

@@ -58,15 +58,20 @@ def latency_property(space: SearchSpace, table: str) -> Property:
         raise EvaluatorConfigError(
             f"latency tables are for the space {MOBILENETV3.name}, not {space.name}"
         )
-    keyed = ":" in table and not Path(table).exists()  # the colon may belong to the name
-    file, _, key = table.rpartition(":") if keyed else (table, "", "")
-    path = Path(file)
+    path, key = file_and_key(table)
     if path.suffix not in _READERS:
         raise EvaluatorConfigError(
             f"{path} is no latency table: choose a file that ends in {' or '.join(_READERS)}"
         )
     offset, coefficients, std = _READERS[path.suffix](path, key)
     return Property("latency", space, offset, coefficients, std, unit="ms")
+
+
+def file_and_key(table: str) -> tuple[Path, str]:
+    """The parts of "FILE" or "FILE:KEY"."""
+    keyed = ":" in table and not Path(table).exists()  # the colon may belong to the name
+    file, _, key = table.rpartition(":") if keyed else (table, "", "")
+    return Path(file), key
 
 
 # Tables of layers: their keys spell out what a layer is.
