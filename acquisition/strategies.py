@@ -6,8 +6,9 @@ the predictor only to sort. Strategies without a predictor have modules of their
 lists them all.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
 
@@ -26,7 +27,8 @@ from nag.predictors.base import DifferentiablePredictor, FittedPredictor, Observ
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
-_MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted
+_MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted; the first is
+# of the size of the pool, the others as large as it takes by the yield of the one before
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,17 @@ def _generate_unseen(
     constraints = () if guidance is None else guidance.constraints
     rounds: list[Samples] = []
     found: dict[Architecture, None] = {}
+    wanted = n
     while len(found) < n and len(rounds) < _MAX_ROUNDS:
         seed = int(rng.integers(2**62))
-        rounds.append(generator.generate(n, seed=seed, guidance=guidance))
-        found |= dict.fromkeys(arch for arch in rounds[-1].unique if arch not in exclude)
+        samples = generator.generate(wanted, seed=seed, guidance=guidance)
+        new = [arch for arch in samples.unique if arch not in exclude and arch not in found]
+        rounds.append(samples)
+        found |= dict.fromkeys(new)
+        wanted = min(n, math.ceil((n - len(found)) * wanted / max(len(new), 1)))
+        if guidance is not None and {"scale_low", "scale_high"} <= samples.diagnostics.keys():
+            low, high = (samples.diagnostics[key] for key in ("scale_low", "scale_high"))
+            guidance = replace(guidance, scale=Ladder(low, high))
     generated = sum(len(samples.archs) for samples in rounds)
     valid = [arch for samples in rounds for arch in samples.valid]
     feasible = {}

@@ -67,11 +67,15 @@ def posterior(space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor | Non
     if reward is not None:
         llr = llr + reward
     log_p = llr[:, layout.node] + layout.log_operator  # (B, S, M, F)
-    used = torch.where(layout.real, log_p.logsumexp(-1), 0.0)  # (B, S, M)
+    # logsumexp and softmax from one exponential: torch's own are slow along a short dimension
+    top = log_p.amax(-1, keepdim=True).detach()
+    weight = (log_p - top).exp()
+    total = weight.sum(-1, keepdim=True)
+    used = torch.where(layout.real, (top + total.log()).squeeze(-1), 0.0)  # (B, S, M)
     evidence = torch.cat([torch.zeros_like(used[..., :1]), used.cumsum(-1)], dim=-1)
     depth = (layout.log_depth + evidence).softmax(-1)  # (B, S, M + 1)
     present = depth[..., 1:].flip(-1).cumsum(-1).flip(-1)  # (B, S, M): P(depth > j)
-    return (present[..., None] * log_p.softmax(-1))[:, layout.real]  # (B, N, F)
+    return (present[..., None] * weight / total)[:, layout.real]  # (B, N, F)
 
 
 def posterior_mean(
