@@ -90,7 +90,7 @@ def main(
         dashboard=False,
     )
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    experiment = read_experiment(file, Data(table, latency_table))
+    experiment = read_experiment(file, Data(table, latency_table, out))
     if dry_run:
         list_jobs(console, experiment, out)
         return 0

@@ -20,7 +20,7 @@ from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_l
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-# In a file, paths start from its folder.
+# In a file, paths start from its folder; those of earlier runs first of all from that of the runs.
 _PATHS = ("table", "weights", "latency_table", "networks", "prior")
 _LISTS = ("constraint", "prior")
 
@@ -33,6 +33,7 @@ class Data:
 
     table: Path | None = None
     latency_table: str | None = None
+    runs: Path | None = None  # where an earlier run may be, besides the folder of the file
 
 
 @dataclass(frozen=True)
@@ -189,14 +190,22 @@ class _Reader:
 
     def _resolved(self, settings: Settings) -> Settings:
         """With paths that mean the same in any working directory."""
+        runs = [self.data.runs] if self.data.runs else []
         return {
-            key: self._path(value) if key in _PATHS else value for key, value in settings.items()
+            key: self._path(value, *(runs if key == "prior" else []), self.folder)
+            if key in _PATHS
+            else value
+            for key, value in settings.items()
         }
 
-    def _path(self, value: Any) -> Any:
+    def _path(self, value: Any, *folders: Path) -> Any:
+        """In the first of the folders that has it."""
         if isinstance(value, list):
-            return [self._path(item) for item in value]
-        return str((self.folder / value).resolve()) if isinstance(value, str) else value
+            return [self._path(item, *folders) for item in value]
+        if not isinstance(value, str):
+            return value
+        places = [folder / value for folder in folders]
+        return str(next(filter(Path.exists, places), places[-1]).resolve())
 
 
 _parser = App()
