@@ -34,7 +34,7 @@ app = command_line("python benchmarks/iteration.py")
 
 @app.default
 def main(
-    *, observations: tuple[int, ...] = (20, 100, 200), repeats: int = 3, threads: int = 1
+    *, observations: tuple[int, ...] = (20, 100, 200, 1000), repeats: int = 3, threads: int = 1
 ) -> None:
     """Time iterations on MobileNetV3 with the embedded surrogate, pool of 100."""
     torch.set_num_threads(threads)

@@ -17,6 +17,7 @@ from nag.predictors.gp import (
     Hyperparameters,
     Products,
     Warp,
+    fit_theta,
     negative_log_posterior,
     prior,
 )
@@ -181,6 +182,21 @@ def test_hyperparameters_are_the_best_of_several_starts(seed):
 
 
 # The posterior.
+
+
+def test_many_observations_share_the_hyperparameters_of_some(monkeypatch):
+    observations = observe(MOBILENETV3, 60)
+    all_of_them = fit(MOBILENETV3, observations)
+    monkeypatch.setattr("nag.predictors.gp._MANY", 40)
+    some = np.random.default_rng(0).permutation(60)[:40]
+    fitted = fit(MOBILENETV3, observations)
+    groups = fitted.features.groups(all_of_them.X[some])
+    rng = np.random.default_rng(0)
+    rng.permutation(60)
+    theta = fit_theta(Products.of(groups, groups), all_of_them.z[some], rng)
+    for found, expected in ((fitted.theta, theta), (fitted.X, all_of_them.X)):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(fitted.z, all_of_them.z)
 
 
 def test_without_noise_the_posterior_interpolates(fitted):

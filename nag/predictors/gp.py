@@ -38,6 +38,7 @@ from nag.spaces import Architecture, SearchSpace
 _JITTER = 1e-6
 _MIN_VARIANCE = 1e-8
 _NUM_RESTARTS = 1
+_MANY = 300  # more observations do not make better hyperparameters, but take longer
 _TINY = 1e-12  # a spread below it is none
 
 
@@ -312,6 +313,7 @@ class GaussianProcess:
         X = self._features(self.space, self.space.encode(observations.archs).double())
         warp = Warp.fit(observations.values)
         z = torch.from_numpy(warp.forward(observations.values))
-        groups = self._features.groups(X)
-        theta = fit_theta(Products.of(groups, groups), z, rng)
+        some = rng.permutation(len(z))[:_MANY] if len(z) > _MANY else np.arange(len(z))
+        groups = self._features.groups(X[some])
+        theta = fit_theta(Products.of(groups, groups), z[some], rng)
         return FittedGaussianProcess(self.space, self._features, warp, theta, X, z)
