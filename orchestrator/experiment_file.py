@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from cyclopts import App, CycloptsError
 
 from nag.cli import UserError, choose
 from orchestrator.config import RunConfig
+from orchestrator.earlier import EarlierRun, read_earlier_run
 from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_latency
 
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-# In a file, paths start from its folder; those of earlier runs first of all from that of the runs.
-_PATHS = ("table", "weights", "latency_table", "networks", "prior")
+# In a file, paths start from its folder.
+_PATHS = ("table", "weights", "latency_table", "networks")
 _LISTS = ("constraint", "prior")
 
 Settings = dict[str, Any]
@@ -154,9 +156,10 @@ class _Reader:
         for settings in block.points():
             for key in settings:
                 choose("setting", key, names)
+            earlier = settings.pop("prior", [])
             config = self._with_data(_run_config(self._arguments(settings)))
             for seed in block.seeds if block.seeds is not None else (0,):
-                yield Search(replace(config, seed=seed))
+                yield Search(replace(config, seed=seed, prior=self._prior(earlier, seed)))
 
     def commands(self, module: str, block: _Block) -> Iterator[Command]:
         program = importlib.import_module(module)
@@ -172,6 +175,18 @@ class _Reader:
             arguments = [*command.arguments, "--out=."]
             program.app.parse_args(arguments, exit_on_error=False, print_error=False)
             yield command
+
+    def _prior(self, patterns: Any, seed: int) -> tuple[EarlierRun, ...]:
+        """The earlier runs of a seed; {seed} and wildcards stand for parts of their names."""
+        found = []
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            if not isinstance(pattern, str):
+                raise UserError(f"prior {pattern!r} must be the folder of a run")
+            name = pattern.replace("{seed}", str(seed))
+            places = [folder / name for folder in (self.data.runs, self.folder) if folder]
+            paths = [Path(path) for place in places for path in sorted(glob(str(place)))]
+            found.append(read_earlier_run((paths[0] if paths else places[-1]).resolve()))
+        return tuple(found)
 
     def _with_data(self, config: RunConfig) -> RunConfig:
         """With the files that the user has named, where a run needs them."""
@@ -190,22 +205,12 @@ class _Reader:
 
     def _resolved(self, settings: Settings) -> Settings:
         """With paths that mean the same in any working directory."""
-        runs = [self.data.runs] if self.data.runs else []
         return {
-            key: self._path(value, *(runs if key == "prior" else []), self.folder)
-            if key in _PATHS
-            else value
-            for key, value in settings.items()
+            key: self._path(value) if key in _PATHS else value for key, value in settings.items()
         }
 
-    def _path(self, value: Any, *folders: Path) -> Any:
-        """In the first of the folders that has it."""
-        if isinstance(value, list):
-            return [self._path(item, *folders) for item in value]
-        if not isinstance(value, str):
-            return value
-        places = [folder / value for folder in folders]
-        return str(next(filter(Path.exists, places), places[-1]).resolve())
+    def _path(self, value: Any) -> Any:
+        return str((self.folder / value).resolve()) if isinstance(value, str) else value
 
 
 _parser = App()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -296,11 +297,26 @@ def test_in_an_experiment(earlier, tmp_path):
     assert found == [(run_,), (), (run_,)]
     assert found[0][0].path == earlier.resolve()
     assert members[0].job.name == "toy-guided-ei-prior-toy-seed0"
-    (folder / "e.toml").write_text(text.replace("'../earlier'", "'earlier'"))
-    assert len(read_experiment(folder / "e.toml", Data(runs=earlier.parent)).members) == 3
     (folder / "e.toml").write_text(text.replace("['../earlier']", "['../none']"))
     with pytest.raises(UserError, match=r"\[\[runs\]\] 1: .*none is not a run"):
         read_experiment(folder / "e.toml", Data())
+
+
+def test_each_seed_of_an_experiment_has_its_earlier_run(earlier, tmp_path):
+    runs = tmp_path / "RUNS"
+    for seed in range(2):
+        shutil.copytree(earlier, runs / f"toy-seed{seed}-ab12")
+    file = tmp_path / "e.toml"
+    file.write_text("seeds = 2\n[settings]\nspace = 'toy'\nprior = 'toy-seed{seed}-*'\n")
+    members = read_experiment(file, Data(runs=runs)).members
+    found = [m.job.config for m in members if isinstance(m.job, Search)]
+    assert [(c.seed, c.prior[0].path.name) for c in found] == [
+        (0, "toy-seed0-ab12"),
+        (1, "toy-seed1-ab12"),
+    ]
+    file.write_text("[settings]\nspace = 'toy'\nprior = [3]\n")
+    with pytest.raises(UserError, match="prior 3 must be the folder of a run"):
+        read_experiment(file, Data())
 
 
 def test_equal_content_makes_equal_configurations(earlier):
