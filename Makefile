@@ -32,7 +32,7 @@ bench: $(VENV)/run-ready
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/constraints.py
-	$(BIN)/python benchmarks/search.py --space mobilenetv3
+	$(BIN)/python benchmarks/limits.py
 
 figures: $(VENV)/run-ready
 	@ls $(RUNS)/experiment-*.json >/dev/null 2>&1 || { echo "error: no experiment in $(RUNS): run python -m orchestrator.experiment FILE --out $(RUNS)" >&2; exit 2; }
