@@ -184,8 +184,11 @@ class _Reader:
                 raise UserError(f"prior {pattern!r} must be the folder of a run")
             name = pattern.replace("{seed}", str(seed))
             places = [folder / name for folder in (self.data.runs, self.folder) if folder]
-            paths = [Path(path) for place in places for path in sorted(glob(str(place)))]
-            found.append(read_earlier_run((paths[0] if paths else places[-1]).resolve()))
+            matches = next(filter(None, (sorted(glob(str(place))) for place in places)), [])
+            if len(matches) > 1:
+                names = " and ".join(Path(path).name for path in matches[:2])
+                raise UserError(f"prior {pattern!r} must name one run of seed {seed}, not {names}")
+            found.append(read_earlier_run(Path(*(matches or places[-1:])).resolve()))
         return tuple(found)
 
     def _with_data(self, config: RunConfig) -> RunConfig:

@@ -314,6 +314,9 @@ def test_each_seed_of_an_experiment_has_its_earlier_run(earlier, tmp_path):
         (0, "toy-seed0-ab12"),
         (1, "toy-seed1-ab12"),
     ]
+    shutil.copytree(earlier, runs / "toy-seed1-cd34")
+    with pytest.raises(UserError, match="one run of seed 1, not toy-seed1-ab12 and toy-seed1-cd34"):
+        read_experiment(file, Data(runs=runs))
     file.write_text("[settings]\nspace = 'toy'\nprior = [3]\n")
     with pytest.raises(UserError, match="prior 3 must be the folder of a run"):
         read_experiment(file, Data())
