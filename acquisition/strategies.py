@@ -1,9 +1,9 @@
 """Candidate strategies: where to look. Each fills a pool from which an acquisition function picks.
 
 These are the acquisition-optimisation strategies of DiffusionNAG, section 3.2: Random, Mutation,
-Mutation + Random, and Guided Gen; and the ablation that uses the same generator and predictor, but
-the predictor only to sort. Strategies without a predictor have modules of their own; STRATEGIES
-lists them all.
+Mutation + Random, and Guided Gen; Guided Gen that looks near the best while it finds nothing
+better; and the ablation that uses the same generator and predictor, but the predictor only to sort.
+Strategies without a predictor have modules of their own; STRATEGIES lists them all.
 """
 
 import math
@@ -103,6 +103,38 @@ class Union:
         seen = exclude | set(one.archs)
         two = self.second.propose(n - len(one.archs), observations, predictor, seen, rng)
         return Pool(one.archs + two.archs, {**one.diagnostics, **two.diagnostics})
+
+
+@dataclass(frozen=True)
+class NearAfterFailure:
+    """`wide` after an improvement, `near` as long as the last evaluations brought none.
+
+    The promises of a surrogate are the emptier the farther they are from what it has seen, and an
+    acquisition function that chooses from a wide pool takes the emptiest. A trust region (Eriksson
+    et al., TuRBO, NeurIPS 2019) shrinks with every failure; this one has two sizes, the space and
+    what `near` reaches (docs/adr/0010-near-after-failure.md).
+
+    initial: so many observations are the initial design, in which nothing fails.
+    patience: so many later ones without a new best are a failure: those of one batch.
+    """
+
+    wide: CandidateStrategy
+    near: CandidateStrategy
+    initial: int = 0
+    patience: int = 1
+
+    def propose(
+        self,
+        n: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        exclude: Exclusion,
+        rng: np.random.Generator,
+    ) -> Pool:
+        best = int(np.argmax(observations.values))
+        failures = len(observations) - max(best + 1, self.initial)
+        strategy = self.near if failures >= self.patience else self.wide
+        return strategy.propose(n, observations, predictor, exclude, rng)
 
 
 @dataclass(frozen=True)
@@ -233,8 +265,10 @@ class ConstrainedGeneration:
 
 STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
     "bohb": lambda space, generator: ParzenEstimator(space),
-    "guided": lambda space, generator: GuidedGeneration(generator),
-    "guided+mutation": lambda space, generator: Union(GuidedGeneration(generator), Mutation(space)),
+    "guided": lambda space, generator: NearAfterFailure(
+        GuidedGeneration(generator), Mutation(space)
+    ),
+    "guided-gen": lambda space, generator: GuidedGeneration(generator),
     "local-search": lambda space, generator: LocalSearch(space),
     "mutation": lambda space, generator: Mutation(space),
     "mutation+random": lambda space, generator: Union(Mutation(space), RandomSearch(space)),

@@ -14,7 +14,7 @@ from acquisition.strategies import (
     ConstrainedGeneration,
     GuidedGeneration,
     Mutation,
-    Union,
+    NearAfterFailure,
 )
 from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
@@ -85,10 +85,12 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
     )
     strategy: CandidateStrategy
     match parts.strategy:
-        case "guided":
+        case "guided-gen":
             strategy = guided
-        case "guided+mutation":
-            strategy = Union(guided, Mutation(space))
+        case "guided":
+            strategy = NearAfterFailure(
+                guided, Mutation(space), initial=config.n_init, patience=config.batch_size
+            )
         case name:
             strategy = STRATEGIES[name](space, generator)
     return BayesianOptimizer(

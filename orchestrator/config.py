@@ -66,9 +66,10 @@ class RunConfig:
         baselines); none fits nothing and evaluates what the strategy proposes.
     strategy
         What fills the pool of candidates: guided is the diffusion model steered by the surrogate
-        predictor, guided+mutation takes half of the pool from mutants of the best; uncond+sort,
-        random and the other mutations are the baselines of the paper; rea, local-search, reinforce
-        and bohb need no surrogate. bohb needs a table with accuracies after 12 epochs.
+        predictor, and mutants of the best as long as the last batch brought nothing better;
+        guided-gen is the diffusion model alone; uncond+sort, random and the mutations are the
+        baselines of the paper; rea, local-search, reinforce and bohb need no surrogate. bohb needs
+        a table with accuracies after 12 epochs.
     acq
         Acquisition function: expected improvement, probability of improvement, independent
         Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a

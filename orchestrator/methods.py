@@ -13,7 +13,7 @@ from nag.cli import UserError, choose
 SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
 StrategyName = Literal[
     "guided",
-    "guided+mutation",
+    "guided-gen",
     "bohb",
     "local-search",
     "mutation",
@@ -70,7 +70,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "guided": Method(
             Parts("gp", "guided", "ei"),
-            "candidates of a diffusion model steered by the surrogate predictor",
+            "candidates of a diffusion model steered by the surrogate; mutants after a failure",
             "An et al., DiffusionNAG, ICLR 2024",
         ),
         "random-search": Method(

@@ -140,7 +140,7 @@ def test_replacing_a_part_replaces_nothing_else():
         ({"surrogate": "luck"}, "unknown surrogate 'luck': choose from gp, gp-plain, ensemble, "),
         (
             {"strategy": "luck"},
-            "unknown strategy 'luck': choose from guided, guided+mutation, bohb, ",
+            "unknown strategy 'luck': choose from guided, guided-gen, bohb, ",
         ),
         ({"acq": "luck"}, "unknown acquisition function 'luck': choose from ei, pi, its, ucb"),
         (
@@ -177,7 +177,7 @@ def test_replacing_the_method_alone_is_refused():
 
 def test_every_other_pair_of_surrogate_and_strategy_goes_together():
     for surrogate in get_args(SurrogateName):
-        for strategy in set(STRATEGIES) - {"guided", "guided+mutation", "uncond+sort", "bohb"}:
+        for strategy in set(STRATEGIES) - {"guided", "guided-gen", "uncond+sort", "bohb"}:
             found = resolve(None, surrogate, strategy, None)
             assert found.acq == ("none" if surrogate == "none" else "ei")
 

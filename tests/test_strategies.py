@@ -8,11 +8,12 @@ import torch
 from scipy.stats import ttest_ind
 from toy_law import ARCHS as TOY_ARCHS
 
-from acquisition.base import draw_unseen
+from acquisition.base import Pool, draw_unseen
 from acquisition.strategies import (
     STRATEGIES,
     GuidedGeneration,
     Mutation,
+    NearAfterFailure,
     RandomSearch,
     UnconditionalSorted,
     Union,
@@ -22,7 +23,7 @@ from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.guidance import Ladder
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
-from nag.spaces import ABSENT, SPACES
+from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from trainers.surrogate import SurrogateEvaluator
@@ -37,8 +38,7 @@ GENERATORS = {
     )
     for name in SPACES
 }
-ALL_GENERATED = {"guided", "uncond+sort"}
-GENERATIVE = ALL_GENERATED | {"guided+mutation"}
+ALL_GENERATED = {"guided-gen", "uncond+sort"}
 LOOKS_AROUND = {
     "bohb",
     "rea",
@@ -148,7 +148,8 @@ def case(request, observed):
 
 
 def test_the_strategies_of_the_paper_and_the_ablation_are_there():
-    assert set(STRATEGIES) >= {"guided", "mutation", "mutation+random", "random", "uncond+sort"}
+    paper = {"guided-gen", "mutation", "mutation+random", "random"}
+    assert set(STRATEGIES) >= paper | {"guided", "uncond+sort"}
 
 
 @pytest.mark.parametrize("n", [1, 20])
@@ -156,7 +157,7 @@ def test_pools_are_valid_distinct_and_as_large_as_asked_for(case, n):
     """Strong guidance in a space of 144 repeats itself: there a pool may be smaller."""
     archs = case.propose(n).archs
     assert len(archs) == len(set(archs)) <= n
-    assert len(archs) == n or (case.name == "guided" and case.space is TOY and len(archs) > 0)
+    assert len(archs) == n or (case.name == "guided-gen" and case.space is TOY and len(archs) > 0)
     assert case.space.decode(case.space.encode(archs)) == list(archs)
     assert {arch.space for arch in archs} == {case.space.name}
 
@@ -188,8 +189,10 @@ def test_equal_generators_give_equal_pools(case):
 
 def test_diagnostics_say_how_the_pool_was_generated(case):
     found = case.propose(20).diagnostics
-    expected = DIAGNOSTICS if case.name in GENERATIVE else set()
-    assert set(found) == (expected | GUIDANCE_DIAGNOSTICS if "guided" in case.name else expected)
+    expected = DIAGNOSTICS if case.name in ALL_GENERATED else set()
+    assert set(found) == (
+        expected | GUIDANCE_DIAGNOSTICS if case.name == "guided-gen" else expected
+    )
     for share in {"validity", "uniqueness", "novelty"} & set(found):
         assert 0 < found[share] <= 1
 
@@ -213,7 +216,7 @@ def test_what_is_left_of_an_exhausted_space(name, left):
     strategy = STRATEGIES[name](TOY, GENERATORS["toy"])
     archs = propose(strategy, 100, observations, predictor).archs
     assert len(archs) == len(set(archs))
-    if name in GENERATIVE | LOOKS_AROUND:
+    if name in ALL_GENERATED | LOOKS_AROUND:
         assert set(archs) <= unseen
     else:
         assert set(archs) == unseen
@@ -331,6 +334,55 @@ def test_a_union_keeps_the_diagnostics_of_its_halves():
     assert len(alone.archs) == 1  # from the second half: nothing is asked of the first
 
 
+# Near the best after a failure.
+
+
+@dataclass(frozen=True)
+class Always:
+    """Proposes the same architecture again and again."""
+
+    arch: Architecture
+
+    def propose(self, n, observations, predictor, exclude, rng):
+        return Pool((self.arch,))
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "near"),
+    [
+        ([0.3, 0.2, 0.1], 1, False),  # all of it the initial design
+        ([0.1, 0.2, 0.3, 0.4], 1, False),
+        ([0.1, 0.2, 0.3, 0.2], 1, True),
+        ([0.1, 0.2, 0.3, 0.3], 1, True),  # as good is not better
+        ([0.3, 0.2, 0.1, 0.2], 1, True),
+        ([0.3, 0.2, 0.1, 0.2], 2, False),
+        ([0.3, 0.2, 0.1, 0.2, 0.2], 2, True),
+        ([0.3, 0.2, 0.1, 0.2, 0.4, 0.2], 2, False),
+        ([0.3, 0.2, 0.1, 0.2, 0.4, 0.2, 0.2], 2, True),
+        ([0.3, 0.2], 1, False),  # an initial design of which one failed
+    ],
+)
+def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
+    wide, local = TOY_ARCHS[:2]
+    strategy = NearAfterFailure(Always(wide), Always(local), initial=3, patience=patience)
+    observations = Observations(tuple(TOY_ARCHS[2 : 2 + len(values)]), np.array(values))
+    assert propose(strategy, 1, observations, None).archs == ((local if near else wide),)
+
+
+def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(networks):
+    observations, predictor = networks
+    order = np.argsort(observations.values)
+    best = observations.archs[order[-1]]
+    strategy = STRATEGIES["guided"](MOBILENETV3, GENERATORS["mobilenetv3"])
+    for trials, generates in ((order, True), (order[::-1], False)):
+        seen = Observations(
+            tuple(observations.archs[i] for i in trials), observations.values[trials]
+        )
+        pool = propose(strategy, 5, seen, predictor)
+        assert ({decisions(MOBILENETV3, best, arch) for arch in pool.archs} == {1}) != generates
+        assert ("validity" in pool.diagnostics) == generates
+
+
 def test_draws_stop_when_they_bring_nothing_new():
     a, b = TOY_ARCHS[:2]
     assert draw_unseen(lambda: [a, b, a], 5, {a}) == [b]
@@ -401,7 +453,7 @@ def test_the_generator_is_told_what_to_steer_towards(networks):
     assert spy.guidance == [None]
 
 
-@pytest.mark.parametrize("name", sorted(GENERATIVE))
+@pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_a_strategy_that_asks_the_predictor_needs_one(name):
     with pytest.raises(TypeError, match="needs a surrogate predictor"):
         propose(STRATEGIES[name](TOY, GENERATORS["toy"]), 5, observe(TOY, 15), None)
@@ -426,11 +478,11 @@ def test_diagnostics_count_all_samples(name):
     }
     expected |= spy.made[0].diagnostics  # of guidance: as in the first round
     assert dict(pool.diagnostics) == pytest.approx(expected)
-    assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if "guided" in name else set())
+    assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if name == "guided-gen" else set())
     assert set(pool.archs) <= set(valid)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATIVE))
+@pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_rounds_are_not_copies_of_each_other(name):
     observations = observe(TOY, 30)
     spy = Spy(GENERATORS["toy"])
