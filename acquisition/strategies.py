@@ -133,8 +133,10 @@ class NearAfterFailure:
     ) -> Pool:
         best = int(np.argmax(observations.values))
         failures = len(observations) - max(best + 1, self.initial)
-        strategy = self.near if failures >= self.patience else self.wide
-        return strategy.propose(n, observations, predictor, exclude, rng)
+        near = failures >= self.patience
+        strategy = self.near if near else self.wide
+        pool = strategy.propose(n, observations, predictor, exclude, rng)
+        return replace(pool, diagnostics={**pool.diagnostics, "near": float(near)})
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,7 @@ def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "pool_rates": _RATES,
         "num_pools": len(pools),
         "num_generated": int(sum(found.get("generated", 0) for found in pools)),
+        "num_near": int(sum(found.get("near", 0) for found in pools)),
         "num_filled": int(sum(found.get("filled", 0) for found in pools)),
         "pools_figure": draw_pools(series, sizes) if pools else None,
         **_guidance(diagnostics),

@@ -284,7 +284,8 @@ def test_a_constrained_run_of_failures_has_no_pareto_section(search) -> None:
 
 def test_pools_tell_how_strong_guidance_was_and_what_it_kept(search) -> None:
     """Rows of means and medians, computed once more from the store."""
-    store, html = search(**{**MOBILE, "constraint": ("macs<=250e6",), "guidance_scale": "auto"})
+    generated = {"strategy": "guided-gen", "guidance_scale": "auto"}
+    store, html = search(**{**MOBILE, "constraint": ("macs<=250e6",), **generated})
     pools = [spent["diagnostics"] for spent in store.rounds if "pool" in spent["diagnostics"]]
     rows = dict(_table(html, "pools"))
     share = np.mean([pool["feasible"] for pool in pools])
@@ -301,12 +302,20 @@ def test_pools_tell_how_strong_guidance_was_and_what_it_kept(search) -> None:
     assert {"strongest", "weakest", "guidance / score"} <= set(re.split(r"\s*\n\s*", text))
 
 
+def test_pools_tell_how_often_guided_search_stayed_near_the_best(search) -> None:
+    store, html = search(**MOBILE)
+    near = sum(spent["diagnostics"].get("near", 0) for spent in store.rounds)
+    assert near > 0
+    assert f"In {near:.0f} rounds the pool was near" in _check_page(html).sections["pools"]
+
+
 @pytest.mark.parametrize("strategy", ["mutation", "uncond+sort"])
 def test_pools_without_guidance_do_not_speak_of_it(strategy: str, search) -> None:
     _, html = search(strategy=strategy)
     pools = _check_page(html).sections["pools"]
     assert "guidance" not in pools
     assert "feasible" not in pools
+    assert "near the best" not in pools
 
 
 def test_equal_stores_give_equal_reports(search) -> None:

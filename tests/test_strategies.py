@@ -189,10 +189,11 @@ def test_equal_generators_give_equal_pools(case):
 
 def test_diagnostics_say_how_the_pool_was_generated(case):
     found = case.propose(20).diagnostics
-    expected = DIAGNOSTICS if case.name in ALL_GENERATED else set()
-    assert set(found) == (
-        expected | GUIDANCE_DIAGNOSTICS if case.name == "guided-gen" else expected
-    )
+    expected = {"near"} if case.name == "guided" else set()
+    if case.name in ALL_GENERATED or found.get("near") == 0:
+        expected |= DIAGNOSTICS
+        expected |= set() if case.name == "uncond+sort" else GUIDANCE_DIAGNOSTICS
+    assert set(found) == expected
     for share in {"validity", "uniqueness", "novelty"} & set(found):
         assert 0 < found[share] <= 1
 
@@ -366,7 +367,9 @@ def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
     wide, local = TOY_ARCHS[:2]
     strategy = NearAfterFailure(Always(wide), Always(local), initial=3, patience=patience)
     observations = Observations(tuple(TOY_ARCHS[2 : 2 + len(values)]), np.array(values))
-    assert propose(strategy, 1, observations, None).archs == ((local if near else wide),)
+    pool = propose(strategy, 1, observations, None)
+    assert pool.archs == ((local if near else wide),)
+    assert pool.diagnostics == {"near": near}
 
 
 def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(networks):
