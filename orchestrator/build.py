@@ -87,6 +87,8 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
     match parts.strategy:
         case "guided-gen":
             strategy = guided
+        case "guided" if config.target is not None:  # to be better than the best is not the aim
+            strategy = guided
         case "guided":
             strategy = NearAfterFailure(
                 guided, Mutation(space), initial=config.n_init, patience=config.batch_size

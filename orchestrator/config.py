@@ -93,7 +93,7 @@ class RunConfig:
         predictor trained on noised architectures every round (the paper).
     guidance_form
         What guidance climbs: the optimistic predicted value, the logarithm of the probability of
-        improving on the best, or the likelihood of --target.
+        improving on the best, or the likelihood of --target; with it guided is guided-gen.
     guidance_scale
         auto (found anew every round), a scale, or LOW,HIGH: scales spread over the pool. In units
         of 1 / standard deviation of the predicted value.

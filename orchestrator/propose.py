@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -51,7 +51,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     """Fit a surrogate predictor to your values and generate candidates with it, once.
 
     One round of run_bo without the evaluation: --pool-size candidates, of which the best
-    --batch-size by the acquisition function are written. Statistics go to stdout as JSON.
+    --batch-size by the acquisition function are written. Statistics go to stdout as JSON. The rows
+    of --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
 
     Example, 256 networks under 250 million MACs:
 
@@ -62,6 +63,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
         raise UserError(f"no such folder: {files.out.parent}")
     if files.out.is_dir():
         raise UserError(f"--out {files.out} is a folder")
+    if config.strategy == "guided":
+        config = replace(config, strategy="guided-gen")
     space = find_space(config.space)
     torch.set_num_threads(config.threads)
     observations = read_observations(space, files.values)
