@@ -1,8 +1,8 @@
 """Runs to compare: found, read without touching them, and put into panels of methods.
 
 A panel holds the runs whose values can be compared: the same space, evaluator, data set, objective,
-constraints and batch size. In it a method is what the configurations of its runs have in common,
-the seed apart.
+constraints and, unless an experiment compares them, batch size. In it a method is what the
+configurations of its runs have in common, the seed apart.
 """
 
 import json
@@ -349,6 +349,8 @@ def make_panels(
 
     runs: with the group that an experiment has them in.
     split: further settings of which each value gets panels of its own.
+
+    Runs of different batch sizes are in panels of their own, unless an experiment groups them.
     """
     settings = {key for _, run in runs for key in run.config} - {"seed", "budget"}
     if unknown := set(split) - settings:
@@ -358,26 +360,29 @@ def make_panels(
         )
     by_key: dict[tuple[str, str], list[Run]] = {}
     for group, run in runs:
-        by_key.setdefault((group, _panel_name(run.config, split)), []).append(run)
+        keys = (*(_TASK if group else _PANEL), *split)
+        by_key.setdefault((group, _panel_name(run.config, keys, split)), []).append(run)
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
+        varied = {run.config.get("batch_size") for run in members}
         facts = {key: members[0].config.get(key) for key in (*_PANEL, *split)}
-        methods, doubles = _methods(members, {*_PANEL, *split})
+        facts["batch_size"] = varied.pop() if len(varied) == 1 else "several"
+        methods, doubles = _methods(members, {*_TASK, *split})
         title = (group if alone[group] == 1 else f"{group}: {name}") if group else name
         panels.append(Panel(title, facts, methods))
         twice += doubles
     return panels, twice
 
 
-def _panel_name(config: Mapping[str, Any], split: Sequence[str]) -> str:
+def _panel_name(config: Mapping[str, Any], keys: Sequence[str], split: Sequence[str]) -> str:
     parts = [config["space"], config["dataset"], config.get("objective", "valid")]
     if config["evaluator"] == "toy":
         parts = [config["space"]]
     parts += config.get("constraint") or []
     if config.get("latency_table"):
         parts.append(config["latency_table"])
-    if config.get("batch_size", 1) != 1:
+    if "batch_size" in keys and config.get("batch_size", 1) != 1:
         parts.append(f"batch{config['batch_size']}")
     parts += [_shown(key, config.get(key)) for key in split]
     return "-".join(part.replace(" ", "") for part in parts if part)

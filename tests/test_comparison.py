@@ -418,6 +418,20 @@ def test_panels_keep_apart_what_cannot_be_compared(make: Make) -> None:
         assert not published(panels[name])
 
 
+def test_an_experiment_may_compare_batch_sizes(make: Make) -> None:
+    """A panel of its file is one, and its batches are told apart by their size."""
+    runs = [
+        read_run(make(name, [0.3, 0.2, 0.1, 0.4], batch_size=n)) for name, n in (("a", 1), ("b", 2))
+    ]
+    (panel,), _ = make_panels([("one by one or two by two", run) for run in runs])
+    assert panel.name == "one by one or two by two"
+    assert [method.label for method in panel.methods] == [
+        "random · batch-size 1",
+        "random · batch-size 2",
+    ]
+    assert len(make_panels([("", run) for run in runs])[0]) == 2
+
+
 def test_split_makes_panels_of_a_setting(make: Make) -> None:
     make("a", [0.3, 0.2], acq="ei")
     out = make("b", [0.3, 0.6], acq="pi")
