@@ -3,7 +3,8 @@
     python benchmarks/iteration.py
 
 Everything that `BayesianOptimizer.suggest` does, in one process; medians over repeats, after one
-warm-up. The label cost is not in it: evaluations run elsewhere.
+warm-up. The label cost is not in it: evaluations run elsewhere. guided-gen is a round of guided after
+an improvement; after a failure it is one of mutation.
 """
 
 import platform
@@ -23,8 +24,8 @@ from trainers.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = (
-    ("guided", "denoised"),
-    ("guided", "noise-aware"),
+    ("guided-gen", "denoised"),
+    ("guided-gen", "noise-aware"),
     ("uncond+sort", "denoised"),
     ("mutation+random", "denoised"),
 )
@@ -56,7 +57,7 @@ def main(
             ][1:]
             phases = [median(r[p] for r in rounds) for p in ("fit", "propose", "select")]
             times = " | ".join(f"{s:.2f}" for s in (*phases, sum(phases)))
-            shown = guidance if strategy == "guided" else ""
+            shown = guidance if strategy == "guided-gen" else ""
             lines.append(f"| {strategy} | {shown} | {n} | {times} |")
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
