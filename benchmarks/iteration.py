@@ -3,8 +3,8 @@
     python benchmarks/iteration.py
 
 Everything that `BayesianOptimizer.suggest` does, in one process; medians over repeats, after one
-warm-up. The label cost is not in it: evaluations run elsewhere. guided-gen is a round of guided after
-an improvement; after a failure it is one of mutation.
+warm-up. The label cost is not in it: evaluations run elsewhere. A round of guided is one of
+guided-gen after an improvement, and one of mutation after a failure.
 """
 
 import platform
