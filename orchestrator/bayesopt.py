@@ -3,7 +3,7 @@
 Algorithms 1 and 2 of DiffusionNAG's appendix; which of them is the candidate strategy's choice.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -61,8 +61,13 @@ class BayesianOptimizer:
         exclude: Set[Architecture],
         count: int,
         rng: np.random.Generator,
+        pending: Sequence[Architecture] = (),
     ) -> Suggestion:
-        """At most `count` architectures outside `exclude`; fewer only where no more are found."""
+        """At most `count` architectures outside `exclude`; fewer only where no more are found.
+
+        pending: are being evaluated. The predictor is conditioned on its own mean there (kriging
+        believer), so that guidance and acquisition look elsewhere.
+        """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
         unwanted = Unwanted(exclude, self.constraints)
@@ -74,6 +79,8 @@ class BayesianOptimizer:
             predicted = (None,) * len(pool.archs)
             return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
         predictor = self.predictor.fit(observations, rng)
+        if pending:
+            predictor = predictor.condition(pending)
         fitted = perf_counter()
         pool = self._pool(self.pool_size, count, feasible, predictor, unwanted, rng)
         proposed = perf_counter()
@@ -89,7 +96,11 @@ class BayesianOptimizer:
                 "propose": proposed - fitted,
                 "select": perf_counter() - proposed,
             },
-            diagnostics={"pool": len(pool.archs), **pool.diagnostics},
+            diagnostics={
+                "pool": len(pool.archs),
+                **pool.diagnostics,
+                **({"pending": len(pending)} if pending else {}),
+            },
         )
 
     def _pool(

@@ -28,7 +28,7 @@ from orchestrator.config import RunConfig, Runtime, wants_gpu
 from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
 from orchestrator.halving import SuccessiveHalving
-from orchestrator.loop import Observer, Optimizer
+from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.trial import Executor
 from trainers.base import LOW_EPOCHS, Evaluator, Measurement, at_epochs
@@ -107,6 +107,18 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
     )
 
 
+def plan_of(config: RunConfig) -> Plan:
+    """What the loop has to know of a configuration."""
+    return Plan(
+        budget=config.budget,
+        n_init=config.n_init,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        schedule=config.schedule,
+        window=config.window,
+    )
+
+
 @dataclass(frozen=True)
 class WithProperties:
     """An evaluator that also reports the properties that are constrained."""
@@ -147,7 +159,8 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
     build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
     try:
         if runtime.executor == "local":
-            return LocalExecutor(config.generator(runtime.device), evaluator, runtime.retries)
+            generator = config.generator(runtime.device)
+            return LocalExecutor(generator, evaluator, runtime.retries, runtime.timeout)
         evaluator()  # bad settings are found here, not in a worker
         DiffusionGenerator(config.generator("cpu" if wants_gpu(runtime.device) else runtime.device))
         from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
@@ -161,6 +174,6 @@ def build_observers(runtime: Runtime) -> tuple[Observer, ...]:
     """Who is told of the progress, besides the person at the terminal."""
     if runtime.executor == "local":
         return ()
-    from orchestrator.ray_executor import RayMetrics
+    from orchestrator.ray_metrics import RayMetrics
 
     return (RayMetrics(),)

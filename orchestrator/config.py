@@ -19,6 +19,7 @@ from orchestrator.earlier import EarlierRun, from_command_line
 from orchestrator.methods import (
     DEFAULT,
     METHODS,
+    MULTI_FIDELITY,
     NONE,
     AcquisitionName,
     MethodName,
@@ -86,7 +87,7 @@ class RunConfig:
         Sampler of the diffusion model.
     steps
         Steps of the sampler.
-    schedule
+    noise_schedule
         Spacing of the noise levels: geometric or karras.
     guidance
         Where guidance reads the predictor: at the denoised architecture, or from a noise-aware
@@ -118,7 +119,15 @@ class RunConfig:
     pool_size
         Candidates proposed per round.
     batch_size
-        Candidates evaluated per round.
+        Candidates evaluated per round; of --schedule rounds.
+    schedule
+        rounds: a round is proposed when all earlier ones have ended, so that a seed gives the same
+        trials on any cluster. async: a candidate is proposed whenever a worker has nothing to do,
+        with those still running as pending points; the trials depend on who ends first.
+    window
+        Rounds that may be open at a time: with 2 a round begins while the one before it still
+        runs, whose outcomes it does not use. Workers wait less, and the trials are still the same
+        on any cluster.
     seed
         Seed of the whole run.
     threads
@@ -141,7 +150,7 @@ class RunConfig:
     sigma_max: float = 5.0
     sampler: str = DEFAULT_SAMPLER
     steps: WholeNumber = 20
-    schedule: Literal["geometric", "karras"] = "geometric"
+    noise_schedule: Literal["geometric", "karras"] = "geometric"
     guidance: GuidanceKind = "denoised"
     guidance_form: GuidanceForm = "value"
     guidance_scale: str = "auto"
@@ -156,6 +165,8 @@ class RunConfig:
     n_init: WholeNumber = 10
     pool_size: WholeNumber = 100
     batch_size: WholeNumber = 1
+    schedule: Literal["rounds", "async"] = "rounds"
+    window: WholeNumber = 1
     seed: WholeNumber = 0
     threads: WholeNumber = 1
 
@@ -164,7 +175,7 @@ class RunConfig:
         parts = resolve(self.method, self.surrogate, self.strategy, self.acq)
         for name, value in {**parts._asdict(), "method": None}.items():
             object.__setattr__(self, name, value)
-        for name in ("n_init", "pool_size", "batch_size", "steps", "threads"):
+        for name in ("n_init", "pool_size", "batch_size", "window", "steps", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.budget < self.n_init:
@@ -173,6 +184,10 @@ class RunConfig:
             raise UserError(
                 f"--pool-size {self.pool_size} is smaller than --batch-size {self.batch_size}"
             )
+        if self.schedule == "async" and (self.batch_size, self.window) != (1, 1):
+            raise UserError("--batch-size and --window go with --schedule rounds, not with async")
+        if self.strategy == MULTI_FIDELITY and (self.schedule, self.window) != ("rounds", 1):
+            raise UserError(f"{MULTI_FIDELITY} goes with --schedule rounds and --window 1")
         if self.seed < 0:
             raise UserError("--seed must not be negative")
         if (self.guidance_form == "target") != (self.target is not None):
@@ -219,7 +234,7 @@ class RunConfig:
             sigma_max=self.sigma_max,
             sampler=self.sampler,
             steps=self.steps,
-            schedule=self.schedule,
+            schedule=self.noise_schedule,
             device=device,
             threads=self.threads,
         )
@@ -271,13 +286,22 @@ class Runtime:
         Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it
         is not gp. Repeating a command continues its run.
     executor
-        Evaluate and generate in Ray actors, or in this process.
+        Generate in a Ray actor and evaluate in Ray tasks, or everything in this process.
     address
         Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
     workers
-        Evaluator actors; by default as many as a batch can use and the cluster can hold.
+        Evaluations at a time; by default as many as there is work and room for.
+    cpus_per_eval
+        CPUs that an evaluation reserves.
+    gpus_per_eval
+        GPUs that an evaluation reserves: 0.25 puts four on one GPU.
+    timeout
+        Seconds after which an evaluation is given up and its trial failed, not counting the start
+        of its process; by default never.
     device
         Device of the generator: auto takes a GPU where the cluster has one.
+    generator_gpus
+        Share of a GPU that the generator reserves, where it is on one.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
@@ -290,7 +314,11 @@ class Runtime:
     executor: Literal["ray", "local"] = "ray"
     address: str | None = None
     workers: WholeNumber | None = None
+    cpus_per_eval: float = 1.0
+    gpus_per_eval: float = 0.0
+    timeout: float | None = None
     device: str = "auto"
+    generator_gpus: float = 1.0
     auth: Literal["token", "disabled"] | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
     retries: WholeNumber = 2
@@ -300,6 +328,14 @@ class Runtime:
             raise UserError("--workers must be at least 1")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
+        if not 0 < self.cpus_per_eval < math.inf:
+            raise UserError("--cpus-per-eval must be more than 0")
+        for name in ("gpus_per_eval", "generator_gpus"):
+            share = getattr(self, name)
+            if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
+                raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UserError("--timeout must be more than 0 seconds")
 
 
 def wants_gpu(device: str) -> bool:

@@ -1,9 +1,9 @@
 """The executor without Ray: everything in this process, one trial after the other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from nag.generator import DiffusionGenerator, GeneratorConfig
-from orchestrator.trial import Outcome, Trial, evaluate_trial
+from orchestrator.trial import Ask, Outcome, evaluate_trial
 from trainers.base import Evaluator
 
 
@@ -11,16 +11,21 @@ class LocalExecutor:
     """The sequential twin of `RayExecutor`: the same trials, bit for bit."""
 
     def __init__(
-        self, generator: GeneratorConfig, evaluator: Callable[[], Evaluator], retries: int
+        self,
+        generator: GeneratorConfig,
+        evaluator: Callable[[], Evaluator],
+        retries: int,
+        timeout: float | None = None,
     ) -> None:
         self.generator = DiffusionGenerator(generator)
         self.description = f"in this process, generator on {self.generator.device}"
         self._evaluator = evaluator()
-        self._retries = retries
+        self._retries, self._timeout = retries, timeout
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        for trial in trials:
-            yield evaluate_trial(self._evaluator, trial, self._retries)
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        while trials := ask(1):
+            for trial in trials:
+                yield evaluate_trial(self._evaluator, trial, self._retries, self._timeout)
 
     def close(self) -> None:
         """Nothing to release."""

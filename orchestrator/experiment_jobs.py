@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nag.cli import UserError, find_space
-from orchestrator.build import build_executor, build_optimizer
+from orchestrator.build import build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import Observer, run_study
 from orchestrator.methods import METHODS
@@ -160,10 +160,7 @@ class Search:
                     build_optimizer(config, executor.generator),
                     executor,
                     store,
-                    budget=config.budget,
-                    n_init=config.n_init,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
+                    plan_of(config),
                     observers=observers,
                 )
             except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 """The loop: suggest, journal, evaluate, journal, again. All state is in the store."""
 
-from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from collections import deque
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -29,41 +29,45 @@ class Observer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many architectures are evaluated, and when the next are proposed.
+
+    schedule: round i begins, by `rounds`, when all rounds up to i - window have ended, and uses no
+    others' outcomes, in the order of their trials; so the trials depend neither on the number of
+    workers nor on who finished first. By `async` whenever workers have nothing to do, with a trial
+    for each of them, and uses all outcomes that are there. What is without a known outcome is
+    pending.
+    """
+
+    budget: int
+    n_init: int
+    batch_size: int
+    seed: int
+    schedule: Literal["rounds", "async"] = "rounds"
+    window: int = 1
+
+
 def run_study(
     optimizer: Optimizer,
     executor: Executor,
     store: RunStore,
-    *,
-    budget: int,
-    n_init: int,
-    batch_size: int,
-    seed: int,
+    plan: Plan,
     observers: tuple[Observer, ...] = (),
 ) -> None:
-    """Run until `budget` evaluations are spent or the space is exhausted.
+    """Run until the budget is spent or the space is exhausted.
 
     A trial of low fidelity is a part of an evaluation. The last trial begins before the budget is
     spent, so a part of an evaluation may be spent beyond it.
 
-    Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i)
-    and sees the outcomes of all earlier rounds in the order of their trials, so the trials depend
-    neither on the number of workers nor on who finished first.
+    Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i).
     """
+    proposer = _Proposer(optimizer, store, plan, observers)
     compact_at = perf_counter()
-    while store.spent < budget:
-        batch = store.pending()
-        if not batch:
-            suggestion = _suggest(optimizer, store, n_init, batch_size, seed)
-            if not suggestion.archs:
-                break
-            batch = store.propose(suggestion)
-            for observer in observers:
-                observer.proposed(store, suggestion)
-        # What the budget leaves of a batch stays pending: a longer run goes on with it.
-        for outcome in executor.run(list(_affordable(batch, budget - store.spent))):
-            store.record(outcome)
-            for observer in observers:
-                observer.finished(store, outcome)
+    for outcome in executor.run(proposer.ask):
+        store.record(outcome)
+        for observer in observers:
+            observer.finished(store, outcome)
         if (started := perf_counter()) >= compact_at:
             store.compact()
             ended = perf_counter()
@@ -71,27 +75,66 @@ def run_study(
     store.compact()
 
 
-def _affordable(batch: Iterable[Trial], left: Fraction) -> Iterator[Trial]:
-    """The trials that begin, in order, before `left` evaluations are spent."""
-    for trial in batch:
-        if left <= 0:
-            break
-        yield trial
-        left -= trial.cost
+class _Proposer:
+    """Hands out the trials of a run, in order, and proposes what is to come."""
 
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        store: RunStore,
+        plan: Plan,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        self._optimizer, self._store, self._observers = optimizer, store, observers
+        self._plan = plan
+        self._waiting = deque(store.pending())  # proposed, perhaps begun by an earlier process
+        self._left = (
+            plan.budget - store.spent
+        )  # of the budget, when all that was handed out has ended
+        self._exhausted = False
 
-def _suggest(
-    optimizer: Optimizer,
-    store: RunStore,
-    n_init: int,
-    batch_size: int,
-    seed: int,
-) -> Suggestion:
-    rng = np.random.default_rng([seed, store.next_iteration])
-    if store.next_iteration == 0:
-        return optimizer.initial(store.seen(), n_init, rng)
-    if isinstance(optimizer, BayesianOptimizer):
-        return optimizer.suggest(store.observations(), store.seen(), batch_size, rng)
-    return optimizer.suggest(
-        store.observations(), store.low_fidelity(), store.rung(), store.seen(), batch_size, rng
-    )
+    def ask(self, room: int) -> list[Trial]:
+        """At most `room` trials to begin now; none where outcomes must come first, or at the end.
+
+        What the budget leaves of a round stays pending: a longer run goes on with it.
+        """
+        asked: list[Trial] = []
+        while len(asked) < room and self._left > 0:
+            if not self._waiting and not self._propose(room - len(asked)):
+                break
+            trial = self._waiting.popleft()
+            self._left -= trial.cost
+            asked.append(trial)
+        return asked
+
+    def _propose(self, room: int) -> bool:
+        """Propose a round, if it is its turn; whether there are trials of it."""
+        store, plan = self._store, self._plan
+        if self._exhausted:
+            return False
+        if plan.schedule == "async":
+            suggestion = self._suggest(room, None)
+        else:
+            known = store.next_iteration - plan.window + 1
+            if store.first_open_round < known:
+                return False
+            suggestion = self._suggest(plan.batch_size, known)
+        if not suggestion.archs:
+            self._exhausted = True
+            return False
+        self._waiting += store.propose(suggestion)
+        for observer in self._observers:
+            observer.proposed(store, suggestion)
+        return True
+
+    def _suggest(self, count: int, known: int | None) -> Suggestion:
+        """From the outcomes of the rounds before `known`, or of all; other trials are pending."""
+        store, seen = self._store, self._store.seen()
+        rng = np.random.default_rng([self._plan.seed, store.next_iteration])
+        if store.next_iteration == 0:
+            return self._optimizer.initial(seen, self._plan.n_init, rng)
+        if isinstance(self._optimizer, BayesianOptimizer):
+            observations, pending = store.observations(known), store.unknown(known)
+            return self._optimizer.suggest(observations, seen, count, rng, pending)
+        low, rung = store.low_fidelity(), store.rung()
+        return self._optimizer.suggest(store.observations(), low, rung, seen, count, rng)

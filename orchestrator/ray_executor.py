@@ -1,49 +1,49 @@
-"""Everything that knows Ray: a generator actor, a pool of evaluator actors, tasks, and metrics.
+"""A run on Ray: the generator is an actor, every evaluation a task.
 
-The driver sends architectures and small predictors; weights, tables and supernets are loaded once
-inside the actors. Evaluators and generator take turns (a round is proposed, then evaluated), so on
-a cluster without a GPU the generator reserves no CPU of its own.
+The driver sends architectures and small predictors. The generator loads its weights once; a worker
+process keeps its evaluator (table, supernet) from one evaluation to the next. The queue of tasks is
+Ray's: a trial goes to whichever machine has room, the autoscaler sees what waits, and machines that
+join or leave during a run are used or survived.
 
-A cluster may pin roles to hosts with the custom resources `generator` and `evaluator`: where nodes
-offer them, each actor asks for one.
+A cluster may pin roles to machines with the custom resources `generator` and `evaluator`: where
+machines offer them, each actor or task asks for one. On a cluster without a GPU the generator
+reserves nothing: it works while the evaluations of its round have not begun.
 """
 
+import faulthandler
 import os
-import signal
-import socket
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any
 
-# Set before Ray starts its processes. By default Ray retries for ever what ran out of memory.
-os.environ.setdefault("RAY_task_oom_retries", "2")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
-from ray._raylet import Config  # type: ignore[attr-defined]
-from ray.exceptions import RayError, RayTaskError
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 
-from nag.cli import UserError
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
-from orchestrator.bayesopt import Suggestion
-from orchestrator.config import RunConfig, Runtime, wants_gpu
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial, evaluate_trial
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.ray_cluster import (
+    ClusterError,
+    connect,
+    evaluation_request,
+    generator_request,
+    in_words,
+    is_own,
+    largest,
+    options_of,
+    room,
+)
+from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
-_START_SECONDS = 300.0  # for an actor to start
-_RETURN_SECONDS = 600.0  # for a lost evaluator to come back, when no other is left
+_START_SECONDS = 300.0  # for an actor to start, or for a machine to take an evaluation
+_RETURN_SECONDS = 600.0  # for a machine to come back, when none has room for an evaluation
 _HEARTBEAT_SECONDS = 1.0
-_OBJECT_STORE_BYTES = 200 * 2**20
-
-
-class ClusterError(UserError):
-    """The cluster cannot be reached, lacks what the run needs, or has lost it."""
+_LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
+_TRIALS_PER_AHEAD = 16  # asynchronous: one trial in Ray's queue for so many that are evaluated
 
 
 @ray.remote
@@ -59,21 +59,6 @@ class GeneratorActor:
     def ready(self) -> str:
         """The device in use."""
         return str(self._generator.device)
-
-
-@ray.remote
-class EvaluatorActor:
-    """Holds one evaluator."""
-
-    def __init__(self, evaluator: Callable[[], Evaluator], retries: int) -> None:
-        self._evaluator, self._retries = evaluator(), retries
-
-    @ray.method(max_task_retries=0)  # the executor decides who tries again
-    def evaluate(self, trial: Trial) -> Outcome:
-        return evaluate_trial(self._evaluator, trial, self._retries)
-
-    def ready(self) -> None:
-        """Answers when the evaluator is there, be it after a restart."""
 
 
 class RayGenerator:
@@ -93,274 +78,188 @@ class RayGenerator:
             ) from error
 
 
+_kept: dict[str, Evaluator] = {}
+"""The evaluator of this worker process, by the run that it is for."""
+
+
+@ray.remote(max_retries=0, max_calls=0)  # the executor decides who tries again
+def _evaluate(
+    run: str,
+    make: Callable[[], Evaluator],
+    trial: Trial | None,
+    retries: int,
+    timeout: float | None,
+) -> Outcome | None:
+    """Evaluate a trial, or with None only make the evaluator.
+
+    A process in which an evaluation does not react to its deadline is ended.
+    """
+    if run not in _kept:
+        _kept.clear()
+        _kept[run] = make()
+    if trial is None:
+        return None
+    if timeout is not None:
+        faulthandler.dump_traceback_later(timeout + _LAST_RESORT_SECONDS, exit=True)
+    try:
+        return evaluate_trial(_kept[run], trial, retries, timeout)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    trial: Trial
+    number: int = 1
+    alone: bool = False  # with a machine's CPUs and a GPU to itself, after it ran out of memory
+
+
 class RayExecutor:
     """Starts or joins a cluster and runs trials on it. Raises ClusterError at start."""
 
     def __init__(
         self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
     ) -> None:
-        dashboard = _connect(runtime)
+        dashboard = connect(runtime)
+        self._runtime = runtime
+        self._asynchronous = config.schedule == "async"
         try:
-            resources = ray.cluster_resources()
-            plan = _plan(resources, config, runtime)
-            namespace = f"nag-{os.getpid()}"
+            request, device = generator_request(ray.cluster_resources(), runtime)
             actor = GeneratorActor.options(  # type: ignore[attr-defined]
                 name="generator",
-                namespace=namespace,
+                namespace=f"nag-{os.getpid()}",
                 max_restarts=runtime.retries,
                 max_task_retries=runtime.retries,
-                **plan.generator,
-            ).remote(config.generator(plan.device))
-            device = _get_ready("the generator", actor)
+                **{"num_cpus": 0, **options_of(request)},
+            ).remote(config.generator(device))
+            device = _started("the generator", actor.ready.remote(), request)
             self.generator = RayGenerator(actor)
-            evaluators = [
-                EvaluatorActor.options(  # type: ignore[attr-defined]
-                    name=f"evaluator-{i}",
-                    namespace=namespace,
-                    max_restarts=-1,
-                    max_task_retries=-1,
-                    **plan.evaluator,
-                ).remote(evaluator, runtime.retries)
-                for i in range(plan.workers)
-            ]
-            for actor in evaluators:
-                _get_ready("an evaluator", actor)
+            self._run, self._evaluator = config.hash(), ray.put(evaluator)
+            if is_own(runtime) and room(self._request()) < 1:
+                raise ClusterError(
+                    f"an evaluation needs {in_words(self._request())} besides the generator's "
+                    f"{in_words(request)}, which this machine has not"
+                )
+            _started("an evaluator", self._submit(None), self._request())
         except BaseException:
             ray.shutdown()
             raise
-        self.num_workers = plan.workers
+        slots = room(self._request())
         self.description = (
-            f"on Ray, generator on {device}, {plan.workers} evaluator(s), "
+            f"on Ray, generator on {device}, room for {slots} evaluation(s) at a time, "
             f"dashboard {dashboard or 'off'}"
         )
-        self._retries = runtime.retries
-        self._idle = deque(evaluators)
-        self._lost: dict[Any, Any] = {}  # question whether it is ready again -> evaluator
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """One trial at a time on every evaluator.
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
 
-        The trial of a lost evaluator goes to the queue again, the evaluator itself gets work again
-        when Ray has restarted it. Raises ClusterError when no evaluator is left.
+        The trial of a lost worker is tried again. One that ran out of memory is tried once more, by
+        itself. Raises ClusterError when no machine is left.
         """
-        waiting = deque((trial, 1) for trial in trials)
-        running: dict[Any, tuple[Any, Trial, int]] = {}
-        while waiting or running:
-            while waiting and self._idle:
-                actor, (trial, attempt) = self._idle.popleft(), waiting.popleft()
-                running[actor.evaluate.remote(trial)] = actor, trial, attempt
-            for reference in self._wait(running):
-                if reference in self._lost:
-                    self._take_back(reference)
-                    continue
-                actor, trial, attempt = running.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                    outcome = replace(outcome, attempts=outcome.attempts + attempt - 1)
-                except RayTaskError:
-                    raise  # evaluate_trial catches what an evaluation raises: this is our own bug
-                except RayError as error:
-                    self._lost[actor.ready.remote()] = actor
-                    if attempt <= self._retries:
-                        waiting.append((trial, attempt + 1))
-                        continue
-                    text = f"{type(error).__name__}: the worker was lost"
-                    outcome = Outcome(trial.trial, "failed", error=text, attempts=attempt)
-                else:
-                    self._idle.append(actor)
-                yield outcome
-
-    def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
-        """The next thing that is done: a trial of `running`, or the return of an evaluator."""
-        open_ends = [*running, *self._lost]
-        limit = None if running else _RETURN_SECONDS
-        done = ray.wait(open_ends, num_returns=1, timeout=limit)[0] if open_ends else []
-        if not done:
-            raise ClusterError("all evaluators are lost: repeat the command to continue")
-        return done
-
-    def _take_back(self, reference: Any) -> None:
-        """Give a restarted evaluator work again; do without one that cannot be restarted."""
-        actor = self._lost.pop(reference)
-        with suppress(RayError):
-            ray.get(reference)
-            self._idle.append(actor)
-
-    def close(self) -> None:
-        ray.shutdown()
-
-
-@ray.remote
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
-
-
-class RayTasks:
-    """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
-
-    Each call takes one CPU and the share `gpu` of a GPU; at most `runtime.workers` are called at a
-    time, by default as many as the cluster has room for.
-    """
-
-    def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
-        _connect(runtime)
-        resources = ray.cluster_resources()
-        slots = resources.get("CPU", 0)
-        self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": runtime.retries}
-        if "evaluator" in resources:
-            self._options["resources"] = {"evaluator": 1}
-            slots = min(slots, resources["evaluator"])
-        if gpu:
-            self._options["num_gpus"] = gpu
-            slots = min(slots, resources.get("GPU", 0) / gpu)
-        if slots < 1:
-            ray.shutdown()
-            raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")
-        self.workers = runtime.workers or int(slots)
-
-    def run(
-        self, functions: Sequence[Callable[[], Any]]
-    ) -> Iterator[tuple[list[int], list[tuple[int, Any]]]]:
-        """What is done, as it is done, and at least every second what is being done.
-
-        Yields the numbers of the functions that are running and (number, result) of those that have
-        ended; the result of one that was lost with its workers is a ClusterError.
-        """
-        waiting = deque(enumerate(functions))
-        running: dict[Any, int] = {}
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                number, function = waiting.popleft()
-                running[_call.options(**self._options).remote(function)] = number
+        running: dict[Any, _Attempt] = {}
+        again: deque[_Attempt] = deque()
+        last_room = monotonic()
+        while True:
+            for attempt in self._next(ask, running, again):
+                running[self._submit(attempt)] = attempt
+            if not running:
+                return
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
-            ended = [(running.pop(reference), _result(reference)) for reference in done]
-            yield list(running.values()), ended
+            if done or room(self._request()):
+                last_room = monotonic()
+            elif monotonic() - last_room > _RETURN_SECONDS:
+                raise ClusterError("no machine for evaluations is left: repeat the command")
+            for reference in done:
+                attempt = running.pop(reference)
+                outcome = self._outcome(reference, attempt)
+                if isinstance(outcome, _Attempt):
+                    again.append(outcome)
+                else:
+                    yield outcome
 
     def close(self) -> None:
         ray.shutdown()
 
+    def _next(
+        self, ask: Ask, running: Mapping[Any, _Attempt], again: deque[_Attempt]
+    ) -> Iterator[_Attempt]:
+        """What to submit now: second attempts, then new trials; one that must be alone, alone."""
+        if any(attempt.alone for attempt in running.values()):
+            return
+        if any(attempt.alone for attempt in again):
+            if not running:
+                alone = next(attempt for attempt in again if attempt.alone)
+                again.remove(alone)
+                yield alone
+            return
+        while again:
+            yield again.popleft()
+        free = self._limit() - len(running)
+        if free > 0:
+            yield from map(_Attempt, ask(free))
 
-def _result(reference: Any) -> Any:
+    def _limit(self) -> int:
+        """How many trials may be submitted at a time.
+
+        In rounds all of a batch are, which tells the autoscaler how many machines the run can use.
+        Asynchronously as many as there is room for now, and some more, so that no machine waits for
+        the driver: each is proposed without what is still running.
+        """
+        if not self._asynchronous:
+            return self._runtime.workers or sys.maxsize
+        slots = self._runtime.workers or max(1, room(self._request()))
+        return slots + slots // _TRIALS_PER_AHEAD
+
+    def _request(self) -> dict[str, float]:
+        """The resources of one evaluation."""
+        return evaluation_request(ray.cluster_resources(), self._runtime)
+
+    def _submit(self, attempt: _Attempt | None) -> Any:
+        """Reference of an evaluation; of None, of one evaluator that is only made."""
+        request = self._request()
+        if attempt and attempt.alone:
+            request |= {"CPU": max(largest("CPU"), request["CPU"])}
+            request |= {"GPU": 1} if "GPU" in request else {}
+        options = {"name": "evaluate", **options_of(request)}
+        return _evaluate.options(**options).remote(
+            self._run,
+            self._evaluator,
+            attempt.trial if attempt else None,
+            self._runtime.retries,
+            self._runtime.timeout,
+        )
+
+    def _outcome(self, reference: Any, attempt: _Attempt) -> Outcome | _Attempt:
+        """Of an attempt that has ended, or the attempt that follows it."""
+        try:
+            outcome: Outcome = ray.get(reference)
+            lost, out_of_memory = False, outcome.out_of_memory
+        except RayTaskError as error:  # evaluate_trial raises nothing: the evaluator was not made
+            raise ClusterError(f"an evaluator could not start: {_last_line(error)}") from error
+        except RayError as error:
+            text = f"{type(error).__name__}: the worker was lost"
+            outcome = Outcome(attempt.trial.trial, "failed", error=text)
+            lost, out_of_memory = True, isinstance(error, OutOfMemoryError)
+        if out_of_memory and not attempt.alone:
+            return _Attempt(attempt.trial, attempt.number + 1, alone=True)
+        if lost and not out_of_memory and attempt.number <= self._runtime.retries:
+            return replace(attempt, number=attempt.number + 1)
+        return replace(outcome, attempts=outcome.attempts + attempt.number - 1)
+
+
+def _started(what: str, reference: Any, request: Mapping[str, float]) -> Any:
+    """Wait for a start; raises ClusterError with the reason when it fails or nobody takes it."""
     try:
-        return ray.get(reference)
-    except RayTaskError:
-        raise  # the functions return their errors: this is our own bug
+        return ray.get(reference, timeout=_START_SECONDS)
+    except GetTimeoutError as error:
+        raise ClusterError(
+            f"{what} found no machine in {_START_SECONDS:.0f} s: it needs {in_words(request)}, "
+            f"the cluster has {in_words(ray.cluster_resources())}"
+        ) from error
     except RayError as error:
-        return ClusterError(f"the worker was lost ({type(error).__name__})")
+        raise ClusterError(f"{what} could not start: {_last_line(error)}") from error
 
 
-class _Plan:
-    """How many actors, and what each asks the cluster for."""
-
-    def __init__(
-        self,
-        workers: int,
-        device: str,
-        generator: Mapping[str, Any],
-        evaluator: Mapping[str, Any],
-    ) -> None:
-        self.workers, self.device = workers, device
-        self.generator, self.evaluator = generator, evaluator
-
-
-def _plan(resources: Mapping[str, float], config: RunConfig, runtime: Runtime) -> _Plan:
-    """Compare what the run asks for with what the cluster has; raises ClusterError."""
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-    if runtime.device.startswith("cuda") and not gpus:
-        raise ClusterError(f"--device {runtime.device}: the cluster has no GPU; use cpu or auto")
-    on_gpu = wants_gpu(runtime.device) and gpus >= 1
-    generator: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if on_gpu else 0}
-    evaluator: dict[str, Any] = {"num_cpus": 1}
-    slots = cpus
-    if resources.get("generator", 0) >= 1:
-        generator["resources"] = {"generator": 1}
-    if "evaluator" in resources:
-        evaluator["resources"] = {"evaluator": 1}
-        slots = min(slots, int(resources["evaluator"]))
-    workers = runtime.workers or max(1, min(config.batch_size, slots))
-    if workers > slots:
-        raise ClusterError(f"--workers {workers}: the cluster has room for {slots} evaluators")
-    return _Plan(workers, "cuda" if on_gpu else "cpu", generator, evaluator)
-
-
-def _connect(runtime: Runtime) -> str | None:
-    """Start a Ray of our own or join a cluster; returns the address of the dashboard."""
-    os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
-    Config.initialize("")  # Ray read its environment when it was imported: read it again
-    address = runtime.address or os.environ.get("RAY_ADDRESS") or None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address in (None, "local"):
-        cpus = max(os.cpu_count() or 1, runtime.workers or 1)
-        options |= {
-            "address": "local",
-            "num_cpus": cpus,
-            "include_dashboard": runtime.dashboard,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
-    else:
-        _check_reachable(str(address))
-        options |= {"address": address}
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in its place
-    try:
-        context = ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-    url = context.dashboard_url
-    return f"http://{url}" if url else None
-
-
-def _check_reachable(address: str) -> None:
-    """Fail in seconds, where Ray would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"Ray address {address!r} must be host:port, ray://host:port or auto")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
-
-
-def _get_ready(what: str, actor: Any) -> Any:
-    """Wait for an actor to start; raises ClusterError with the reason when it does not."""
-    try:
-        return ray.get(actor.ready.remote(), timeout=_START_SECONDS)
-    except RayError as error:
-        # When the start of an actor raises, Ray's message ends like a traceback.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        raise ClusterError(f"{what} could not start: {reason}") from error
-
-
-class RayMetrics:
-    """Progress of the run in Ray's metrics (Prometheus): an `Observer`."""
-
-    def __init__(self) -> None:
-        self._best = Gauge("nag_best_value", description="Best value found, as a fraction")
-        self._evaluations = Counter(
-            "nag_evaluations", description="Finished evaluations", tag_keys=("status",)
-        )
-        self._validity = Gauge("nag_pool_validity", description="Valid share of generated samples")
-        self._phase = Gauge(
-            "nag_phase_seconds", description="Seconds of the last round", tag_keys=("phase",)
-        )
-        self._evaluation = Histogram(
-            "nag_evaluation_seconds",
-            description="Seconds of an evaluation",
-            boundaries=[0.01, 0.1, 1, 10, 100, 1_000, 10_000],
-        )
-
-    def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
-        for phase, seconds in suggestion.seconds.items():
-            self._phase.set(seconds, tags={"phase": phase})
-        if "validity" in suggestion.diagnostics:
-            self._validity.set(suggestion.diagnostics["validity"])
-
-    def finished(self, store: RunStore, outcome: Outcome) -> None:
-        self._evaluations.inc(tags={"status": outcome.status})
-        self._evaluation.observe(outcome.seconds)
-        if store.best is not None:
-            self._best.set(store.best[1])
+def _last_line(error: RayError) -> str:
+    """Of a remote traceback: the error itself."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from nag.cli import UserError, command_line, find_space, run
-from orchestrator.build import build_executor, build_observers, build_optimizer
+from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
 from orchestrator.run_report import write_report
@@ -76,10 +76,7 @@ def _search(
                 optimizer,
                 executor,
                 store,
-                budget=config.budget,
-                n_init=config.n_init,
-                batch_size=config.batch_size,
-                seed=config.seed,
+                plan_of(config),
                 observers=(view, *build_observers(runtime)),
             )
     except KeyboardInterrupt:

@@ -104,12 +104,30 @@ class RunStore:
         """Everything ever proposed, failed trials included."""
         return frozenset(trial.arch for trial in self.trials)
 
-    def observations(self) -> Observations:
-        """The successful trials of full fidelity.
+    @property
+    def first_open_round(self) -> int:
+        """The first round with a trial that has no outcome; the next round where all have one."""
+        return min((trial.iteration for trial in self.pending()), default=self.next_iteration)
+
+    def observations(self, before: int | None = None) -> Observations:
+        """The successful trials of full fidelity, of the rounds before `before` or of all.
 
         Ordered by trial number, whatever order they finished in.
         """
-        return self._observed(trial for trial in self.trials if trial.epochs is None)
+        return self._observed(
+            trial
+            for trial in self.trials
+            if trial.epochs is None and (before is None or trial.iteration < before)
+        )
+
+    def unknown(self, before: int | None = None) -> tuple[Architecture, ...]:
+        """What was proposed besides: without an outcome, or of round `before` or later."""
+        return tuple(
+            trial.arch
+            for trial in self.trials
+            if trial.trial not in self.outcomes
+            or (before is not None and trial.iteration >= before)
+        )
 
     def low_fidelity(self) -> Observations:
         """The other successful trials, in the same order."""

@@ -1,11 +1,17 @@
 """Trials and their outcomes, and the one function that turns the first into the second."""
 
 import math
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from time import perf_counter
+from types import FrameType
 from typing import Literal, Protocol
+
+import torch
 
 from nag.generator import Generator
 from nag.spaces import Architecture
@@ -45,6 +51,19 @@ class Outcome:
     error: str | None = None
     attempts: int = 1
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the evaluation wanted more memory, of the machine or of its GPU, than it got."""
+        return (self.error or "").startswith(("MemoryError", "OutOfMemoryError"))
+
+
+class Ask(Protocol):
+    """Where an executor gets its work from."""
+
+    def __call__(self, room: int) -> Sequence[Trial]:
+        """At most `room` trials to begin now; none if outcomes must come first, or at the end."""
+        ...
+
 
 class Executor(Protocol):
     """Where the work is done."""
@@ -59,8 +78,11 @@ class Executor(Protocol):
         """Where that is, in words for the user."""
         ...
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Evaluate trials, yielding outcomes as they complete; never raises for a failed trial."""
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        """Evaluate what is asked for, yielding outcomes as they come, until there is no more.
+
+        Asks when there is room, and again after each outcome. Never raises for a failed trial.
+        """
         ...
 
     def close(self) -> None:
@@ -68,21 +90,28 @@ class Executor(Protocol):
         ...
 
 
-def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
+def evaluate_trial(
+    evaluator: Evaluator, trial: Trial, retries: int, timeout: float | None = None
+) -> Outcome:
     """Evaluate with at most `retries` further attempts after an unexpected exception.
 
-    An `EvaluationError` is the architecture's own fault and a value that is not finite would come
-    again: both are final at once.
+    Final at once are an `EvaluationError`, which is the architecture's own fault; a value that is
+    not finite and an attempt of more than `timeout` seconds, which would come again; and a lack of
+    memory, which an executor may know a remedy for.
     """
     started = perf_counter()
     for attempt in range(1, retries + 2):
         try:
-            found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
+            with _deadline(timeout):
+                found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
             seconds = float(found.seconds)
-        except EvaluationError as error:
+        except (EvaluationError, MemoryError, torch.OutOfMemoryError) as error:
             return _failed(trial, error, started, attempt)
+        except _DeadlineExceeded:
+            late = TimeoutError(f"the evaluation took more than {timeout:g} s")
+            return _failed(trial, late, started, attempt)
         except Exception as error:
             if attempt > retries:
                 return _failed(trial, error, started, attempt)
@@ -92,6 +121,32 @@ def evaluate_trial(evaluator: Evaluator, trial: Trial, retries: int) -> Outcome:
                 return _failed(trial, not_finite, started, attempt)
             return Outcome(trial.trial, "ok", value, metrics, seconds, None, attempt)
     raise AssertionError("unreachable")
+
+
+class _DeadlineExceeded(BaseException):
+    """Not an Exception, which an evaluation might take for one of its own."""
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Raise _DeadlineExceeded in the block once so many seconds have passed.
+
+    By a signal: it reaches the main thread only, and only once control is back in Python.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise _DeadlineExceeded
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _failed(trial: Trial, error: Exception, started: float, attempts: int) -> Outcome:

@@ -23,7 +23,7 @@ from nag.spaces import SPACES, Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import BayesianOptimizer, Suggestion
-from orchestrator.build import build_executor, build_optimizer, make_evaluator
+from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
 from orchestrator.comparison import read_run
 from orchestrator.comparison_summary import diagnose
 from orchestrator.config import RunConfig, Runtime
@@ -83,10 +83,7 @@ def study(out, config, observers=()):
             build_optimizer(config, executor.generator),
             executor,
             store,
-            budget=config.budget,
-            n_init=config.n_init,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            plan_of(config),
             observers=observers,
         )
     return store

@@ -12,8 +12,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from orchestrator.config import RunConfig, Runtime
-from orchestrator.ray_executor import ClusterError, _plan
+from orchestrator.config import Runtime
+from orchestrator.ray_cluster import ClusterError, evaluation_request, generator_request
 
 ROOT = Path(__file__).parents[1]
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "examples" / "cluster-local.yaml"
@@ -89,17 +89,21 @@ def test_local_cluster_uses_the_autoscaler_that_works() -> None:
 
 
 def test_the_executor_finds_its_roles() -> None:
-    config = RunConfig(batch_size=8)
-    plan = _plan(_resources(head=1, generator=1, evaluator=2), config, Runtime())
-    assert plan.device == "cuda"
-    assert plan.generator == {"num_cpus": 0, "num_gpus": 1, "resources": {"generator": 1}}
-    assert plan.evaluator == {"num_cpus": 1, "resources": {"evaluator": 1}}
-    assert plan.workers == 8
+    resources = _resources(head=1, generator=1, evaluator=2)
+    assert generator_request(resources, Runtime()) == ({"GPU": 1, "generator": 1}, "cuda")
+    shared = Runtime(gpus_per_eval=0.25, generator_gpus=0.5)
+    assert generator_request(resources, shared) == ({"GPU": 0.5, "generator": 1}, "cuda")
+    on_cpu = Runtime(device="cpu")
+    assert generator_request(resources, on_cpu) == ({"generator": 1}, "cpu")
+    assert evaluation_request(resources, Runtime()) == {"CPU": 1, "evaluator": 1}
+    assert evaluation_request(resources, shared) == {"CPU": 1, "GPU": 0.25, "evaluator": 1}
 
 
-def test_a_run_before_the_machines_are_there_is_refused() -> None:
-    with pytest.raises(ClusterError, match="room for 0 evaluators"):
-        _plan(_resources(head=1), RunConfig(), Runtime())
+def test_a_cluster_without_roles_and_gpus() -> None:
+    assert generator_request({"CPU": 2}, Runtime()) == ({}, "cpu")
+    assert evaluation_request({"CPU": 2}, Runtime(cpus_per_eval=0.5)) == {"CPU": 0.5}
+    with pytest.raises(ClusterError, match="--device cuda: the cluster has no GPU"):
+        generator_request({"CPU": 2}, Runtime(device="cuda"))
 
 
 def test_local_roles_are_those_the_executor_asks_for() -> None:

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,10 +13,10 @@ from toy_law import ARCHS
 
 from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
-from orchestrator.build import build_optimizer
+from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import run_study
+from orchestrator.loop import Plan, run_study
 from orchestrator.store import RunStore
 from trainers.base import EvaluationError, Measurement
 from trainers.toy import ToyEvaluator
@@ -65,8 +67,22 @@ class Reordered:
     def generator(self):
         return self.executor.generator
 
-    def run(self, trials):
-        yield from self.order(list(self.executor.run(trials)))
+    def run(self, ask):
+        while trials := ask(10**9):
+            yield from self.order([*self.executor.run(partial(_next, iter(trials)))])
+
+
+def _next(trials, room):
+    """Of trials that are there."""
+    return [*islice(trials, room)]
+
+
+def rounds_of(store):
+    """The trials of each round."""
+    found = [[] for _ in store.rounds]
+    for trial in store.trials:
+        found[trial.iteration].append(trial)
+    return found
 
 
 class InterruptAt:
@@ -105,10 +121,7 @@ def study(out, config=CONFIG, executor=None, observers=(), optimizer=None):
             optimizer or build_optimizer(config, executor.generator),
             executor,
             store,
-            budget=config.budget,
-            n_init=config.n_init,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            plan_of(config),
             observers=observers,
         )
     finally:
@@ -199,10 +212,10 @@ def test_more_initial_trials_than_the_budget_has_room_for(tmp_path):
     store = RunStore.open(tmp_path / "run", CONFIG, TOY)
     executor = local()
     optimizer = build_optimizer(CONFIG, executor.generator)
-    settings = {"n_init": 10, "batch_size": 3, "seed": 3}
-    run_study(optimizer, executor, store, budget=6, **settings)
+    plan = Plan(budget=6, n_init=10, batch_size=3, seed=3)
+    run_study(optimizer, executor, store, plan)
     assert [trial.trial for trial in store.pending()] == [6, 7, 8, 9]
-    run_study(optimizer, executor, store, budget=12, **settings)
+    run_study(optimizer, executor, store, replace(plan, budget=12))
     assert [trial.strategy for trial in store.trials] == ["initial"] * 10 + ["guided"] * 3
     assert store.num_finished == 12
     store.close()
@@ -287,6 +300,137 @@ def test_interruptions_among_outcomes_out_of_order(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             study(out, config, executor, observers=(InterruptAt(n),))
         assert found(study(out, config, executor)) == expected
+
+
+# Rounds that overlap, and no rounds
+
+
+@dataclass
+class Workers:
+    """Synthetic: evaluations that run at the same time and end in an order of chance."""
+
+    executor: LocalExecutor
+    workers: int
+    seed: int = 0
+    most: int = 0  # that were running at a time
+
+    @property
+    def generator(self):
+        return self.executor.generator
+
+    def run(self, ask):
+        rng, running = np.random.default_rng(self.seed), []
+        while True:
+            running += ask(self.workers - len(running))
+            self.most = max(self.most, len(running))
+            if not running:
+                return
+            trial = running.pop(int(rng.integers(len(running))))
+            yield from self.executor.run(partial(_next, iter([trial])))
+
+
+class Proposals:
+    """An observer: after how many outcomes each round was proposed, and with how many pending."""
+
+    def __init__(self):
+        self.after, self.pending = [], []
+
+    def proposed(self, store, suggestion):
+        self.after.append(store.num_finished)
+        self.pending.append(suggestion.diagnostics.get("pending", 0))
+
+    def finished(self, store, outcome):
+        pass
+
+
+WINDOW = replace(CONFIG, budget=22, n_init=4, batch_size=3, window=2)
+
+
+def test_a_round_of_a_window_waits_for_the_round_before_the_last(tmp_path):
+    proposals = Proposals()
+    executor = Workers(local(WINDOW), 3)
+    study(tmp_path / "run", WINDOW, executor, observers=(proposals,))
+    assert executor.most == 3
+    # the first two rounds are of 4 and 3 random trials; then 3 or 4 trials are pending
+    assert proposals.pending == [0, 0, 3, 3, 3, 3, 3]
+    assert all(finished >= 4 + 3 * (i - 2) for i, finished in enumerate(proposals.after) if i >= 2)
+    assert any(finished < 4 + 3 * (i - 1) for i, finished in enumerate(proposals.after) if i >= 2)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_the_trials_of_a_window_are_those_of_any_workers(tmp_path, window):
+    config = replace(WINDOW, window=window)
+    expected = found(study(tmp_path / "expected", config))
+    for workers, seed in ((1, 0), (2, 1), (9, 2)):
+        out = tmp_path / f"{workers}"
+        assert found(study(out, config, Workers(local(config), workers, seed))) == expected
+    assert expected != found(study(tmp_path / "one", replace(config, window=1)))
+
+
+def test_a_window_survives_interruptions(tmp_path):
+    config = replace(WINDOW, budget=13, pool_size=8, steps=5)
+    expected = found(study(tmp_path / "expected", config))
+    for n in range(1, num_events(config), 2):
+        out = tmp_path / str(n)
+        with pytest.raises(KeyboardInterrupt):
+            study(out, config, Workers(local(config), 3, n), observers=(InterruptAt(n),))
+        assert found(study(out, config, Workers(local(config), 4, n + 1))) == expected
+
+
+def test_a_prolonged_window_equals_a_long_one(tmp_path):
+    long = found(study(tmp_path / "long", WINDOW))
+    for budget in (4, 6, 11, 22):
+        store = study(tmp_path / "short", replace(WINDOW, budget=budget), Workers(local(WINDOW), 4))
+        assert found(store) == long[:budget]
+
+
+ASYNC = replace(CONFIG, schedule="async", budget=24)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_asynchronously_no_worker_waits(tmp_path, workers):
+    proposals = Proposals()
+    store = study(tmp_path / "run", ASYNC, Workers(local(ASYNC), workers), observers=(proposals,))
+    assert_nothing_twice(store)
+    assert store.num_finished == len(store.trials) == 24
+    # after the initial design one trial whenever one has ended, with those of all others pending
+    rounds = zip(proposals.pending, rounds_of(store), strict=True)
+    guided = [
+        (pending, len(trials)) for pending, trials in rounds if trials[0].strategy == "guided"
+    ]
+    assert len(guided) >= 18
+    assert set(guided) == {(workers - 1, 1)}
+
+
+def test_asynchronous_proposals_are_not_where_something_is_pending(tmp_path):
+    """Two that are proposed from the same values differ, because the first is pending."""
+    optimizer = build_optimizer(ASYNC, local(ASYNC).generator)
+    seen = study(tmp_path / "run", replace(ASYNC, budget=8)).observations()
+    one = optimizer.suggest(seen, set(seen.archs), 1, np.random.default_rng(0))
+    exclude = {*seen.archs, *one.archs}
+    two = optimizer.suggest(seen, exclude, 1, np.random.default_rng(0), one.archs)
+    assert two.archs != one.archs
+    plain = optimizer.suggest(seen, exclude, 1, np.random.default_rng(0))
+    if plain.archs == two.archs:
+        assert plain.predicted[0][1] > two.predicted[0][1]  # less is uncertain
+
+
+def test_an_interrupted_asynchronous_run_evaluates_everything_once(tmp_path):
+    config = replace(ASYNC, budget=14, pool_size=8, steps=5)
+    for n in range(1, 24, 3):
+        out = tmp_path / str(n)
+        with pytest.raises(KeyboardInterrupt):
+            study(out, config, Workers(local(config), 3, n), observers=(InterruptAt(n),))
+        store = study(out, config, Workers(local(config), 3, n + 1))
+        assert_nothing_twice(store)
+        assert store.num_finished == len(store.trials) == 14
+
+
+def test_an_asynchronous_run_ends_with_the_space(tmp_path):
+    config = replace(ASYNC, budget=200, strategy="random", pool_size=48)
+    store = study(tmp_path / "run", config, Workers(local(config), 7))
+    assert store.seen() == set(ARCHS)
+    assert store.num_finished == 144
 
 
 # Failures

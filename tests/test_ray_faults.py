@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from ray import cloudpickle
 
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
-from orchestrator.build import build_optimizer, make_evaluator
+from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.executor import LocalExecutor
 from orchestrator.loop import run_study
-from orchestrator.ray_executor import ClusterError, RayExecutor
+from orchestrator.ray_cluster import ClusterError
+from orchestrator.ray_executor import RayExecutor
 from orchestrator.store import RunStore
 from orchestrator.trial import Executor, Outcome, Trial
 from trainers.base import Evaluator, Measurement
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.ray
 CONFIG = RunConfig(space="toy", score="exact", budget=16, n_init=4, batch_size=3, threads=1)
 TOY_EVALUATOR = partial(make_evaluator, RunConfig(space="toy"))
 RAISES, KILLS, KILLS_ONCE = "ca/aa", "ca/bb", "ca/cc"
+HANGS, TOO_LARGE, TOO_LARGE_FOR_TWO = "cb/aa", "cb/bb", "cb/cc"
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
 
@@ -48,7 +51,16 @@ class _Faulty(ToyEvaluator):
         if text == KILLS or (text == KILLS_ONCE and not self._marker.exists()):
             self._marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.2)  # a trial takes longer than finding out that a worker is gone
+        if text == HANGS:
+            time.sleep(3600)
+        if text == TOO_LARGE:
+            raise MemoryError("as always")
+        if (
+            text == TOO_LARGE_FOR_TWO
+            and ray.get_runtime_context().get_assigned_resources()["CPU"] < 2
+        ):
+            raise MemoryError("with one CPU")
+        time.sleep(0.2)
         return super().evaluate(arch, seed=seed)
 
 
@@ -97,10 +109,7 @@ def _search(executor: Executor, out: Path) -> list[tuple[str, float | None]]:
         build_optimizer(CONFIG, executor.generator),
         executor,
         store,
-        budget=CONFIG.budget,
-        n_init=CONFIG.n_init,
-        batch_size=CONFIG.batch_size,
-        seed=CONFIG.seed,
+        plan_of(CONFIG),
     )
     store.close()
     return [(TOY.to_str(trial.arch), store.outcomes[trial.trial].value) for trial in store.trials]
@@ -111,7 +120,8 @@ def _trials(*archs: str) -> list[Trial]:
 
 
 def _outcomes(executor: Executor, trials: Sequence[Trial]) -> list[Outcome]:
-    return sorted(executor.run(trials), key=lambda outcome: outcome.trial)
+    left = iter(trials)
+    return sorted(executor.run(lambda room: [*islice(left, room)]), key=lambda o: o.trial)
 
 
 def test_trials_do_not_depend_on_the_executor(
@@ -122,7 +132,6 @@ def test_trials_do_not_depend_on_the_executor(
     assert len(expected) == CONFIG.budget
     for workers in (1, 2):
         executor = start(workers=workers)
-        assert executor.num_workers == workers
         assert _search(executor, tmp_path / str(workers)) == expected
         executor.close()
 
@@ -130,7 +139,9 @@ def test_trials_do_not_depend_on_the_executor(
 @pytest.fixture(scope="class")
 def executor(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
     evaluator = partial(_Faulty, tmp_path_factory.mktemp("faults") / "died once")
-    runtime = Runtime(address=address, auth="disabled", device="cpu", workers=2, retries=1)
+    runtime = Runtime(
+        address=address, auth="disabled", device="cpu", workers=2, retries=1, timeout=3
+    )
     executor = RayExecutor(CONFIG, runtime, evaluator)
     yield executor
     executor.close()
@@ -158,6 +169,20 @@ class TestFaults:
         assert failed.attempts == 2
         assert fine.status == "ok"
 
+    def test_a_hung_evaluation_is_given_up(self, executor: RayExecutor) -> None:
+        hung, fine = _outcomes(executor, _trials(HANGS, "a-/a-"))
+        assert hung.status == "failed"
+        assert hung.error == "TimeoutError: the evaluation took more than 3 s"
+        assert hung.attempts == 1
+        assert fine.status == "ok"
+
+    def test_out_of_memory_is_tried_once_more_alone(self, executor: RayExecutor) -> None:
+        others = ["a-/a-", "b-/b-", "c-/c-", "aa/aa"]
+        outcomes = _outcomes(executor, _trials(TOO_LARGE_FOR_TWO, TOO_LARGE, *others))
+        assert [outcome.status for outcome in outcomes] == ["ok", "failed", *["ok"] * 4]
+        assert [outcome.attempts for outcome in outcomes] == [2, 2, 1, 1, 1, 1]
+        assert outcomes[1].error == "MemoryError: as always"
+
     def test_the_generator_comes_back(self, executor: RayExecutor) -> None:
         before = executor.generator.generate(8, seed=3)
         ray.kill(executor.generator._actor, no_restart=False)
@@ -172,9 +197,10 @@ def test_an_evaluator_that_cannot_start_stops_the_run(
         start(_no_table, workers=1)
 
 
-def test_too_many_workers_are_refused(start: Callable[..., RayExecutor]) -> None:
-    with pytest.raises(ClusterError, match="--workers 9: the cluster has room for 2 evaluators"):
-        start(workers=9)
+def test_what_no_machine_has_is_refused() -> None:
+    runtime = Runtime(auth="disabled", dashboard=False, device="cpu", gpus_per_eval=0.5)
+    with pytest.raises(ClusterError, match=r"an evaluation needs 1 CPU, 0\.5 GPU besides .* not"):
+        RayExecutor(CONFIG, runtime, TOY_EVALUATOR)
 
 
 def test_an_address_nobody_answers_at_is_refused_quickly() -> None:

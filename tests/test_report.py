@@ -16,7 +16,7 @@ from nag.spaces import ABSENT, SPACES, Architecture, Stage, StagedSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 from nag.spaces.toy import TOY
-from orchestrator.build import build_optimizer, make_evaluator
+from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.drawing import draw
 from orchestrator.executor import LocalExecutor
@@ -69,10 +69,7 @@ def search(tmp_path: Path) -> Iterator[Callable[..., tuple[RunStore, str]]]:
             build_optimizer(config, executor.generator),
             executor,
             store,
-            budget=config.budget,
-            n_init=config.n_init,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            plan_of(config),
         )
         path = write_report(store)
         assert path == store.out / "report.html"

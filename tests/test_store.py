@@ -391,7 +391,9 @@ DIFFERENCES = {
     "sigma_max": 10.0,
     "sampler": "ancestral",
     "steps": 7,
-    "schedule": "karras",
+    "noise_schedule": "karras",
+    "schedule": "async",
+    "window": 2,
     "guidance": "noise-aware",
     "guidance_form": "improvement",
     "guidance_scale": "1,20",
@@ -408,6 +410,7 @@ DIFFERENCES = {
 NEEDED = {  # else it is not allowed
     "target": {"guidance_form": "target"},
     "surrogate": {"strategy": "random"},
+    "schedule": {"batch_size": 1},
 }
 
 

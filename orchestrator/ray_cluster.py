@@ -1,0 +1,132 @@
+"""Starting a Ray of our own or joining a cluster, and what its machines have room for."""
+
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
+from unittest.mock import patch
+
+# Set before Ray starts its processes. By default Ray retries for ever what ran out of memory.
+os.environ.setdefault("RAY_task_oom_retries", "2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray._private import services
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.exceptions import RayError
+
+from nag.cli import UserError
+from orchestrator.config import Runtime, wants_gpu
+
+_OBJECT_STORE_BYTES = 200 * 2**20
+_LOOPBACK = "127.0.0.1"
+
+
+class ClusterError(UserError):
+    """The cluster cannot be reached, lacks what the run needs, or has lost it."""
+
+
+def connect(runtime: Runtime) -> str | None:
+    """Start a Ray of our own or join a cluster; returns the address of the dashboard.
+
+    A Ray of our own listens on the loopback interface only. Raises ClusterError.
+    """
+    os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
+    Config.initialize("")  # Ray read its environment when it was imported: read it again
+    address = runtime.address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if is_own(runtime):
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, runtime.workers or 1),
+            "include_dashboard": runtime.dashboard,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": _LOOPBACK,
+        }
+    else:
+        _check_reachable(str(address))
+        options |= {"address": address}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in its place
+    try:
+        # ray.init replaces a loopback address by that of the network, `ray start` does not
+        with patch.object(services, "resolve_ip_for_localhost", lambda host: host):
+            context = ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    url = context.dashboard_url
+    return f"http://{url}" if url else None
+
+
+def is_own(runtime: Runtime) -> bool:
+    """Whether a run starts a Ray of its own: it joins no cluster."""
+    return (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+def generator_request(
+    resources: Mapping[str, float], runtime: Runtime
+) -> tuple[dict[str, float], str]:
+    """What the generator asks for where a cluster has `resources`, and its device.
+
+    Raises ClusterError.
+    """
+    gpus = resources.get("GPU", 0)
+    if runtime.device.startswith("cuda") and not gpus:
+        raise ClusterError(f"--device {runtime.device}: the cluster has no GPU; use cpu or auto")
+    on_gpu = wants_gpu(runtime.device) and gpus >= max(runtime.generator_gpus, 1e-9)
+    request = {"GPU": runtime.generator_gpus} if on_gpu else {}
+    if resources.get("generator", 0) >= 1:
+        request["generator"] = 1
+    return request, "cuda" if on_gpu else "cpu"
+
+
+def evaluation_request(resources: Mapping[str, float], runtime: Runtime) -> dict[str, float]:
+    """What one evaluation asks for."""
+    request = {"CPU": runtime.cpus_per_eval, "GPU": runtime.gpus_per_eval}
+    if "evaluator" in resources:
+        request["evaluator"] = 1
+    return {name: amount for name, amount in request.items() if amount}
+
+
+def room(request: Mapping[str, float]) -> int:
+    """How many tasks of these resources the machines that are alive hold at a time."""
+    return sum(
+        min(int(node["Resources"].get(name, 0) / share + 1e-9) for name, share in request.items())
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def largest(resource: str) -> float:
+    """The most that one machine has of a resource."""
+    return max((n["Resources"].get(resource, 0) for n in ray.nodes() if n["Alive"]), default=0)
+
+
+def in_words(request: Mapping[str, float]) -> str:
+    """Resources as a person writes them."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in request.items()) or "nothing"
+
+
+def options_of(request: Mapping[str, float]) -> dict[str, Any]:
+    """What Ray's `options` call these resources."""
+    own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    named = {own[name]: amount for name, amount in request.items() if name in own}
+    custom = {name: amount for name, amount in request.items() if name not in own}
+    return {**named, "resources": custom} if custom else named
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds, where Ray would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r} must be host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error

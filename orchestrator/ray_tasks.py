@@ -1,0 +1,68 @@
+"""Functions called on a cluster, each a task of its own."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.config import Runtime
+from orchestrator.ray_cluster import ClusterError, connect, options_of, room
+
+_HEARTBEAT_SECONDS = 1.0
+
+
+@ray.remote
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class RayTasks:
+    """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
+
+    Each call takes one CPU and the share `gpu` of a GPU; at most `runtime.workers` are called at a
+    time, by default as many as the cluster has room for.
+    """
+
+    def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
+        connect(runtime)
+        request = {"CPU": 1.0, **({"GPU": gpu} if gpu else {})}
+        if "evaluator" in ray.cluster_resources():
+            request["evaluator"] = 1.0
+        slots = room(request)
+        if slots < 1:
+            ray.shutdown()
+            raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")
+        self._options = {**options_of(request), "max_retries": runtime.retries}
+        self.workers = runtime.workers or slots
+
+    def run(
+        self, functions: Sequence[Callable[[], Any]]
+    ) -> Iterator[tuple[list[int], list[tuple[int, Any]]]]:
+        """What is done, as it is done, and at least every second what is being done.
+
+        Yields the numbers of the functions that are running and (number, result) of those that have
+        ended; the result of one that was lost with its workers is a ClusterError.
+        """
+        waiting = deque(enumerate(functions))
+        running: dict[Any, int] = {}
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                number, function = waiting.popleft()
+                running[_call.options(**self._options).remote(function)] = number
+            done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
+            ended = [(running.pop(reference), _result(reference)) for reference in done]
+            yield list(running.values()), ended
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError:
+        raise  # the functions return their errors: this is our own bug
+    except RayError as error:
+        return ClusterError(f"the worker was lost ({type(error).__name__})")
