@@ -25,10 +25,14 @@ class Exclusion(Protocol):
 
 @dataclass(frozen=True)
 class Unwanted:
-    """What was seen before, and whatever breaks a constraint."""
+    """What was seen before, and whatever breaks a constraint.
+
+    pending: of the seen ones, how many are being evaluated.
+    """
 
     seen: Set[Architecture]
     constraints: tuple[Constraint, ...] = ()
+    pending: int = 0
 
     def __contains__(self, arch: object) -> bool:
         if arch in self.seen or not isinstance(arch, Architecture):

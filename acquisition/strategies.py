@@ -14,7 +14,14 @@ from itertools import cycle
 
 import numpy as np
 
-from acquisition.base import CandidateStrategy, Exclusion, Pool, draw_unseen, random_unseen
+from acquisition.base import (
+    CandidateStrategy,
+    Exclusion,
+    Pool,
+    Unwanted,
+    draw_unseen,
+    random_unseen,
+)
 from acquisition.evolution import RegularizedEvolution
 from acquisition.local_search import LocalSearch
 from acquisition.parzen import ParzenEstimator
@@ -115,7 +122,8 @@ class NearAfterFailure:
     what `near` reaches (docs/adr/0010-near-after-failure.md).
 
     initial: so many observations are the initial design, in which nothing fails.
-    patience: so many later ones without a new best are a failure: those of one batch.
+    patience: so many later ones without a new best are a failure: those of one batch, or where
+    evaluations overlap as many as are evaluated at a time.
     """
 
     wide: CandidateStrategy
@@ -133,7 +141,8 @@ class NearAfterFailure:
     ) -> Pool:
         best = int(np.argmax(observations.values))
         failures = len(observations) - max(best + 1, self.initial)
-        near = failures >= self.patience
+        at_a_time = exclude.pending + 1 if isinstance(exclude, Unwanted) else 1
+        near = failures >= max(self.patience, at_a_time)
         strategy = self.near if near else self.wide
         pool = strategy.propose(n, observations, predictor, exclude, rng)
         return replace(pool, diagnostics={**pool.diagnostics, "near": float(near)})

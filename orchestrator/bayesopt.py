@@ -70,7 +70,7 @@ class BayesianOptimizer:
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        unwanted = Unwanted(exclude, self.constraints)
+        unwanted = Unwanted(exclude, self.constraints, len(pending))
         feasible = observations.where(satisfied(self.constraints, observations.archs))
         started = perf_counter()
         if self.predictor is None or self.acquisition is None:

@@ -39,8 +39,8 @@ from orchestrator.ray_cluster import (
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
-_START_SECONDS = 300.0  # for an actor to start, or for a machine to take an evaluation
-_RETURN_SECONDS = 600.0  # for a machine to come back, when none has room for an evaluation
+_START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
+_RETURN_SECONDS = 600.0  # for a machine to come, when none has room for an evaluation
 _HEARTBEAT_SECONDS = 1.0
 _LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
 _TRIALS_PER_AHEAD = 16  # asynchronous: one trial in Ray's queue for so many that are evaluated
@@ -86,19 +86,14 @@ _kept: dict[str, Evaluator] = {}
 def _evaluate(
     run: str,
     make: Callable[[], Evaluator],
-    trial: Trial | None,
+    trial: Trial,
     retries: int,
     timeout: float | None,
-) -> Outcome | None:
-    """Evaluate a trial, or with None only make the evaluator.
-
-    A process in which an evaluation does not react to its deadline is ended.
-    """
+) -> Outcome:
+    """Evaluate a trial; a process in which it does not react to its deadline is ended."""
     if run not in _kept:
         _kept.clear()
         _kept[run] = make()
-    if trial is None:
-        return None
     if timeout is not None:
         faulthandler.dump_traceback_later(timeout + _LAST_RESORT_SECONDS, exit=True)
     try:
@@ -128,19 +123,15 @@ class RayExecutor:
             actor = GeneratorActor.options(  # type: ignore[attr-defined]
                 name="generator",
                 namespace=f"nag-{os.getpid()}",
-                max_restarts=runtime.retries,
+                max_restarts=-1,
                 max_task_retries=runtime.retries,
                 **{"num_cpus": 0, **options_of(request)},
             ).remote(config.generator(device))
-            device = _started("the generator", actor.ready.remote(), request)
+            device = _ready(actor, request)
             self.generator = RayGenerator(actor)
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
-            if is_own(runtime) and room(self._request()) < 1:
-                raise ClusterError(
-                    f"an evaluation needs {in_words(self._request())} besides the generator's "
-                    f"{in_words(request)}, which this machine has not"
-                )
-            _started("an evaluator", self._submit(None), self._request())
+            if is_own(runtime):
+                _check_room(self._request(), request)
         except BaseException:
             ray.shutdown()
             raise
@@ -168,7 +159,7 @@ class RayExecutor:
             if done or room(self._request()):
                 last_room = monotonic()
             elif monotonic() - last_room > _RETURN_SECONDS:
-                raise ClusterError("no machine for evaluations is left: repeat the command")
+                raise _no_machine("an evaluation", self._request(), _RETURN_SECONDS)
             for reference in done:
                 attempt = running.pop(reference)
                 outcome = self._outcome(reference, attempt)
@@ -214,17 +205,17 @@ class RayExecutor:
         """The resources of one evaluation."""
         return evaluation_request(ray.cluster_resources(), self._runtime)
 
-    def _submit(self, attempt: _Attempt | None) -> Any:
-        """Reference of an evaluation; of None, of one evaluator that is only made."""
+    def _submit(self, attempt: _Attempt) -> Any:
+        """Reference of its outcome."""
         request = self._request()
-        if attempt and attempt.alone:
+        if attempt.alone:
             request |= {"CPU": max(largest("CPU"), request["CPU"])}
             request |= {"GPU": 1} if "GPU" in request else {}
         options = {"name": "evaluate", **options_of(request)}
         return _evaluate.options(**options).remote(
             self._run,
             self._evaluator,
-            attempt.trial if attempt else None,
+            attempt.trial,
             self._runtime.retries,
             self._runtime.timeout,
         )
@@ -247,17 +238,32 @@ class RayExecutor:
         return replace(outcome, attempts=outcome.attempts + attempt.number - 1)
 
 
-def _started(what: str, reference: Any, request: Mapping[str, float]) -> Any:
-    """Wait for a start; raises ClusterError with the reason when it fails or nobody takes it."""
+def _ready(actor: Any, request: Mapping[str, float]) -> str:
+    """The device of the generator, once it is there; raises ClusterError."""
     try:
-        return ray.get(reference, timeout=_START_SECONDS)
+        return ray.get(actor.ready.remote(), timeout=_START_SECONDS)
     except GetTimeoutError as error:
-        raise ClusterError(
-            f"{what} found no machine in {_START_SECONDS:.0f} s: it needs {in_words(request)}, "
-            f"the cluster has {in_words(ray.cluster_resources())}"
-        ) from error
+        raise _no_machine("the generator", request, _START_SECONDS) from error
     except RayError as error:
-        raise ClusterError(f"{what} could not start: {_last_line(error)}") from error
+        raise ClusterError(f"the generator could not start: {_last_line(error)}") from error
+
+
+def _check_room(evaluation: Mapping[str, float], generator: Mapping[str, float]) -> None:
+    """Raise ClusterError when the cluster, as it is, has no room for both."""
+    resources = ray.cluster_resources()
+    for name, amount in evaluation.items():
+        if resources.get(name, 0) < amount + generator.get(name, 0):
+            needed = f"an evaluation needs {in_words(evaluation)}"
+            if generator:
+                needed += f", the generator {in_words(generator)} (--generator-gpus)"
+            raise ClusterError(f"{needed}: there is {resources.get(name, 0):g} {name}")
+
+
+def _no_machine(what: str, request: Mapping[str, float], seconds: float) -> ClusterError:
+    return ClusterError(
+        f"{what} found no machine in {seconds:.0f} s: it needs {in_words(request)}, "
+        f"the cluster has {in_words(ray.cluster_resources())}; repeat the command to continue"
+    )
 
 
 def _last_line(error: RayError) -> str:

@@ -193,13 +193,14 @@ class TestFaults:
 def test_an_evaluator_that_cannot_start_stops_the_run(
     start: Callable[..., RayExecutor],
 ) -> None:
+    executor = start(_no_table)
     with pytest.raises(ClusterError, match=r"^an evaluator could not start: .*table\.parquet$"):
-        start(_no_table, workers=1)
+        _outcomes(executor, _trials("a-/a-"))
 
 
 def test_what_no_machine_has_is_refused() -> None:
     runtime = Runtime(auth="disabled", dashboard=False, device="cpu", gpus_per_eval=0.5)
-    with pytest.raises(ClusterError, match=r"an evaluation needs 1 CPU, 0\.5 GPU besides .* not"):
+    with pytest.raises(ClusterError, match=r"an evaluation needs 1 CPU, 0\.5 GPU: there is 0 GPU"):
         RayExecutor(CONFIG, runtime, TOY_EVALUATOR)
 
 

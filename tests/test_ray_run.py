@@ -60,12 +60,12 @@ class Run:
             time.sleep(0.1)
 
     def processes(self):
-        """Names of the processes that this run has started, its own among them."""
-        mark, found = f"{MARK}={self._mark}".encode(), []
+        """Names of the processes that this run has started, its own among them, and their pids."""
+        mark, found = f"{MARK}={self._mark}".encode(), {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "comm").read_text().strip())
+                    found[(folder / "comm").read_text().strip()] = int(folder.name)
             except OSError:  # it has just ended
                 continue
         return found
@@ -133,6 +133,19 @@ def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_pat
     code, stdout, stderr = Run(run.out, *rest).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
+    assert found(run.out) == expected
+
+
+def test_a_run_whose_gcs_dies_ends_and_continues(expected, killed, tmp_path):
+    """Ray ends the driver itself, after a minute if it is not told to after seconds."""
+    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2", **patience)
+    run.wait_for(7)
+    os.kill(run.processes()["gcs_server"], signal.SIGKILL)
+    assert run.process.wait(timeout=60) != 0
+    killed.append(run)
+    code, _, stderr = Run(run.out, *LOCAL).finish()
+    assert (code, stderr) == (0, "")
     assert found(run.out) == expected
 
 

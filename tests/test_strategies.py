@@ -8,7 +8,7 @@ import torch
 from scipy.stats import ttest_ind
 from toy_law import ARCHS as TOY_ARCHS
 
-from acquisition.base import Pool, draw_unseen
+from acquisition.base import Pool, Unwanted, draw_unseen
 from acquisition.strategies import (
     STRATEGIES,
     GuidedGeneration,
@@ -369,6 +369,16 @@ def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
     observations = Observations(tuple(TOY_ARCHS[2 : 2 + len(values)]), np.array(values))
     pool = propose(strategy, 1, observations, None)
     assert pool.archs == ((local if near else wide),)
+    assert pool.diagnostics == {"near": near}
+
+
+@pytest.mark.parametrize(("pending", "near"), [(0, True), (1, True), (2, False)])
+def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, near):
+    """Two values without a new best: no failure where three are evaluated at a time."""
+    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]))
+    observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.3, 0.2, 0.1]))
+    unwanted = Unwanted(frozenset(), pending=pending)
+    pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(0))
     assert pool.diagnostics == {"near": near}
 
 

@@ -1,0 +1,226 @@
+"""Does it cost evaluations not to wait? Asynchronous search and rounds with 16 simulated workers.
+
+    python benchmarks/asynchronous.py --table nb201.parquet
+
+Searches with the exact score, 100 evaluations, EI, on NAS-Bench-201 (test accuracy of CIFAR-10 and
+CIFAR-100) and MobileNetV3 (estimated ImageNet-1K top-1). Values are looked up; a simulated clock
+says who ends first: training times of the table, for MobileNetV3 log-normal ones (sigma 1: a
+twentieth takes more than five times the median).
+
+Counted are evaluations, until the mean best value over the seeds reaches what the sequential search
+has after 50 of them; and the simulated time until then, in that of the sequential search.
+"""
+
+import heapq
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nag.cli import UserError, command_line, find_space, run
+from nag.generator import DiffusionGenerator
+from orchestrator.build import build_optimizer, make_evaluator, plan_of
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.loop import run_study
+from orchestrator.store import RunStore
+from orchestrator.trial import Ask, Outcome, evaluate_trial
+from trainers.base import Evaluator
+
+RESULTS = Path(__file__).parent / "results"
+SEQUENTIAL_EVALUATIONS = 50
+
+app = command_line("python benchmarks/asynchronous.py")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of keeping workers busy."""
+
+    name: str
+    workers: int
+    settings: dict[str, object]
+
+
+MODES = (
+    Mode("sequential", 1, {}),
+    Mode("async, 16 workers", 16, {"schedule": "async"}),
+    Mode("rounds of 16, 16 workers", 16, {"batch_size": 16}),
+    Mode("rounds of 16, window 2, 16 workers", 16, {"batch_size": 16, "window": 2}),
+)
+
+
+@dataclass
+class SimulatedWorkers:
+    """An executor in this process whose outcomes come in the order of a simulated clock."""
+
+    generator: DiffusionGenerator
+    evaluator: Evaluator
+    workers: int
+    clock: float = 0.0
+    busy: float = 0.0
+
+    description = "simulated"
+
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        running: list[tuple[float, int, Outcome]] = []
+        while True:
+            for trial in ask(self.workers - len(running)):
+                outcome = evaluate_trial(self.evaluator, trial, retries=0)
+                tail = float(np.exp(np.random.default_rng(trial.seed).standard_normal()))
+                seconds = outcome.metrics.get("train_seconds", tail)
+                self.busy += seconds
+                heapq.heappush(running, (self.clock + seconds, trial.trial, outcome))
+            if not running:
+                return
+            self.clock, _, outcome = heapq.heappop(running)
+            yield outcome
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Found(NamedTuple):
+    """By number of outcomes, in the order in which they came."""
+
+    best: NDArray[np.float64]
+    at: NDArray[np.float64]  # simulated seconds
+    utilisation: float
+
+
+@dataclass
+class _Recorder:
+    executor: SimulatedWorkers
+    values: list[float]
+    at: list[float]
+
+    def proposed(self, store: RunStore, suggestion: object) -> None:
+        """Nothing to write down."""
+
+    def finished(self, store: RunStore, outcome: Outcome) -> None:
+        self.values.append(outcome.value or 0.0)
+        self.at.append(self.executor.clock)
+
+
+def search(config: RunConfig, workers: int) -> Found:
+    """One run in a directory that is thrown away."""
+    torch.set_num_threads(1)
+    generator = DiffusionGenerator(config.generator("cpu"))
+    executor = SimulatedWorkers(generator, make_evaluator(config), workers)
+    recorder = _Recorder(executor, [], [])
+    with (
+        tempfile.TemporaryDirectory() as out,
+        closing(RunStore.open(Path(out), config, find_space(config.space))) as store,
+    ):
+        run_study(build_optimizer(config, generator), executor, store, plan_of(config), (recorder,))
+    best = np.maximum.accumulate(recorder.values)
+    return Found(best, np.array(recorder.at), executor.busy / (workers * executor.clock))
+
+
+@app.default
+def main(
+    *, table: Path | None = None, seeds: int = 20, budget: int = 100, jobs: int | None = None
+) -> None:
+    """Run the comparison and write benchmarks/results/asynchronous.md.
+
+    Parameters
+    ----------
+    table
+        NAS-Bench-201 as a parquet file; without it only MobileNetV3 is searched.
+    seeds
+        Runs of each mode.
+    budget
+        Evaluations of a run.
+    jobs
+        Runs at a time; by default one for each CPU.
+    """
+    if seeds < 1 or budget < SEQUENTIAL_EVALUATIONS:
+        raise UserError(f"--seeds must be at least 1, --budget at least {SEQUENTIAL_EVALUATIONS}")
+    problems = {"MobileNetV3": RunConfig(score="exact", budget=budget)}
+    if table is not None:
+        for dataset in ("cifar10", "cifar100"):
+            problems[f"NAS-Bench-201, {dataset}"] = RunConfig(
+                space="nasbench201",
+                table=table,
+                dataset=dataset,
+                objective="test",
+                score="exact",
+                budget=budget,
+            )
+    cases = [
+        (problem, mode, replace(config, **mode.settings, seed=seed))  # type: ignore[arg-type]
+        for problem, config in problems.items()
+        for mode in MODES
+        for seed in range(seeds)
+    ]
+    found = _all(
+        [partial(search, config.absolute(), mode.workers) for _, mode, config in cases], jobs
+    )
+    lines = [
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{seeds} seeds, {budget} evaluations; {platform.machine()}, torch {torch.__version__}.",
+        "",
+        "| problem | mode | evaluations to the sequential best of "
+        f"{SEQUENTIAL_EVALUATIONS} | ratio | simulated time, sequential = 1 | utilisation, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for problem in problems:
+        by_mode = {
+            mode.name: [
+                result
+                for (name, other, _), result in zip(cases, found, strict=True)
+                if (name, other) == (problem, mode)
+            ]
+            for mode in MODES
+        }
+        lines += _rows(problem, by_mode)
+    text = "\n".join(lines)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "asynchronous.md").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+def _rows(problem: str, by_mode: dict[str, list[Found]]) -> list[str]:
+    curves = {name: np.mean([f.best for f in runs], axis=0) for name, runs in by_mode.items()}
+    times = {name: np.mean([f.at for f in runs], axis=0) for name, runs in by_mode.items()}
+    goal = curves["sequential"][SEQUENTIAL_EVALUATIONS - 1]
+    first = {name: int(np.argmax(curve >= goal)) for name, curve in curves.items()}
+    rows = []
+    for name, curve in curves.items():
+        use = 100 * np.mean([f.utilisation for f in by_mode[name]])
+        if curve[-1] < goal:
+            rows.append(f"| {problem} | {name} | more than {len(curve)} | – | – | {use:.0f} |")
+            continue
+        i, j = first[name], first["sequential"]
+        rows.append(
+            f"| {problem} | {name} | {i + 1} | {(i + 1) / (j + 1):.2f} "
+            f"| {times[name][i] / times['sequential'][j]:.3f} | {use:.0f} |"
+        )
+    return rows
+
+
+def _all(searches: list[partial[Found]], jobs: int | None) -> list[Found]:
+    from orchestrator.ray_tasks import RayTasks  # Ray is slow to import
+
+    found: dict[int, Found] = {}
+    with closing(RayTasks(Runtime(workers=jobs, dashboard=False))) as tasks:
+        for _, ended in tasks.run(searches):
+            for number, result in ended:
+                if isinstance(result, Exception):
+                    raise result
+                found[number] = result
+                sys.stderr.write(f"\r{len(found)}/{len(searches)} runs")
+    return [found[i] for i in range(len(searches))]
+
+
+if __name__ == "__main__":
+    run(app)

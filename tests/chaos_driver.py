@@ -1,0 +1,58 @@
+"""The driver of `test_ray_nodes.py`, a process of its own: a search whose evaluations take time.
+
+python tests/chaos_driver.py ray|local OUT [ADDRESS]
+"""
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nag.spaces import Architecture
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.build import build_optimizer, plan_of
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.executor import LocalExecutor
+from orchestrator.loop import run_study
+from orchestrator.store import RunStore
+from trainers.base import Measurement
+from trainers.surrogate import SurrogateEvaluator
+
+CONFIG = RunConfig(score="exact", budget=200, batch_size=20, pool_size=30, steps=3)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Synthetic: the embedded surrogate, which then sleeps."""
+
+    evaluator: SurrogateEvaluator
+    seconds: float
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        time.sleep(self.seconds)
+        return self.evaluator.evaluate(arch, seed=seed)
+
+
+def make(seconds: float) -> Slow:
+    return Slow(SurrogateEvaluator(), seconds)
+
+
+def main(kind: str, out: str, address: str | None = None) -> None:
+    if kind == "local":
+        executor = LocalExecutor(CONFIG.generator("cpu"), partial(make, 0), retries=0)
+    else:
+        from orchestrator.ray_executor import RayExecutor
+
+        runtime = Runtime(address=address, auth="disabled", device="cpu", retries=20)
+        executor = RayExecutor(CONFIG, runtime, partial(make, 0.3))
+    with (
+        closing(executor),
+        closing(RunStore.open(Path(out), CONFIG, MOBILENETV3)) as store,
+    ):
+        run_study(build_optimizer(CONFIG, executor.generator), executor, store, plan_of(CONFIG))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,202 @@
+"""Machines that come and go, and a run in which everything is killed again and again.
+
+The machines are raylets of Ray's own test cluster on this machine.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+from ray import cloudpickle
+
+from nag.spaces import Architecture
+from nag.spaces.toy import TOY
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.ray_executor import RayExecutor
+from orchestrator.trial import Trial
+from trainers.base import Measurement
+from trainers.toy import ToyEvaluator
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+MARK = "NAG_TEST_CLUSTER"  # in the environment of all processes of a test's cluster
+CONFIG = RunConfig(space="toy", score="exact", budget=16, n_init=4, batch_size=3)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+
+class Nodes:
+    """A cluster whose machines have two CPUs each, but for the head, which has none."""
+
+    def __init__(self, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.mark = os.environ[MARK]
+        quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+        self._nodes = [self._add() for _ in range(count)]
+        self.address: str = self._cluster.address
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+
+    def add(self) -> None:
+        self._nodes.append(self._add())
+
+    def kill(self, i: int) -> None:
+        self._cluster.remove_node(self._nodes.pop(i), allow_graceful=False)
+
+    def processes(self, title: str) -> list[int]:
+        """Of this cluster and of those who use it, by their title."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
+                if marked and title.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """As many machines as the parameter says."""
+    monkeypatch.setenv(MARK, uuid.uuid4().hex)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # a machine is known to be dead after seconds, not half a minute
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    nodes = Nodes(request.param)
+    yield nodes
+    nodes.shutdown()
+
+
+class Where(ToyEvaluator):
+    """Synthetic: takes half a second and says which machine it was on."""
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        time.sleep(0.5)
+        node = ray.get_runtime_context().get_node_id()
+        return Measurement(super().evaluate(arch, seed=seed).value, {"node": int(node[:8], 16)})
+
+
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_machines_that_join_are_used_and_those_that_leave_are_survived(cluster: Nodes) -> None:
+    archs = [TOY.from_str(f"{a}{b}/{c}-") for a in "abc" for b in "abc" for c in "abc"]
+    trials = iter([Trial(i, 0, arch, "initial", seed=i) for i, arch in enumerate(archs)])
+    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu")
+    with closing(RayExecutor(CONFIG, runtime, Where)) as executor:
+        assert "room for 2 evaluation(s)" in executor.description
+        outcomes = []
+        for outcome in executor.run(lambda room: [*islice(trials, room)]):
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                cluster.add()
+            machines = {outcome.metrics.get("node") for outcome in outcomes}
+            if len(machines) == 2 and len(cluster._nodes) == 2:
+                cluster.kill(0)
+    assert len(machines) == 2, "the new machine was not used"
+    assert len(cluster._nodes) == 1, "no machine was killed"
+    assert sorted(outcome.trial for outcome in outcomes) == list(range(len(archs)))
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+class Monkey:
+    """Kills something every two seconds: a worker, the generator, a machine, the driver.
+
+    What is killed again only after so many outcomes, or on a slow machine the run would never end.
+    """
+
+    APART: ClassVar = {"worker": 1, "generator": 15, "machine": 15, "driver": 40}
+
+    def __init__(self, cluster: Nodes, out: Path) -> None:
+        self._cluster, self._random, self._out = cluster, random.Random(0), out
+        self._outcomes = dict.fromkeys(self.APART, 0)  # when one of a kind was last killed
+        self.killed: Counter[str] = Counter()
+
+    def strike(self, driver: "subprocess.Popen[str]") -> None:
+        outcomes = finished(self._out)
+        kinds = [k for k, apart in self.APART.items() if outcomes >= self._outcomes[k] + apart]
+        if kinds and self._kill(kind := self._random.choice(kinds), driver):
+            self._outcomes[kind] = outcomes
+            self.killed[kind] += 1
+
+    def _kill(self, kind: str, driver: "subprocess.Popen[str]") -> bool:
+        """Whether there was one of the kind to kill."""
+        if kind == "machine":
+            self._cluster.kill(0)
+            self._cluster.add()
+            return True
+        title = {"worker": "ray::evaluate", "generator": "ray::GeneratorActor"}
+        pids = [driver.pid] if kind == "driver" else self._cluster.processes(title[kind])
+        try:
+            os.kill(self._random.choice(pids), signal.SIGKILL)
+        except (IndexError, ProcessLookupError):
+            return False
+        return True
+
+
+def finished(out: Path) -> int:
+    """Outcomes in a journal."""
+    try:
+        return (out / "journal.jsonl").read_bytes().count(b'"event": "finished"')
+    except FileNotFoundError:
+        return 0
+
+
+def _driver(*arguments: object, out: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(HERE / "chaos_driver.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    log = out.with_suffix(".log").open("a")
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
+
+
+def _trials(out: Path) -> list[tuple[str, float]]:
+    columns = pq.read_table(out / "trials.parquet").to_pydict()
+    assert columns["trial"] == list(range(200))
+    assert set(columns["status"]) == {"ok"}
+    assert len(set(columns["arch"])) == 200
+    return list(zip(columns["arch"], columns["value"], strict=True))
+
+
+@pytest.mark.timeout(1800)  # minutes, but for a machine with other things to do
+@pytest.mark.parametrize("cluster", [2], indirect=True)
+def test_chaos(cluster: Nodes, tmp_path: Path) -> None:
+    """200 evaluations, and every two seconds something is killed: the undisturbed trials."""
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
+    assert _driver("local", undisturbed, out=undisturbed).wait() == 0
+    monkey, start = Monkey(cluster, out), partial(_driver, "ray", out, cluster.address, out=out)
+    driver, drivers = start(), 1
+    while driver.poll() != 0:
+        time.sleep(2)
+        if driver.poll() is None:
+            monkey.strike(driver)
+        elif driver.returncode != 0:
+            assert driver.returncode == -signal.SIGKILL, out.with_suffix(".log").read_text()
+            driver, drivers = start(), drivers + 1
+    print(f"killed: {dict(monkey.killed)}, {drivers} drivers")  # noqa: T201
+    assert _trials(out) == _trials(undisturbed)
+    assert {"worker", "generator", "machine", "driver"} == monkey.killed.keys()
+    assert finished(out) == 200
