@@ -11,11 +11,9 @@ Counted are evaluations, until the mean best value over the seeds reaches what t
 has after 50 of them; and the simulated time until then, in that of the sequential search.
 """
 
-import heapq
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from simulated import SimulatedWorkers, log_normal
 
 from nag.cli import UserError, command_line, find_space, run
 from nag.generator import DiffusionGenerator
@@ -32,8 +31,7 @@ from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
 from orchestrator.store import RunStore
-from orchestrator.trial import Ask, Outcome, evaluate_trial
-from trainers.base import Evaluator
+from orchestrator.trial import Outcome, Trial
 
 RESULTS = Path(__file__).parent / "results"
 SEQUENTIAL_EVALUATIONS = 50
@@ -58,34 +56,9 @@ MODES = (
 )
 
 
-@dataclass
-class SimulatedWorkers:
-    """An executor in this process whose outcomes come in the order of a simulated clock."""
-
-    generator: DiffusionGenerator
-    evaluator: Evaluator
-    workers: int
-    clock: float = 0.0
-    busy: float = 0.0
-
-    description = "simulated"
-
-    def run(self, ask: Ask) -> Iterator[Outcome]:
-        running: list[tuple[float, int, Outcome]] = []
-        while True:
-            for trial in ask(self.workers - len(running)):
-                outcome = evaluate_trial(self.evaluator, trial, retries=0)
-                tail = float(np.exp(np.random.default_rng(trial.seed).standard_normal()))
-                seconds = outcome.metrics.get("train_seconds", tail)
-                self.busy += seconds
-                heapq.heappush(running, (self.clock + seconds, trial.trial, outcome))
-            if not running:
-                return
-            self.clock, _, outcome = heapq.heappop(running)
-            yield outcome
-
-    def close(self) -> None:
-        """Nothing to release."""
+def duration(trial: Trial, outcome: Outcome) -> float:
+    """Training seconds of the table; where there is none, heavy-tailed ones of mean 1."""
+    return outcome.metrics.get("train_seconds") or log_normal(1.0, 1.0)(trial, outcome)
 
 
 class Found(NamedTuple):
@@ -114,7 +87,10 @@ def search(config: RunConfig, workers: int) -> Found:
     """One run in a directory that is thrown away."""
     torch.set_num_threads(1)
     generator = DiffusionGenerator(config.generator("cpu"))
-    executor = SimulatedWorkers(generator, make_evaluator(config), workers)
+    asynchronous = config.schedule == "async"
+    executor = SimulatedWorkers(
+        generator, make_evaluator(config), workers, duration, asynchronous=asynchronous
+    )
     recorder = _Recorder(executor, [], [])
     with (
         tempfile.TemporaryDirectory() as out,
@@ -122,7 +98,7 @@ def search(config: RunConfig, workers: int) -> Found:
     ):
         run_study(build_optimizer(config, generator), executor, store, plan_of(config), (recorder,))
     best = np.maximum.accumulate(recorder.values)
-    return Found(best, np.array(recorder.at), executor.busy / (workers * executor.clock))
+    return Found(best, np.array(recorder.at), executor.utilisation())
 
 
 @app.default

@@ -198,8 +198,7 @@ class RayExecutor:
         """
         if not self._asynchronous:
             return self._runtime.workers or sys.maxsize
-        slots = self._runtime.workers or max(1, room(self._request()))
-        return slots + slots // _TRIALS_PER_AHEAD
+        return in_flight(self._runtime.workers or max(1, room(self._request())))
 
     def _request(self) -> dict[str, float]:
         """The resources of one evaluation."""
@@ -246,6 +245,11 @@ def _ready(actor: Any, request: Mapping[str, float]) -> str:
         raise _no_machine("the generator", request, _START_SECONDS) from error
     except RayError as error:
         raise ClusterError(f"the generator could not start: {_last_line(error)}") from error
+
+
+def in_flight(slots: int) -> int:
+    """How many trials an asynchronous search submits where so many are evaluated at a time."""
+    return slots + slots // _TRIALS_PER_AHEAD
 
 
 def _check_room(evaluation: Mapping[str, float], generator: Mapping[str, float]) -> None:

@@ -1,0 +1,114 @@
+"""Workers on a simulated clock: what an executor with many of them would do, in one process."""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from nag.generator import Generator
+from orchestrator.ray_executor import in_flight
+from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
+from trainers.base import Evaluator
+
+Duration = Callable[[Trial, Outcome], float]
+"""Simulated seconds of an evaluation."""
+
+
+def log_normal(mean: float, sigma: float) -> Duration:
+    """Heavy-tailed seconds, from the seeds of the trials; sigma is that of their logarithm."""
+
+    def seconds(trial: Trial, outcome: Outcome) -> float:
+        z = np.random.default_rng(trial.seed).standard_normal()
+        return mean * float(np.exp(sigma * z - sigma**2 / 2))
+
+    return seconds
+
+
+@dataclass
+class SimulatedWorkers:
+    """An `Executor` whose outcomes come in the order of a simulated clock.
+
+    The evaluator is called at once, its worker is then busy for `duration` simulated seconds. A
+    worker takes the first trial of the queue as soon as it is free, as Ray's do. With
+    `driver_works` the clock also counts what the driver really takes to propose and to record, in
+    which nothing is submitted.
+    """
+
+    generator: Generator
+    evaluator: Evaluator
+    workers: int
+    duration: Duration
+    asynchronous: bool = False
+    driver_works: bool = False
+    clock: float = 0.0
+    driver: float = 0.0  # seconds that it worked
+    spans: list[tuple[float, float]] = field(default_factory=list)  # of evaluations
+
+    description = "simulated"
+
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        limit = in_flight(self.workers) if self.asynchronous else 10**9
+        waiting: deque[tuple[float, Trial]] = deque()  # since when
+        idle = [0.0] * self.workers  # since when
+        running: list[tuple[float, int, Outcome]] = []
+        while True:
+            with self._working():
+                asked = ask(limit - len(running) - len(waiting))
+            waiting += ((self.clock, trial) for trial in asked)
+            while waiting and idle:
+                self._start(*waiting.popleft(), heapq.heappop(idle), running)
+            if not running:
+                return
+            ended, _, outcome = heapq.heappop(running)
+            if waiting:
+                self._start(*waiting.popleft(), ended, running)
+            else:
+                heapq.heappush(idle, ended)
+            self.clock = max(self.clock, ended)
+            with self._working():
+                yield outcome
+
+    def _start(
+        self, submitted: float, trial: Trial, free: float, running: list[tuple[float, int, Outcome]]
+    ) -> None:
+        outcome = evaluate_trial(self.evaluator, trial, retries=0)
+        start = max(submitted, free)
+        end = start + self.duration(trial, outcome)
+        self.spans.append((start, end))
+        heapq.heappush(running, (end, trial.trial, outcome))
+
+    def _working(self) -> "_Stopwatch":
+        return _Stopwatch(self)
+
+    def utilisation(self) -> float:
+        """Share of the workers' time in which they evaluate, while there is work for all.
+
+        From when the last of them begins for the first time until the last evaluation begins.
+        """
+        starts = sorted(start for start, _ in self.spans)
+        first, last = starts[self.workers - 1], starts[-1]
+        busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in self.spans)
+        return busy / (self.workers * (last - first))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass
+class _Stopwatch:
+    """Adds to the clock what passes inside."""
+
+    workers: SimulatedWorkers
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = perf_counter() - self.started
+        self.workers.driver += seconds
+        if self.workers.driver_works:
+            self.workers.clock += seconds
