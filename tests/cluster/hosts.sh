@@ -8,10 +8,10 @@
 #   hosts.sh stop               remove all of it
 #
 # Every host has network, process, mount, host-name and IPC namespaces of its own, an sshd, and an
-# empty /root, /tmp and /dev/shm; the bridge between them is in a namespace too. So `ray stop`, which
+# empty home, /tmp and /dev/shm; the bridge between them is in a namespace too. So `ray stop`, which
 # ends every Ray process it sees, sees only its own host.
 #
-# KEEP: folders under /root or /tmp that stay visible in the hosts, separated by spaces.
+# KEEP: folders of the home or /tmp that stay visible in the hosts, read-only, separated by spaces.
 # Needs root and: apt-get install openssh-server openssh-client iproute2 rsync
 set -euo pipefail
 
@@ -19,6 +19,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=${STATE:-/run/nag-hosts}
 HUB=nag-hub
 NET=10.77.0
+HOME=$(getent passwd "$(id -u)" | cut -d: -f6) # where sshd takes people
 
 address() {
   case $1 in
@@ -57,19 +58,22 @@ _init() { # in the new namespaces; becomes process 1
   local disk=$STATE/$1 folder target
   mount --make-rprivate /
   mount -t tmpfs -o size=4g tmpfs "$disk"
-  mkdir -p "$disk/root/.ssh" "$disk/tmp" /run/sshd
-  chmod 700 "$disk/root/.ssh"
+  mkdir -p "$disk/home/.ssh" "$disk/tmp" /run/sshd
+  chmod 700 "$disk/home/.ssh"
   chmod 1777 "$disk/tmp"
-  cp /etc/skel/.bashrc /etc/skel/.profile "$disk/root/" 2>/dev/null || true
-  cp "$STATE/id" "$disk/root/.ssh/id_ed25519"
-  cp "$STATE/id.pub" "$disk/root/.ssh/authorized_keys"
+  cp /etc/skel/.bashrc /etc/skel/.profile "$disk/home/" 2>/dev/null || true
+  cp "$STATE/id" "$disk/home/.ssh/id_ed25519"
+  cp "$STATE/id.pub" "$disk/home/.ssh/authorized_keys"
   for folder in ${KEEP:-}; do
-    target=$disk$folder
+    case $folder in
+      "$HOME"/*) target=$disk/home${folder#"$HOME"} ;;
+      *) target=$disk$folder ;; # /tmp/...
+    esac
     mkdir -p "$target"
     mount --rbind "$folder" "$target"
     mount -o remount,bind,ro "$target"
   done
-  mount --rbind "$disk/root" /root
+  mount --rbind "$disk/home" "$HOME"
   mount --rbind "$disk/tmp" /tmp
   mount -t tmpfs -o size=1g tmpfs /dev/shm
   hostname "$1"
@@ -108,12 +112,14 @@ enter() { # the init of a host is the only child of its `unshare`
   local host=$1 init
   shift
   init=$(awk '{print $1}' "/proc/$(cat "$STATE/$host.pid")/task/"*/children)
-  exec nsenter -t "$init" -a --wdns=/root "$@"
+  exec nsenter -t "$init" -a --wdns="$HOME" "$@"
 }
 
-cut_power() {
+cut_power() { # the cable first: what dies with the host must not say goodbye to the others
+  ip -n "nag-$1" link set eth0 down 2>/dev/null || true
   kill -9 "$(cat "$STATE/$1.pid")" 2>/dev/null || true
   sleep 0.3
+  ip netns del "nag-$1" 2>/dev/null || true
 }
 
 stop() {
@@ -121,7 +127,6 @@ stop() {
   for file in "$STATE"/*.pid; do
     [ -e "$file" ] || continue
     cut_power "$(basename "$file" .pid)"
-    ip netns del "nag-$(basename "$file" .pid)" 2>/dev/null || true
   done
   ip netns del $HUB 2>/dev/null || true
   rm -rf "$STATE"
