@@ -6,6 +6,7 @@
 #   hosts.sh kill node2         cut its power
 #   hosts.sh boot node2         boot it again, empty
 #   hosts.sh stop               remove all of it
+#   hosts.sh possible           fails where namespaces cannot be made
 #
 # Every host has network, process, mount, host-name and IPC namespaces of its own, an sshd, and an
 # empty home, /tmp and /dev/shm; the bridge between them is in a namespace too. So `ray stop`, which
@@ -15,6 +16,7 @@
 # Needs root and: apt-get install openssh-server openssh-client iproute2 rsync
 set -euo pipefail
 
+PATH=$PATH:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=${STATE:-/run/nag-hosts}
 HUB=nag-hub
@@ -132,11 +134,18 @@ stop() {
   rm -rf "$STATE"
 }
 
+possible() {
+  ip netns add $HUB-try
+  ip netns exec $HUB-try unshare --pid --mount --uts --ipc --fork --mount-proc true
+  ip netns del $HUB-try
+}
+
 case ${1:-} in
   start) start "${2:-3}" ;;
   boot) boot "$2" ;;
   kill) cut_power "$2" ;;
   stop) stop ;;
+  possible) possible ;;
   exec) shift && enter "$@" ;;
   _init) _init "$2" ;;
   *) sed -n '2,/^set/s/^# \?//p' "$0" && exit 2 ;;
