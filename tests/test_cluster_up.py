@@ -131,10 +131,12 @@ def person() -> Iterator[Person]:
     """Hosts laptop and node1 to node3; the person's home on laptop has a copy of the project."""
     if reason := _missing():
         pytest.skip(reason)
+    # However this process ends, `guard` sees the end of its input and stops the hosts.
+    guard = ["bash", "-c", 'read; exec "$0" stop', str(HOSTS)]
     with STATE.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one set of hosts on a machine
-        subprocess.run([HOSTS, "stop"], check=True)  # left by a test that was killed
-        try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one set of hosts on a machine, until the guard ends
+        shared = {"pass_fds": [lock.fileno()], "start_new_session": True}
+        with subprocess.Popen(guard, stdin=subprocess.PIPE, **shared):
             environment = os.environ | {"KEEP": _environment_folders()}
             subprocess.run([HOSTS, "start", "3"], check=True, env=environment)
             person = Person()
@@ -143,8 +145,6 @@ def person() -> Iterator[Person]:
             person.unpack(subprocess.run(tar, stdout=subprocess.PIPE, check=True).stdout)
             _on("laptop", f"cat >project/{FILE}", _cluster_file().encode())
             yield person
-        finally:
-            subprocess.run([HOSTS, "stop"], check=True)
 
 
 def _trials(run: str) -> pd.DataFrame:

@@ -83,6 +83,7 @@ _init() { # in the new namespaces; becomes process 1
 }
 
 start() {
+  stop # what is left of an earlier start
   mkdir -p "$STATE" /run/sshd
   for key in id hostkey; do
     [ -f "$STATE/$key" ] || ssh-keygen -q -t ed25519 -N '' -f "$STATE/$key"
