@@ -88,7 +88,7 @@ class Person:
 
     def tries(self, line: str) -> tuple[int, str]:
         process = self.popen(line)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=400)
         return process.returncode, output
 
     def unpack(self, files: bytes) -> None:
