@@ -1,6 +1,11 @@
-"""The cluster files, checked without a cloud: Ray's own schema, and what it does not look at."""
+"""The cluster files, checked without a cloud: Ray's own schema, what it does not look at, and what
+Ray's autoscaler would start."""
 
+import copy
 import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,93 +15,236 @@ import yaml
 pytest.importorskip("ray")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+from cluster.rules import complaints
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from orchestrator.config import Runtime
 from orchestrator.ray_cluster import ClusterError, evaluation_request, generator_request
 
 ROOT = Path(__file__).parents[1]
-AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "examples" / "cluster-local.yaml"
-BOTH = pytest.mark.parametrize("file", [AWS, LOCAL], ids=["aws", "local"])
+FILES = {
+    "aws": ROOT / "cluster.yaml",
+    "gcp": ROOT / "clusters" / "gcp.yaml",
+    "local": ROOT / "clusters" / "local.yaml",
+}
+KUBERAY = ROOT / "clusters" / "kuberay.yaml"
+ALL = pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+AUTOSCALED = pytest.mark.parametrize("name", ["aws", "gcp", "kuberay"])
 
-# What EC2 takes for a machine and the files use; Ray passes it on unread.
-NODE_CONFIG = {"InstanceType", "ImageId", "BlockDeviceMappings", "InstanceMarketOptions"}
+GENERATION = {"generator": 1, "GPU": 1}
+EVALUATION = {"CPU": 1, "evaluator": 1}
+GPU_EVALUATION = {"CPU": 1, "evaluator": 1, "GPU": 0.25}
+
+# Those fields of a RayCluster (KubeRay 1.6) that the file uses: a misspelt one is none of them.
+KUBERAY_SPEC = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
+KUBERAY_SPEC |= {"headGroupSpec", "workerGroupSpecs"}
+KUBERAY_GROUP = {
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "rayStartParams",
+    "template",
+}
 
 
 def _load(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())
 
 
-def _resources(**nodes: int) -> dict[str, float]:
-    """What `ray.cluster_resources()` says with so many nodes of each type."""
-    types = _load(AWS)["available_node_types"]
-    total: dict[str, float] = {}
-    for name, count in nodes.items():
-        for resource, amount in types[name]["resources"].items():
-            total[resource] = total.get(resource, 0) + count * amount
-    return {name: amount for name, amount in total.items() if amount}
+def _objects() -> dict[str, Any]:
+    """The objects of clusters/kuberay.yaml by kind."""
+    return {thing["kind"]: thing for thing in yaml.safe_load_all(KUBERAY.read_text())}
 
 
-@BOTH
+def _autoscaling(name: str) -> dict[str, Any]:
+    """What Ray's autoscaler makes of a file; for KubeRay by Ray's own translation."""
+    if name != "kuberay":
+        return prepare_config(_load(FILES[name]))
+    cluster = copy.deepcopy(_objects()["RayCluster"])
+    cluster["metadata"]["namespace"] = "default"  # Kubernetes fills it in
+    return _derive_autoscaling_config_from_ray_cr(cluster)
+
+
+def _started(name: str, queue: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Machines of each type that the autoscaler starts for these requests, besides the head."""
+    config = AutoscalingConfig(_autoscaling(name), skip_content_hash=True)
+    requests = [ResourceRequestUtil.make(dict(request)) for request in queue]
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            resource_requests=ResourceRequestUtil.group_by_count(requests),
+        )
+    )
+    started = Counter({launch.instance_type: launch.count for launch in reply.to_launch})
+    return {node_type: n for node_type, n in started.items() if "head" not in node_type}
+
+
+@ALL
 def test_ray_accepts_the_file(file: Path) -> None:
     validate_config(prepare_config(_load(file)))
 
 
+@ALL
+def test_nothing_to_complain_about(file: Path) -> None:
+    assert complaints(_load(file)) == []
+
+
+def _without(path: str, key: str) -> Callable[[Any], None]:
+    return lambda config: _at(config, path).pop(key)
+
+
+def _with(path: str, **values: Any) -> Callable[[Any], None]:
+    return lambda config: _at(config, path).update(values)
+
+
+def _at(config: Any, path: str) -> Any:
+    for step in path.split():
+        config = config[step]
+    return config
+
+
+def _replacing(key: str, old: str, new: str) -> Callable[[Any], None]:
+    def change(config: dict[str, Any]) -> None:
+        changed = [command.replace(old, new) for command in config[key]]
+        assert changed != config[key]
+        config[key] = changed
+
+    return change
+
+
+OPEN = {"FromPort": 6379, "ToPort": 6379, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+EVALUATOR = "available_node_types evaluator"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("aws", _without(f"{EVALUATOR} node_config", "InstanceType"), "InstanceType is missing"),
+        ("aws", _with(f"{EVALUATOR} node_config", ImageID="x"), "ImageID is unknown"),
+        ("aws", _without(f"{EVALUATOR} node_config", "InstanceMarketOptions"), "spot machines"),
+        ("gcp", _without(f"{EVALUATOR} node_config", "disks"), "disks is missing"),
+        ("gcp", _with(f"{EVALUATOR}-gpu node_config", scheduling={}), "cannot be moved"),
+        ("aws", _with(EVALUATOR, max_workers=9), "max_workers is not the sum"),
+        ("aws", _with(EVALUATOR, min_workers=9), "min_workers is more than max_workers"),
+        ("aws", _with("available_node_types head", resources={"CPU": 4}), "the head evaluates"),
+        ("local", _replacing("head_start_ray_commands", "--num-cpus=0", ""), "the head evaluates"),
+        ("aws", _with("provider security_group", IpPermissions=[OPEN]), "port 6379 is open"),
+        ("gcp", _replacing("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "dashboard listens"),
+        ("local", _replacing("setup_commands", "RAY_AUTH_MODE=token", ""), "RAY_AUTH_MODE=token"),
+        ("local", _without("file_mounts", "~/.ray/auth_token"), "the token is not on the machines"),
+        ("gcp", _replacing("setup_commands", "pip install", "true"), "project is not installed"),
+    ],
+)
+def test_a_bad_file_would_be_noticed(
+    name: str, change: Callable[[Any], None], complaint: str
+) -> None:
+    config = copy.deepcopy(_load(FILES[name]))
+    change(config)
+    assert any(complaint in text for text in complaints(config))
+
+
 def test_a_misspelt_key_would_be_noticed() -> None:
-    config = _load(AWS)
+    config = _load(FILES["aws"])
     config["available_node_types"]["evaluator"]["max_worker"] = 3
     with pytest.raises(Exception, match="max_worker"):
         validate_config(prepare_config(config))
 
 
-def test_machines() -> None:
-    for node_type in _load(AWS)["available_node_types"].values():
-        machine = node_type["node_config"]
-        assert {"InstanceType", "ImageId"} <= machine.keys() <= NODE_CONFIG
-        assert machine.get("InstanceMarketOptions", {"MarketType": "spot"}) == {
-            "MarketType": "spot"
-        }
-
-
-def test_limits_allow_all_nodes() -> None:
-    config = _load(AWS)
-    workers = [t for name, t in config["available_node_types"].items() if name != "head"]
-    assert config["max_workers"] == sum(t["max_workers"] for t in workers)
-    assert all(t["min_workers"] >= 1 for t in workers), "a run uses the nodes that are there"
-
-
-@BOTH
-def test_hosts_get_the_same_surroundings(file: Path) -> None:
-    config = _load(file)
-    (profile,) = [c for c in config["setup_commands"] if ".bashrc" in c]
-    for setting in ("PATH=~/nag-env/bin", "RAY_AUTH_MODE=token", "RAY_task_oom_retries="):
-        assert setting in profile
-    assert any("pip install" in c and c.endswith("~/nag") for c in config["setup_commands"])
-    assert config["file_mounts"] == {"~/nag": ".", "~/.ray/auth_token": "~/.ray/auth_token"}
-    for kind in ("head", "worker"):
-        stop, start = config[f"{kind}_start_ray_commands"]
-        assert stop == "ray stop"
-        assert "ray start" in start
-    assert (
-        "--autoscaling-config=~/ray_bootstrap_config.yaml" in config["head_start_ray_commands"][1]
-    )
+@pytest.mark.parametrize("name", ["gcp", "local"])
+def test_machines_are_set_up_alike_everywhere(name: str) -> None:
+    config, aws = _load(FILES[name]), _load(FILES["aws"])
+    for key in ("file_mounts", "rsync_exclude"):
+        assert config[key] == aws[key]
+    assert config["setup_commands"][-1] == aws["setup_commands"][-1]  # the profile
 
 
 def test_local_cluster_uses_the_autoscaler_that_works() -> None:
-    assert _load(LOCAL)["head_start_ray_commands"][1].startswith(
-        "export RAY_enable_autoscaler_v2=0; "
-    )
+    start = _load(FILES["local"])["head_start_ray_commands"][1]
+    assert start.startswith("export RAY_enable_autoscaler_v2=0; ")
 
 
-def test_the_executor_finds_its_roles() -> None:
-    resources = _resources(head=1, generator=1, evaluator=2)
-    assert generator_request(resources, Runtime()) == ({"GPU": 1, "generator": 1}, "cuda")
+@AUTOSCALED
+def test_an_idle_cluster_is_small(name: str) -> None:
+    assert _started(name, []) == {"generator": 1, "evaluator": 1}
+
+
+@AUTOSCALED
+@pytest.mark.parametrize(
+    ("queue", "more"),
+    [
+        ([GENERATION], {}),
+        ([GENERATION] * 2, {"generator": 2}),
+        ([EVALUATION] * 4, {}),
+        ([EVALUATION] * 12, {"evaluator": 3}),
+        ([EVALUATION] * 32, {"evaluator": 8}),
+        ([{"CPU": 1}] * 12, {"evaluator": 3}),  # a run that began before an evaluator was there
+        ([GPU_EVALUATION] * 6, {"evaluator-gpu": 2}),
+        ([GENERATION] + [EVALUATION] * 4 + [GPU_EVALUATION] * 4, {"evaluator-gpu": 1}),
+    ],
+    ids=lambda value: None if isinstance(value, list) else str(value or "as idle"),
+)
+def test_what_queues_is_given_machines(
+    name: str, queue: list[Mapping[str, float]], more: Mapping[str, int]
+) -> None:
+    assert _started(name, queue) == {"generator": 1, "evaluator": 1} | more
+
+
+def test_kuberay_cluster() -> None:
+    things = _objects()
+    spec = things["RayCluster"]["spec"]
+    ray = re.search(r"ray\[.*\]>=([\d.]+)", (ROOT / "pyproject.toml").read_text())
+    assert ray
+    assert spec["rayVersion"].startswith(ray[1])
+    assert spec["authOptions"] == {"mode": "token", "secretName": "nag-token"}
+    assert "kubectl create secret generic nag-token --from-file=auth_token=" in KUBERAY.read_text()
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec.keys() == KUBERAY_SPEC
+    head = spec["headGroupSpec"]
+    assert head.keys() == {"rayStartParams", "template"}
+    assert all(group.keys() == KUBERAY_GROUP for group in spec["workerGroupSpecs"])
+    assert head["rayStartParams"] == {"num-cpus": "0", "dashboard-host": "127.0.0.1"}
+    policy = things["NetworkPolicy"]["spec"]
+    ours = {"matchLabels": {"ray.io/cluster": things["RayCluster"]["metadata"]["name"]}}
+    assert policy["podSelector"] == ours
+    assert policy["ingress"] == [{"from": [{"podSelector": ours}]}]
+    claim = things["PersistentVolumeClaim"]["metadata"]["name"]
+    for group in (head, *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert pod["securityContext"] == {"fsGroup": 100}, "who writes to the volume"
+        assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]
+        assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+def test_kuberay_groups_are_the_node_types_of_the_other_files() -> None:
+    kuberay, aws = (_autoscaling(name)["available_node_types"] for name in ("kuberay", "aws"))
+    for name in ("generator", "evaluator", "evaluator-gpu"):
+        for key in ("min_workers", "max_workers"):
+            assert kuberay[name][key] == aws[name][key]
+        ours, theirs = (dict(types[name]["resources"]) for types in (kuberay, aws))
+        ours.pop("memory")  # KubeRay knows that of a pod
+        assert ours == theirs
+
+
+def test_the_executor_asks_for_these_roles() -> None:
+    resources = {"CPU": 4, "GPU": 1, "generator": 1, "evaluator": 4}  # of an idle cluster
+    assert generator_request(resources, Runtime()) == (GENERATION, "cuda")
+    assert evaluation_request(resources, Runtime()) == EVALUATION
     shared = Runtime(gpus_per_eval=0.25, generator_gpus=0.5)
-    assert generator_request(resources, shared) == ({"GPU": 0.5, "generator": 1}, "cuda")
-    on_cpu = Runtime(device="cpu")
-    assert generator_request(resources, on_cpu) == ({"generator": 1}, "cpu")
-    assert evaluation_request(resources, Runtime()) == {"CPU": 1, "evaluator": 1}
-    assert evaluation_request(resources, shared) == {"CPU": 1, "GPU": 0.25, "evaluator": 1}
+    assert generator_request(resources, shared) == (GENERATION | {"GPU": 0.5}, "cuda")
+    assert evaluation_request(resources, shared) == GPU_EVALUATION
+    assert generator_request(resources, Runtime(device="cpu")) == ({"generator": 1}, "cpu")
 
 
 def test_a_cluster_without_roles_and_gpus() -> None:
@@ -104,9 +252,3 @@ def test_a_cluster_without_roles_and_gpus() -> None:
     assert evaluation_request({"CPU": 2}, Runtime(cpus_per_eval=0.5)) == {"CPU": 0.5}
     with pytest.raises(ClusterError, match="--device cuda: the cluster has no GPU"):
         generator_request({"CPU": 2}, Runtime(device="cuda"))
-
-
-def test_local_roles_are_those_the_executor_asks_for() -> None:
-    config = _load(LOCAL)
-    assert """--resources='{"generator":1}'""" in config["head_start_ray_commands"][1]
-    assert """--resources='{"evaluator":2}'""" in config["worker_start_ray_commands"][1]

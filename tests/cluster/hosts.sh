@@ -6,19 +6,22 @@
 #   hosts.sh kill node2         cut its power
 #   hosts.sh boot node2         boot it again, empty
 #   hosts.sh stop               remove all of it
+#   hosts.sh possible           fails where namespaces cannot be made
 #
 # Every host has network, process, mount, host-name and IPC namespaces of its own, an sshd, and an
-# empty /root, /tmp and /dev/shm; the bridge between them is in a namespace too. So `ray stop`, which
+# empty home, /tmp and /dev/shm; the bridge between them is in a namespace too. So `ray stop`, which
 # ends every Ray process it sees, sees only its own host.
 #
-# KEEP: folders under /root or /tmp that stay visible in the hosts, separated by spaces.
+# KEEP: folders of the home or /tmp that stay visible in the hosts, read-only, separated by spaces.
 # Needs root and: apt-get install openssh-server openssh-client iproute2 rsync
 set -euo pipefail
 
+PATH=$PATH:/usr/sbin:/sbin
 HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=${STATE:-/run/nag-hosts}
 HUB=nag-hub
 NET=10.77.0
+HOME=$(getent passwd "$(id -u)" | cut -d: -f6) # where sshd takes people
 
 address() {
   case $1 in
@@ -57,19 +60,22 @@ _init() { # in the new namespaces; becomes process 1
   local disk=$STATE/$1 folder target
   mount --make-rprivate /
   mount -t tmpfs -o size=4g tmpfs "$disk"
-  mkdir -p "$disk/root/.ssh" "$disk/tmp" /run/sshd
-  chmod 700 "$disk/root/.ssh"
+  mkdir -p "$disk/home/.ssh" "$disk/tmp" /run/sshd
+  chmod 700 "$disk/home/.ssh"
   chmod 1777 "$disk/tmp"
-  cp /etc/skel/.bashrc /etc/skel/.profile "$disk/root/" 2>/dev/null || true
-  cp "$STATE/id" "$disk/root/.ssh/id_ed25519"
-  cp "$STATE/id.pub" "$disk/root/.ssh/authorized_keys"
+  cp /etc/skel/.bashrc /etc/skel/.profile "$disk/home/" 2>/dev/null || true
+  cp "$STATE/id" "$disk/home/.ssh/id_ed25519"
+  cp "$STATE/id.pub" "$disk/home/.ssh/authorized_keys"
   for folder in ${KEEP:-}; do
-    target=$disk$folder
+    case $folder in
+      "$HOME"/*) target=$disk/home${folder#"$HOME"} ;;
+      *) target=$disk$folder ;; # /tmp/...
+    esac
     mkdir -p "$target"
     mount --rbind "$folder" "$target"
     mount -o remount,bind,ro "$target"
   done
-  mount --rbind "$disk/root" /root
+  mount --rbind "$disk/home" "$HOME"
   mount --rbind "$disk/tmp" /tmp
   mount -t tmpfs -o size=1g tmpfs /dev/shm
   hostname "$1"
@@ -77,6 +83,7 @@ _init() { # in the new namespaces; becomes process 1
 }
 
 start() {
+  stop # what is left of an earlier start
   mkdir -p "$STATE" /run/sshd
   for key in id hostkey; do
     [ -f "$STATE/$key" ] || ssh-keygen -q -t ed25519 -N '' -f "$STATE/$key"
@@ -108,12 +115,14 @@ enter() { # the init of a host is the only child of its `unshare`
   local host=$1 init
   shift
   init=$(awk '{print $1}' "/proc/$(cat "$STATE/$host.pid")/task/"*/children)
-  exec nsenter -t "$init" -a --wdns=/root "$@"
+  exec nsenter -t "$init" -a --wdns="$HOME" "$@"
 }
 
-cut_power() {
+cut_power() { # the cable first: what dies with the host must not say goodbye to the others
+  ip -n "nag-$1" link set eth0 down 2>/dev/null || true
   kill -9 "$(cat "$STATE/$1.pid")" 2>/dev/null || true
   sleep 0.3
+  ip netns del "nag-$1" 2>/dev/null || true
 }
 
 stop() {
@@ -121,10 +130,15 @@ stop() {
   for file in "$STATE"/*.pid; do
     [ -e "$file" ] || continue
     cut_power "$(basename "$file" .pid)"
-    ip netns del "nag-$(basename "$file" .pid)" 2>/dev/null || true
   done
   ip netns del $HUB 2>/dev/null || true
   rm -rf "$STATE"
+}
+
+possible() {
+  ip netns add $HUB-try
+  ip netns exec $HUB-try unshare --pid --mount --uts --ipc --fork --mount-proc true
+  ip netns del $HUB-try
 }
 
 case ${1:-} in
@@ -132,6 +146,7 @@ case ${1:-} in
   boot) boot "$2" ;;
   kill) cut_power "$2" ;;
   stop) stop ;;
+  possible) possible ;;
   exec) shift && enter "$@" ;;
   _init) _init "$2" ;;
   *) sed -n '2,/^set/s/^# \?//p' "$0" && exit 2 ;;
