@@ -1,0 +1,182 @@
+"""The journal of a run on a store that cannot append: segments, written whole and never changed.
+
+    journal/FIRST-LAST.TOKEN.jsonl    the lines of the writes FIRST to LAST, under the lease TOKEN
+
+A write is one segment. When there are `_FAN_OUT` of a kind they are merged into one of the next
+kind, so n writes leave a few dozen segments, and each line is rewritten once per kind. A merged
+segment is written before its pieces are deleted; what lies in another one is no more looked at.
+
+A process that lost its lease, without knowing yet, may still write a segment. It is known by its
+token, which is less than that of an earlier segment, or of one with the same number, and ignored.
+Only what a renewal of the lease has confirmed is merged.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from nag.cli import UserError
+from orchestrator.events import Event, Events, parse, to_line
+from orchestrator.lease import Lease
+from orchestrator.location import RemotePath
+
+FOLDER, LEASES = "journal", "lock"
+_FAN_OUT = 32
+_WORTH_A_WRITE = 0.1  # seconds
+_IN_PARALLEL = 16
+_ATTEMPTS = 5  # to read what somebody else merges meanwhile
+_NAME = re.compile(r"(\d+)-(\d+)\.(\d+-[0-9a-f]+)\.jsonl")
+
+T = TypeVar("T")
+
+
+class Segment(NamedTuple):
+    first: int
+    last: int
+    token: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.first:08d}-{self.last:08d}.{self.token}.jsonl"
+
+    @property
+    def writes(self) -> int:
+        return self.last - self.first + 1
+
+
+class SegmentJournal:
+    """Implements `Journal` with a lease for a lock.
+
+    Events are saved together, once they took `_WORTH_A_WRITE` to find: so much work at most, beside
+    what is being evaluated, is lost when the process is killed.
+    """
+
+    def __init__(self, out: RemotePath) -> None:
+        self._folder = out / FOLDER
+        self._segments: list[Segment] = []
+        self._lines: list[bytes] = []  # not saved yet
+        self._worth = 0.0
+        self._failed = False
+        for folder in (self._folder, out / LEASES):
+            folder.mkdir()
+        self._lease = Lease(out / LEASES, out)
+
+    @property
+    def saved(self) -> bool:
+        return not self._lines
+
+    def replay(self) -> Iterator[tuple[str, Events]]:
+        self._segments, contents = _read(self._folder)
+        intact = 0
+        for segment, data in zip(self._segments, contents, strict=True):
+            events, intact = _parse(data, segment is self._segments[-1])
+            yield str(self._folder / segment.name), events
+        if self._segments and intact < len(contents[-1]):
+            whole = self._segments[-1]._replace(token=self._lease.token)
+            self._write(whole, contents[-1][:intact])
+            self._segments[-1] = whole
+
+    def append(self, event: Event, worth: float) -> None:
+        self._lines.append(to_line(event))
+        self._worth += worth
+        if self._worth > _WORTH_A_WRITE:
+            self.sync()
+
+    def sync(self) -> None:
+        if self.saved:
+            return
+        number = self._segments[-1].last + 1 if self._segments else 0
+        segment = Segment(number, number, self._lease.token)
+        self._write(segment, b"".join(self._lines))
+        self._segments.append(segment)
+        self._lines.clear()
+        self._worth = 0.0
+        while self._merge():
+            pass
+
+    def close(self) -> None:
+        try:
+            if not self._failed:
+                self.sync()
+        finally:
+            self._lease.release()
+
+    def _write(self, segment: Segment, data: bytes) -> None:
+        self._failed = True
+        self._lease.ensure()
+        (self._folder / segment.name).write(data)
+        self._failed = False
+
+    def _merge(self) -> bool:
+        """Merge the last segments, if there are enough of the same kind."""
+        pieces = self._segments[-_FAN_OUT:]
+        if len(pieces) < _FAN_OUT or len({piece.writes for piece in pieces}) > 1:
+            return False
+        self._failed = True
+        self._lease.renew()
+        files = [self._folder / piece.name for piece in pieces]
+        merged = Segment(pieces[0].first, pieces[-1].last, pieces[-1].token)
+        self._write(merged, b"".join(_in_parallel(RemotePath.read_bytes, files)))
+        self._segments[-_FAN_OUT:] = [merged]
+        _in_parallel(RemotePath.unlink, files)
+        return True
+
+
+def read_segments(out: RemotePath) -> Iterator[tuple[str, Events]]:
+    """What `replay` of a journal gives, without its lease; raises FileNotFoundError, UserError."""
+    folder = out / FOLDER
+    segments, contents = _read(folder)
+    if not segments:
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+    for segment, data in zip(segments, contents, strict=True):
+        yield str(folder / segment.name), _parse(data, segment is segments[-1])[0]
+
+
+def _parse(data: bytes, may_be_torn: bool) -> tuple[Events, int]:
+    events, intact = parse(data)
+    if intact < len(data) and not may_be_torn:
+        events.append(None)
+    return events, intact
+
+
+def _read(folder: RemotePath) -> tuple[list[Segment], list[bytes]]:
+    for attempt in range(_ATTEMPTS):
+        segments = live(file.name for file in folder.iterdir())
+        gaps = [
+            after
+            for before, after in zip([None, *segments], segments, strict=False)
+            if after.first != (before.last + 1 if before else 0)
+        ]
+        try:
+            if not gaps:
+                files = [folder / segment.name for segment in segments]
+                return segments, _in_parallel(RemotePath.read_bytes, files)
+        except FileNotFoundError:
+            pass
+        time.sleep(0.1 * attempt)
+    missing = f"nothing is before {gaps[0].name}" if gaps else "segments come and go"
+    raise UserError(f"{folder} is damaged: {missing}")
+
+
+def live(names: Iterable[str]) -> list[Segment]:
+    """The segments that count, in order: not those that were merged, or written without right."""
+    found = [
+        Segment(int(match[1]), int(match[2]), match[3])
+        for match in map(_NAME.fullmatch, names)
+        if match
+    ]
+    found.sort(key=lambda segment: (segment.token, segment.last), reverse=True)
+    found.sort(key=lambda segment: segment.first)  # stable: of equals the latest lease first
+    segments: list[Segment] = []
+    for segment in found:
+        if segments and (segment.last <= segments[-1].last or segment.token < segments[-1].token):
+            continue
+        segments.append(segment)
+    return segments
+
+
+def _in_parallel(function: Callable[[RemotePath], T], files: Sequence[RemotePath]) -> list[T]:
+    with ThreadPoolExecutor(_IN_PARALLEL) as pool:
+        return list(pool.map(function, files))
