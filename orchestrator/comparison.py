@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nag.cli import UserError
 from orchestrator.journal import read_journal
-from orchestrator.location import Location, RemotePath, reason
+from orchestrator.location import URI, Location, reason
 from orchestrator.methods import METHODS, NONE
 from orchestrator.statistics import Numbers, best_so_far
 from orchestrator.trial import SCHEMA
@@ -167,7 +167,7 @@ def find_runs(paths: Sequence[Location]) -> list[Source]:
 
 
 def _runs_below(path: Location) -> Iterator[Source]:
-    if isinstance(path, RemotePath):
+    if isinstance(path, URI):
         records = (file for file in path.walk() if PurePosixPath(file).name == "config.json")
         for folder in (file.removesuffix("config.json").rstrip("/") for file in records):
             yield Source(path / folder if folder else path)

@@ -12,7 +12,7 @@ from typing import Protocol
 from orchestrator.events import Event, Events, parse
 from orchestrator.lease import InUseError, refuse_if_held
 from orchestrator.local_journal import FILE, LocalJournal
-from orchestrator.location import Location, RemotePath
+from orchestrator.location import URI, Location
 from orchestrator.segment_journal import LEASES, SegmentJournal, read_segments
 
 
@@ -54,7 +54,7 @@ def open_journal(out: Location) -> Journal:
 
 def read_journal(out: Location) -> Iterator[tuple[str, Events]]:
     """What `replay` gives, also while another process has the journal; nothing is written."""
-    if isinstance(out, RemotePath):
+    if isinstance(out, URI):
         return read_segments(out)
     data = (out / FILE).read_bytes()
     events, intact = parse(data)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from nag.cli import UserError
-from orchestrator.location import RemotePath
+from orchestrator.location import URI
 
 DURATION = 60.0  # seconds since the last renewal
 _RENEWALS = 4  # in that time
@@ -37,7 +37,7 @@ class Lease:
     token: of this lease; those of later leases are greater.
     """
 
-    def __init__(self, folder: RemotePath, run: object) -> None:
+    def __init__(self, folder: URI, run: object) -> None:
         self._folder, self._run = folder, run
         self._mutex = threading.Lock()
         self._stop = threading.Event()
@@ -95,7 +95,7 @@ class Lease:
             if not self._lost and not self._successor():
                 self._file(self._number).write(self._record(-DURATION))
 
-    def _file(self, number: int) -> RemotePath:
+    def _file(self, number: int) -> URI:
         return self._folder / f"{number:06d}.json"
 
     def _record(self, renewed: float) -> bytes:
@@ -128,7 +128,7 @@ class Lease:
                 return
 
 
-def refuse_if_held(folder: RemotePath, run: object) -> None:
+def refuse_if_held(folder: URI, run: object) -> None:
     """Raise InUseError while a lease of the folder is held."""
     record = _read(folder / f"{_last(folder):06d}.json")
     left = float(record.get("expires", 0)) - time.time()
@@ -140,12 +140,12 @@ def refuse_if_held(folder: RemotePath, run: object) -> None:
         )
 
 
-def _last(folder: RemotePath) -> int:
+def _last(folder: URI) -> int:
     numbers = [file.name.removesuffix(".json") for file in folder.iterdir()]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
-def _read(file: RemotePath) -> dict[str, Any]:
+def _read(file: URI) -> dict[str, Any]:
     """What a lease says; nothing where there is none."""
     try:
         return dict(json.loads(file.read_bytes()))

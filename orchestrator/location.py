@@ -25,7 +25,7 @@ _PROMPT = "allow_delayed_open=true"  # of S3: one request for a small file, not 
 
 
 @dataclass(frozen=True)
-class RemotePath:
+class URI:
     """A file or folder of a filesystem; it is that of its URI, which may hold secrets."""
 
     filesystem: pafs.FileSystem = field(compare=False, repr=False)
@@ -36,8 +36,8 @@ class RemotePath:
     def __str__(self) -> str:
         return self.shown
 
-    def __truediv__(self, name: str) -> "RemotePath":
-        return RemotePath(
+    def __truediv__(self, name: str) -> "URI":
+        return URI(
             self.filesystem,
             self.uri,
             f"{self.path.rstrip('/')}/{name}",
@@ -49,11 +49,11 @@ class RemotePath:
         return PurePosixPath(self.path).name
 
     @property
-    def parent(self) -> "RemotePath":
+    def parent(self) -> "URI":
         path, shown = (text.rpartition("/")[0] for text in (self.path, self.shown))
-        return RemotePath(self.filesystem, self.uri, path, shown)
+        return URI(self.filesystem, self.uri, path, shown)
 
-    def resolve(self) -> "RemotePath":
+    def resolve(self) -> "URI":
         return self
 
     def exists(self) -> bool:
@@ -65,7 +65,7 @@ class RemotePath:
     def _type(self) -> pafs.FileType:
         return self.filesystem.get_file_info(self.path).type
 
-    def iterdir(self) -> Iterator["RemotePath"]:
+    def iterdir(self) -> Iterator["URI"]:
         """What is in a folder, in order of names; nothing where there is no folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         names = {info.base_name for info in self.filesystem.get_file_info(selector)}
@@ -121,7 +121,7 @@ class RemotePath:
         return True
 
 
-Location: TypeAlias = Path | RemotePath
+Location: TypeAlias = Path | URI
 
 
 def locate(text: str) -> Location:
@@ -133,6 +133,8 @@ def locate(text: str) -> Location:
     joint = "" if not options else "&" if "?" in text else "?"
     try:
         filesystem, path = _filesystem(text + joint + options)
+        if not path.strip("/"):
+            raise ValueError("it names no folder")
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"{without_secrets(text)}: {reason(error)}: allowed are paths, URIs with file, s3, gs, "
@@ -140,7 +142,7 @@ def locate(text: str) -> Location:
         ) from None
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(path)
-    return RemotePath(filesystem, text, path, without_secrets(text.partition("?")[0]).rstrip("/"))
+    return URI(filesystem, text, path, without_secrets(text.partition("?")[0]).rstrip("/"))
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -167,7 +169,7 @@ OptionalPathOrURI = Annotated[Location | None, _CONVERTED]
 
 def write_whole(location: Location, data: bytes) -> None:
     """Write a file so that it is never half there, and stays; raises OSError."""
-    if isinstance(location, RemotePath):
+    if isinstance(location, URI):
         return location.write(data)
     aside = location.with_name(f"{location.name}.{platform.node()}.{os.getpid()}.tmp")
     try:

@@ -13,7 +13,7 @@ import torch
 from nag.cli import UserError, package_version
 from orchestrator.config import RunConfig, difference
 from orchestrator.local_journal import FILE
-from orchestrator.location import Location, RemotePath, reason, without_secrets, write_whole
+from orchestrator.location import URI, Location, reason, without_secrets, write_whole
 from orchestrator.segment_journal import FOLDER, LEASES
 from orchestrator.trial import SCHEMA
 
@@ -75,8 +75,8 @@ def _is_empty(out: Location) -> bool:
     return all(
         fnmatch(path.name, "config.json.*.tmp")
         or (path.name == FILE and not path.read_bytes())
-        or (isinstance(path, RemotePath) and path.name == LEASES)
-        or (isinstance(path, RemotePath) and path.name == FOLDER and not path.walk())
+        or (isinstance(path, URI) and path.name == LEASES)
+        or (isinstance(path, URI) and path.name == FOLDER and not path.walk())
         for path in out.iterdir()
     )
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from nag.cli import UserError
 from orchestrator.events import Event, Events, parse, to_line
 from orchestrator.lease import Lease
-from orchestrator.location import RemotePath
+from orchestrator.location import URI
 
 FOLDER, LEASES = "journal", "lock"
 _FAN_OUT = 32
@@ -53,7 +53,7 @@ class SegmentJournal:
     what is being evaluated, is lost when the process is killed.
     """
 
-    def __init__(self, out: RemotePath) -> None:
+    def __init__(self, out: URI) -> None:
         self._folder = out / FOLDER
         self._segments: list[Segment] = []
         self._lines: list[bytes] = []  # not saved yet
@@ -118,13 +118,13 @@ class SegmentJournal:
         self._lease.renew()
         files = [self._folder / piece.name for piece in pieces]
         merged = Segment(pieces[0].first, pieces[-1].last, pieces[-1].token)
-        self._write(merged, b"".join(_in_parallel(RemotePath.read_bytes, files)))
+        self._write(merged, b"".join(_in_parallel(URI.read_bytes, files)))
         self._segments[-_FAN_OUT:] = [merged]
-        _in_parallel(RemotePath.unlink, files)
+        _in_parallel(URI.unlink, files)
         return True
 
 
-def read_segments(out: RemotePath) -> Iterator[tuple[str, Events]]:
+def read_segments(out: URI) -> Iterator[tuple[str, Events]]:
     """What `replay` of a journal gives, without its lease; raises FileNotFoundError, UserError."""
     folder = out / FOLDER
     segments, contents = _read(folder)
@@ -141,7 +141,7 @@ def _parse(data: bytes, may_be_torn: bool) -> tuple[Events, int]:
     return events, intact
 
 
-def _read(folder: RemotePath) -> tuple[list[Segment], list[bytes]]:
+def _read(folder: URI) -> tuple[list[Segment], list[bytes]]:
     for attempt in range(_ATTEMPTS):
         segments = live(file.name for file in folder.iterdir())
         gaps = [
@@ -152,7 +152,7 @@ def _read(folder: RemotePath) -> tuple[list[Segment], list[bytes]]:
         try:
             if not gaps:
                 files = [folder / segment.name for segment in segments]
-                return segments, _in_parallel(RemotePath.read_bytes, files)
+                return segments, _in_parallel(URI.read_bytes, files)
         except FileNotFoundError:
             pass
         time.sleep(0.1 * attempt)
@@ -177,6 +177,6 @@ def live(names: Iterable[str]) -> list[Segment]:
     return segments
 
 
-def _in_parallel(function: Callable[[RemotePath], T], files: Sequence[RemotePath]) -> list[T]:
+def _in_parallel(function: Callable[[URI], T], files: Sequence[URI]) -> list[T]:
     with ThreadPoolExecutor(_IN_PARALLEL) as pool:
         return list(pool.map(function, files))

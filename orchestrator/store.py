@@ -11,6 +11,7 @@ two kinds say: `LocalJournal`, `SegmentJournal`.
 """
 
 import errno
+import gc
 import sys
 from bisect import bisect, bisect_left
 from collections.abc import Iterator, Sequence, Set
@@ -87,7 +88,8 @@ class RunStore:
         try:
             store = cls(out, space, config.seed)
             try:
-                store._replay()
+                with _no_garbage():
+                    store._replay()
                 write_json(out / "config.json", run_record(config, command or sys.orig_argv))
             except BaseException:
                 store.close()
@@ -269,6 +271,18 @@ class RunStore:
             self.best is None or (value, -trial.trial) > (self.best[1], -self.best[0].trial)
         ):
             self.best = trial, value
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Spare a long journal the search for garbage, of which reading it leaves none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Successes:

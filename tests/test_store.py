@@ -595,6 +595,21 @@ def test_a_read_only_directory_cannot_be_written(folder, request):
     assert refusal(folder / "run") == f"cannot write to {folder / 'run'}: Permission denied"
 
 
+def test_a_directory_that_may_no_longer_be_written(folder, request):
+    store = RunStore.open(folder / "run", CONFIG, TOY)
+    store.propose(suggestion(*INITIAL))
+    store.record(success(0, 0.5))
+    (folder / "run").chmod(0o555)
+    request.getfixturevalue("unprivileged")
+    with pytest.raises(UserError) as error:
+        store.compact()
+    assert str(error.value) == (
+        f"cannot write to {folder / 'run'}: Permission denied; 1 trials are saved; "
+        "put that right and repeat the command"
+    )
+    store.close()
+
+
 def test_a_closed_directory_cannot_be_written(folder, request):
     folder.chmod(0)
     request.getfixturevalue("unprivileged")
