@@ -241,11 +241,10 @@ class RunStore:
     def _apply(self, event: Any) -> None:
         match event.pop("event"):
             case "proposed":
-                parse = self.space.from_str
-                trials = [
-                    Trial(**{**trial, "arch": parse(trial["arch"])})
-                    for trial in event.pop("trials")
-                ]
+                found = event.pop("trials")
+                for trial in found:
+                    trial["arch"] = self.space.from_str(trial["arch"])
+                trials = [Trial(**trial) for trial in found]
                 self._first.append(len(self.trials))
                 self.trials += trials
                 self._pending.update((trial.trial, trial) for trial in trials)
