@@ -91,6 +91,7 @@ class Lease:
     def release(self) -> None:
         """Let others have it at once; does nothing with a lease that is lost."""
         self._stop.set()
+        self._thread.join()
         with self._mutex, suppress(OSError):  # else it ends by itself
             if not self._lost and not self._successor():
                 self._file(self._number).write(self._record(-DURATION))

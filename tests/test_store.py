@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -189,6 +190,56 @@ def test_observations_are_the_successes_in_the_order_of_trials(out, order):
         assert [TOY.to_str(arch) for arch in found.archs] == [INITIAL[0], INITIAL[2], SECOND[0]]
         np.testing.assert_array_equal(found.values, [0.5, 0.75, 0.25])
     opened.close()
+
+
+def test_what_was_known_before_a_round(store):
+    """Without the outcomes of that round and of later ones, those that came early included."""
+    store.propose(suggestion("bb/bb"))
+    store.record(success(5, 0.875))
+    store.record(success(4, 0.375))
+    for opened in (store, reopen(store)):
+        known = [opened.observations(before=before).values.tolist() for before in range(5)]
+        assert known[:3] == [[], [0.5, 0.75], [0.5, 0.75, 0.625, 0.375]]
+        assert known[3] == known[4] == opened.observations().values.tolist()
+        assert known[3] == [0.5, 0.75, 0.625, 0.375, 0.875]
+        assert len(opened.low_fidelity(before=2)) == len(opened.rung(before=2)) == 0
+    opened.close()
+
+
+def test_low_fidelity_before_a_round(out):
+    store = RunStore.open(out, CONFIG, TOY)
+    store.propose(suggestion(INITIAL[0]))
+    for arch in INITIAL[1:]:
+        store.propose(replace(suggestion(arch), epochs=12))
+    store.propose(suggestion(SECOND[0]))
+    for trial, value in enumerate((0.5, 0.25, 0.75, 0.625)):
+        store.record(success(trial, value))
+    assert [store.low_fidelity(before=n).values.tolist() for n in (1, 2, 3)] == [
+        [],
+        [0.25],
+        [0.25, 0.75],
+    ]
+    assert [store.rung(before=n).values.tolist() for n in (0, 1, 2, 3, 4)] == [
+        [],
+        [],
+        [0.25],
+        [0.75],
+        [],
+    ]
+    assert store.rung().values.tolist() == []
+    assert store.observations().values.tolist() == [0.5, 0.625]
+    assert store.spent == 2 + Fraction(2 * 12, 200)
+    store.close()
+
+
+def test_what_was_seen_is_a_view(store):
+    """Not a copy, which would cost more with every round, and not to be changed."""
+    seen = store.seen()
+    before = len(seen)
+    store.propose(suggestion("bb/bb"))
+    assert len(seen) == before + 1
+    assert TOY.from_str("bb/bb") in seen
+    assert not hasattr(seen, "add")
 
 
 def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
