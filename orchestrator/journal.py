@@ -19,7 +19,7 @@ from orchestrator.segment_journal import LEASES, SegmentJournal, read_segments
 class Journal(Protocol):
     """Open, and locked, from construction to `close`; whatever writes raises OSError or UserError.
 
-    After that nothing more is appended.
+    An `append` that does has not happened, as far as the next one is concerned.
     """
 
     @property

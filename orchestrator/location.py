@@ -7,6 +7,7 @@ Both have the part of `pathlib.Path` that is used of a run: `/`, `name`, `exists
 import os
 import platform
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,7 +98,9 @@ class URI:
 
     def write(self, data: bytes) -> None:
         """Replace the file; on an object store that is one request, all or nothing."""
-        aside = f"{self.path}.tmp" if self.filesystem.type_name in _TORN else self.path
+        aside = self.path
+        if self.filesystem.type_name in _TORN:
+            aside += f".{secrets.token_hex(4)}.tmp"
         with self.filesystem.open_output_stream(aside) as file:
             file.write(data)
         if aside != self.path:

@@ -71,13 +71,14 @@ def check_same_run(out: Location, config: RunConfig) -> None:
 
 
 def _is_empty(out: Location) -> bool:
-    """Nothing but what a run leaves that is killed while it starts."""
-    return all(
+    """Nothing but what a run leaves that is killed, or seen, while it starts."""
+    found: list[Location] = list(out.iterdir())
+    return any(path.name == "config.json" for path in found) or all(
         fnmatch(path.name, "config.json.*.tmp")
         or (path.name == FILE and not path.read_bytes())
         or (isinstance(path, URI) and path.name == LEASES)
         or (isinstance(path, URI) and path.name == FOLDER and not path.walk())
-        for path in out.iterdir()
+        for path in found
     )
 
 

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from nag.cli import UserError
@@ -75,53 +76,58 @@ class SegmentJournal:
             yield str(self._folder / segment.name), events
         if self._segments and intact < len(contents[-1]):
             whole = self._segments[-1]._replace(token=self._lease.token)
-            self._write(whole, contents[-1][:intact])
+            (self._folder / whole.name).write(contents[-1][:intact])
             self._segments[-1] = whole
 
     def append(self, event: Event, worth: float) -> None:
         self._lines.append(to_line(event))
         self._worth += worth
         if self._worth > _WORTH_A_WRITE:
-            self.sync()
+            try:
+                self._save()
+            except BaseException:
+                self._lines.pop()
+                raise
+            self._merge()
 
     def sync(self) -> None:
-        if self.saved:
-            return
-        number = self._segments[-1].last + 1 if self._segments else 0
-        segment = Segment(number, number, self._lease.token)
-        self._write(segment, b"".join(self._lines))
-        self._segments.append(segment)
-        self._lines.clear()
-        self._worth = 0.0
-        while self._merge():
-            pass
+        self._save()
+        self._merge()
 
     def close(self) -> None:
         try:
             if not self._failed:
-                self.sync()
+                self._save()
         finally:
             self._lease.release()
 
-    def _write(self, segment: Segment, data: bytes) -> None:
+    def _save(self) -> None:
+        """Write what was appended as the next segment."""
+        if self.saved:
+            return
         self._failed = True
         self._lease.ensure()
-        (self._folder / segment.name).write(data)
+        number = self._segments[-1].last + 1 if self._segments else 0
+        segment = Segment(number, number, self._lease.token)
+        (self._folder / segment.name).write(b"".join(self._lines))
         self._failed = False
+        self._segments.append(segment)
+        self._lines.clear()
+        self._worth = 0.0
 
-    def _merge(self) -> bool:
-        """Merge the last segments, if there are enough of the same kind."""
+    def _merge(self) -> None:
+        """Merge the last segments, as long as there are enough of a kind."""
         pieces = self._segments[-_FAN_OUT:]
         if len(pieces) < _FAN_OUT or len({piece.writes for piece in pieces}) > 1:
-            return False
-        self._failed = True
-        self._lease.renew()
+            return
         files = [self._folder / piece.name for piece in pieces]
         merged = Segment(pieces[0].first, pieces[-1].last, pieces[-1].token)
-        self._write(merged, b"".join(_in_parallel(URI.read_bytes, files)))
-        self._segments[-_FAN_OUT:] = [merged]
-        _in_parallel(URI.unlink, files)
-        return True
+        with suppress(OSError):  # nothing is lost, and the next write may have more luck
+            self._lease.renew()
+            (self._folder / merged.name).write(b"".join(_in_parallel(URI.read_bytes, files)))
+            self._segments[-_FAN_OUT:] = [merged]
+            _in_parallel(URI.unlink, files)
+            self._merge()
 
 
 def read_segments(out: URI) -> Iterator[tuple[str, Events]]:

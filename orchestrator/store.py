@@ -88,6 +88,7 @@ class RunStore:
         try:
             store = cls(out, space, config.seed)
             try:
+                check_same_run(out, config)  # nobody else can make it another one any more
                 with _no_garbage():
                     store._replay()
                 write_json(out / "config.json", run_record(config, command or sys.orig_argv))

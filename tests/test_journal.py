@@ -7,7 +7,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from threading import Lock
+from threading import Barrier, Lock
 
 import fsspec
 import numpy as np
@@ -186,14 +186,24 @@ def test_two_drivers_are_refused_with_one_line(out):
 
 def test_of_many_that_start_together_one_has_the_run(remote, monkeypatch):
     monkeypatch.setattr(leases, "_SETTLING", 0.5)
-    mutex, pipe = Lock(), MemoryFileSystem.pipe_file
+    mutex, together, asked = Lock(), Barrier(6), count()
+    pipe, exists = MemoryFileSystem.pipe_file, URI.exists
 
     def pipe_one_by_one(*args, **options):
         """A server creates a file for one of two; fsspec's memory is none, and needs help."""
+        together.wait(30)
         with mutex:
             pipe(*args, **options)
 
+    def exists_yet(uri):
+        """All six learn that there is no lease before one makes it."""
+        found = exists(uri)
+        if uri.parent.name == "lock" and next(asked) < 6 and "memory" not in str(uri):
+            together.wait(30)
+        return found
+
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_one_by_one)
+    monkeypatch.setattr(URI, "exists", exists_yet)
 
     def attempt(_):
         try:
@@ -476,6 +486,38 @@ def test_a_store_that_fails_says_what_is_saved_and_the_next_run_continues(full, 
     last.close()
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_could_not_be_written_has_not_happened(full, left):
+    out = locate("full://run")
+    store = open_(out)
+    go_on(store, 3)
+    full.left = left
+    refusal(go_on, store, 1)
+    full.left = 10**9
+    go_on(store, 20)
+    before = state(store)
+    store.close()
+    again = open_(out)
+    assert state(again) == before
+    again.close()
+
+
+def test_a_merge_that_fails_costs_nothing(full):
+    out = locate("full://run")
+    store = open_(out)
+    go_on(store, 15)
+    full.left = 2  # the proposal and the outcome, but not what they are merged into
+    go_on(store, 1)
+    full.left = 10**9
+    go_on(store, 20)
+    before = state(store)
+    assert len(list((out / "journal").iterdir())) < 32
+    store.close()
+    again = open_(out)
+    assert state(again) == before
+    again.close()
+
+
 def test_trials_that_wait_to_be_written_are_not_called_saved(full):
     store = open_(locate("full://run"))
     go_on(store, 2)
@@ -500,7 +542,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_costs_nothing_that_was_recorded(small_disk):
     """Whatever the line was that did not fit: a proposal or an outcome."""
     out = small_disk / "run"
-    for _ in range(3):
+    for more in (0, 1, 1):
         store = open_(out)
         fill = small_disk / "fill"
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
@@ -514,9 +556,10 @@ def test_a_full_disk_costs_nothing_that_was_recorded(small_disk):
         )
         assert "No space left on device" in refusal(store.compact)
         assert {file.name for file in out.iterdir()} == {"config.json", "journal.jsonl"}
+        fill.unlink()
+        go_on(store, more)  # what did not fit is not half there
         expected = state(store)
         store.close()
-        fill.unlink()
         again = open_(out)
         assert state(again) == expected
         for trial in again.pending():
