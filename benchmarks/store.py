@@ -7,10 +7,12 @@ evaluations: `pending`, `observations`, `seen`, `propose`, `record`, `best`. In 
 fsynced, as if evaluations cost nothing, or everything, as if each took long; on S3 everything is
 written at once. S3 is a server of the Python package moto on loopback: a request takes as long as
 the last column says, elsewhere longer. Opening is the best of three, on S3 with the second that
-taking the lease takes; adding is the median round, and its ratio is to the first row of the kind.
+taking the lease takes and in CPU seconds with the server; adding is the median round, and its ratio
+is to the first row of the kind.
 """
 
 import logging
+import os
 import platform
 import shutil
 import sys
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -47,9 +49,15 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
     """Fill runs, open them, and add rounds of trials to them."""
     archs = SPACE.sample(max(trials) + 3 * ROUND * rounds, np.random.default_rng(0))
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    lines = [f"`{' '.join(['python', *sys.argv])}`", "", f"{machine}, one thread.", ""]
-    lines += ["| store | trials | open, s | a trial, ms | ratio | files | a write, ms |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    lines = [
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{machine}; {cores} CPUs, load {load:.0f}.",
+        "",
+    ]
+    lines += ["| store | trials | open, s | CPU, s | a trial, ms | ratio | files | a write, ms |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     first: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, _bucket() as bucket:
         for number in trials:
@@ -60,12 +68,12 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
                 if kind == "S3":
                     out = locate(bucket.format(number))
                 _copy(full, out)
-                opened = min(_open(out) for _ in range(3))
+                opened, used = min(_open(out) for _ in range(3))
                 adding = _add(out, archs[number:], rounds, worth)
                 first.setdefault(kind, adding)
                 files = sum(1 for _ in (out / FOLDER).iterdir()) if kind == "S3" else 1
                 lines.append(
-                    f"| {kind} | {number:,} | {opened:.2f} | {1e3 * adding:.3f} | "
+                    f"| {kind} | {number:,} | {opened:.2f} | {used:.2f} | {1e3 * adding:.3f} | "
                     f"{adding / first[kind]:.1f} | {files} | {1e3 * _write(out):.2f} |"
                 )
                 sys.stderr.write(lines[-1] + "\n")
@@ -75,10 +83,11 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
     sys.stdout.write(text + "\n")
 
 
-def _open(out: Location) -> float:
-    started = perf_counter()
+def _open(out: Location) -> tuple[float, float]:
+    """Seconds, by the clock and of this process."""
+    started, used = perf_counter(), process_time()
     store = RunStore.open(out, CONFIG, SPACE)
-    seconds = perf_counter() - started
+    seconds = perf_counter() - started, process_time() - used
     store.close()
     return seconds
 

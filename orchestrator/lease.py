@@ -37,14 +37,15 @@ class Lease:
     token: of this lease; those of later leases are greater.
     """
 
-    def __init__(self, folder: URI, run: object) -> None:
+    def __init__(self, folder: URI, run: object, after: int = 0) -> None:
+        """after: a number that was used, should its file be gone."""
         self._folder, self._run = folder, run
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._lost: str | None = None
         last = _last(folder)
         refuse_if_held(folder, run)
-        self._number = last + 1
+        self._number = max(last, after) + 1
         self.token = f"{self._number:06d}-{secrets.token_hex(2)}"
         self._renewed = time.time()
         if not self._acquire():

@@ -46,6 +46,10 @@ class Segment(NamedTuple):
     def writes(self) -> int:
         return self.last - self.first + 1
 
+    @property
+    def lease(self) -> int:
+        return int(self.token.partition("-")[0])
+
 
 class SegmentJournal:
     """Implements `Journal` with a lease for a lock.
@@ -62,7 +66,8 @@ class SegmentJournal:
         self._failed = False
         for folder in (self._folder, out / LEASES):
             folder.mkdir()
-        self._lease = Lease(out / LEASES, out)
+        used = max((segment.lease for segment in _listed(self._folder)), default=0)
+        self._lease = Lease(out / LEASES, out, used)
 
     @property
     def saved(self) -> bool:
@@ -149,7 +154,7 @@ def _parse(data: bytes, may_be_torn: bool) -> tuple[Events, int]:
 
 def _read(folder: URI) -> tuple[list[Segment], list[bytes]]:
     for attempt in range(_ATTEMPTS):
-        segments = live(file.name for file in folder.iterdir())
+        segments = live(_listed(folder))
         gaps = [
             after
             for before, after in zip([None, *segments], segments, strict=False)
@@ -166,14 +171,14 @@ def _read(folder: URI) -> tuple[list[Segment], list[bytes]]:
     raise UserError(f"{folder} is damaged: {missing}")
 
 
-def live(names: Iterable[str]) -> list[Segment]:
+def _listed(folder: URI) -> list[Segment]:
+    matches = (_NAME.fullmatch(file.name) for file in folder.iterdir())
+    return [Segment(int(match[1]), int(match[2]), match[3]) for match in matches if match]
+
+
+def live(found: Iterable[Segment]) -> list[Segment]:
     """The segments that count, in order: not those that were merged, or written without right."""
-    found = [
-        Segment(int(match[1]), int(match[2]), match[3])
-        for match in map(_NAME.fullmatch, names)
-        if match
-    ]
-    found.sort(key=lambda segment: (segment.token, segment.last), reverse=True)
+    found = sorted(found, key=lambda segment: (segment.token, segment.last), reverse=True)
     found.sort(key=lambda segment: segment.first)  # stable: of equals the latest lease first
     segments: list[Segment] = []
     for segment in found:

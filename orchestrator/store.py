@@ -13,6 +13,7 @@ two kinds say: `LocalJournal`, `SegmentJournal`.
 import errno
 import gc
 import sys
+from array import array
 from bisect import bisect, bisect_left
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -291,7 +292,7 @@ class Successes:
     def __init__(self) -> None:
         self._numbers: list[int] = []
         self._archs: list[Architecture] = []
-        self._values: list[float] = []
+        self._values = array("d")
 
     def add(self, trial: Trial, value: float) -> None:
         """At the end, or nearly: those of a round finish together."""
