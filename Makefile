@@ -26,13 +26,14 @@ check: $(VENV)/dev-ready
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not ray" $(ARGS)
 
-bench: $(VENV)/run-ready
+bench: $(VENV)/dev-ready
 	$(BIN)/python benchmarks/iteration.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/constraints.py
 	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/store.py
 
 figures: $(VENV)/run-ready
 	@ls $(RUNS)/experiment-*.json >/dev/null 2>&1 || { echo "error: no experiment in $(RUNS): run python -m orchestrator.experiment FILE --out $(RUNS)" >&2; exit 2; }

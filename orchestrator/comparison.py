@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nag.cli import UserError
+from orchestrator.journal import read_journal
+from orchestrator.location import URI, Location, reason
 from orchestrator.methods import METHODS, NONE
 from orchestrator.statistics import Numbers, best_so_far
 from orchestrator.trial import SCHEMA
@@ -66,7 +68,7 @@ class Run:
     num_failed: trials that failed.
     """
 
-    path: Path
+    path: Location
     record: Mapping[str, Any]
     columns: Mapping[str, Numbers]
     iteration: NDArray[np.int64]
@@ -146,16 +148,17 @@ class Source(NamedTuple):
     record: what an experiment says of it, as in config.json.
     """
 
-    path: Path
+    path: Location
     group: str = ""
     record: Mapping[str, Any] | None = None
 
 
-def find_runs(paths: Sequence[Path]) -> list[Source]:
+def find_runs(paths: Sequence[Location]) -> list[Source]:
     """Every run in folders and experiments; raises UserError where there is none."""
-    found: dict[tuple[Path, str], Source] = {}
+    found: dict[tuple[Location, str], Source] = {}
     for path in paths:
-        for source in _runs_below(path) if path.is_dir() else _runs_of_experiment(path):
+        below = _runs_below if path.is_dir() else _runs_of_experiment
+        for source in below(path):
             found.setdefault((source.path.resolve(), source.group), source)
     if not found:
         shown = ", ".join(map(str, paths))
@@ -163,7 +166,12 @@ def find_runs(paths: Sequence[Path]) -> list[Source]:
     return list(found.values())
 
 
-def _runs_below(path: Path) -> Iterator[Source]:
+def _runs_below(path: Location) -> Iterator[Source]:
+    if isinstance(path, URI):
+        records = (file for file in path.walk() if PurePosixPath(file).name == "config.json")
+        for folder in (file.removesuffix("config.json").rstrip("/") for file in records):
+            yield Source(path / folder if folder else path)
+        return
     for folder, below, files in os.walk(path):
         below.sort()
         if {"config.json", "journal.jsonl"} <= set(files):
@@ -171,7 +179,7 @@ def _runs_below(path: Path) -> Iterator[Source]:
             yield Source(Path(folder))
 
 
-def _runs_of_experiment(path: Path) -> Iterator[Source]:
+def _runs_of_experiment(path: Location) -> Iterator[Source]:
     """The searches that an experiment consists of, whether they have been begun or not."""
     try:
         runs = json.loads(path.read_bytes())["runs"]
@@ -181,7 +189,7 @@ def _runs_of_experiment(path: Path) -> Iterator[Source]:
     except FileNotFoundError:
         raise UserError(f"no such folder: {path}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
     except _DAMAGE:
         raise UserError(
             f"{path} is not an experiment: give runs, folders of runs, or the experiment-NAME.json "
@@ -189,13 +197,15 @@ def _runs_of_experiment(path: Path) -> Iterator[Source]:
         ) from None
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Location) -> Run:
     """The run in a folder, also while it goes on; raises DamagedRunError. Nothing is written."""
     try:
         record = json.loads((path / "config.json").read_bytes())
-        lines = (path / "journal.jsonl").read_bytes().split(b"\n")
+        files = list(read_journal(path))
     except OSError as error:
-        raise DamagedRunError(f"{error.filename}: {error.strerror}") from None
+        raise DamagedRunError(f"{error.filename or path}: {reason(error)}") from None
+    except UserError as error:
+        raise DamagedRunError(str(error)) from None
     except ValueError:
         raise DamagedRunError("config.json is damaged") from None
     try:
@@ -211,17 +221,17 @@ def read_run(path: Path) -> Run:
     trials: list[dict[str, Any]] = []
     outcomes: dict[int, dict[str, Any]] = {}
     rounds: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], start=1):  # the last one is empty, or torn
-        try:
-            event = json.loads(line)
-            if event["event"] == "proposed":
-                trials += event.pop("trials")
-                rounds.append({key: event[key] for key in ("seconds", "diagnostics")})
-            else:
-                trial = trials[event["trial"]]
-                outcomes[trial["trial"]] = event.pop("metrics") | event
-        except _DAMAGE:
-            raise DamagedRunError(f"journal.jsonl, line {number} is damaged") from None
+    for file, events in files:
+        for number, event in enumerate(events, start=1):
+            try:
+                if event["event"] == "proposed":
+                    trials += event.pop("trials")
+                    rounds.append({key: event[key] for key in ("seconds", "diagnostics")})
+                else:
+                    trial = trials[event["trial"]]
+                    outcomes.setdefault(trial["trial"], event.pop("metrics") | event)
+            except _DAMAGE:
+                raise DamagedRunError(f"{file}, line {number} is damaged") from None
     count = next((i for i in range(len(trials)) if i not in outcomes), len(trials))
     try:
         rows = [{**trials[i], **outcomes[i]} for i in range(count)]
@@ -251,18 +261,18 @@ def read_run(path: Path) -> Run:
 class Skipped(NamedTuple):
     """A run that is not in the report, and why."""
 
-    path: Path
+    path: Location
     reason: str
 
 
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
     """What can be read, with its group, and what cannot; raises UserError where nothing can."""
     runs, skipped = [], []
-    known: dict[Path, Run] = {}
+    known: dict[Location, Run] = {}
     for source in sources:
         try:
             if source.path not in known:
-                begun = source.record is None or (source.path / "journal.jsonl").exists()
+                begun = source.record is None or (source.path / "config.json").exists()
                 known[source.path] = read_run(source.path) if begun else _not_begun(source)
             runs.append((source.group, known[source.path]))
         except DamagedRunError as error:

@@ -16,6 +16,7 @@ from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from orchestrator.earlier import EarlierRun, from_command_line
+from orchestrator.location import OptionalPathOrURI
 from orchestrator.methods import (
     DEFAULT,
     METHODS,
@@ -108,7 +109,7 @@ class RunConfig:
         look-up table (JSON; KEY is the resolution) or measured networks (parquet; KEY is the
         column).
     prior
-        Folder of an earlier run in the same space, on whatever data set or objective; may be
+        Folder or URI of an earlier run in the same space, on whatever data set or objective; may be
         repeated. The surrogate learns how much it tells about this one. Its evaluations are not
         counted.
     budget
@@ -283,8 +284,9 @@ class Runtime:
     Parameters
     ----------
     out
-        Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it
-        is not gp. Repeating a command continues its run.
+        Folder of the run, or a URI such as s3://bucket/folder (docs/store.md); by default
+        runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it is not gp. Repeating a command
+        continues its run.
     executor
         Generate in a Ray actor and evaluate in Ray tasks, or everything in this process.
     address
@@ -310,7 +312,7 @@ class Runtime:
         How often an evaluation is tried again after an error or a lost worker.
     """
 
-    out: Path | None = None
+    out: OptionalPathOrURI = None
     executor: Literal["ray", "local"] = "ray"
     address: str | None = None
     workers: WholeNumber | None = None

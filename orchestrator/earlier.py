@@ -1,12 +1,10 @@
 """Earlier runs that a search learns from: `--prior RUN`."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,9 @@ from nag.cli import UserError
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
 from orchestrator.comparison import DamagedRunError, read_run
+from orchestrator.journal import unused
+from orchestrator.lease import InUseError
+from orchestrator.location import Location, locate, reason
 
 _MIN_TRIALS = 2  # below this there is nothing to fit
 
@@ -28,7 +29,7 @@ class EarlierRun:
     archs, values: its n successful trials in their order, as published strings and fractions.
     """
 
-    path: Path = field(compare=False)
+    path: Location = field(compare=False)
     space: str
     task: str
     archs: tuple[str, ...]
@@ -50,20 +51,16 @@ class EarlierRun:
         return Observations(archs, np.array(self.values))
 
 
-def read_earlier_run(path: Path) -> EarlierRun:
+def read_earlier_run(path: Location) -> EarlierRun:
     """The run in a folder, which is not changed; raises UserError for one that is of no use."""
     try:
-        with (path / "journal.jsonl").open("rb") as journal:
-            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with unused(path):
             run = read_run(path)
-    except BlockingIOError:
-        raise UserError(
-            f"{path} is in use by another process: what it holds would change"
-        ) from None
+    except InUseError as error:
+        raise InUseError(f"{error}: what it holds would change") from None
     except (DamagedRunError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path} is not a run ({reason}): give the --out of an earlier run"
+            f"{path} is not a run ({reason(error)}): give the --out of an earlier run"
         ) from None
     values = run.columns["value"]
     known = np.isfinite(values)
@@ -80,4 +77,4 @@ def read_earlier_run(path: Path) -> EarlierRun:
 def from_command_line(type_: Any, tokens: Sequence[Token]) -> tuple[EarlierRun, ...]:
     """Converter of cyclopts: one run for each time that the option is given."""
     del type_
-    return tuple(read_earlier_run(Path(token.value)) for token in tokens)
+    return tuple(read_earlier_run(locate(token.value)) for token in tokens)

@@ -16,7 +16,7 @@ from orchestrator.config import Runtime
 from orchestrator.experiment_file import Data, Experiment, read_experiment
 from orchestrator.experiment_jobs import Job, Place, Result, check, execute
 from orchestrator.experiment_view import Board, Heartbeat, Watch
-from orchestrator.store import provenance, write_json
+from orchestrator.record import provenance, write_json
 
 SCHEMA = 1
 

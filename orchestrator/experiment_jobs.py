@@ -27,7 +27,8 @@ from orchestrator.build import build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import Observer, run_study
 from orchestrator.methods import METHODS
-from orchestrator.store import RunStore, provenance, write_json
+from orchestrator.record import provenance, write_json
+from orchestrator.store import RunStore
 from trainers.base import FULL_EPOCHS
 from trainers.constraints import parse_constraint
 

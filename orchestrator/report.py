@@ -51,6 +51,7 @@ from orchestrator.comparison_tables import (
     win_tie_loss_table,
 )
 from orchestrator.figures import standalone
+from orchestrator.location import PathOrURI, without_secrets
 from orchestrator.statistics import Numbers, pointwise_interval
 
 app = command_line("python -m orchestrator.report")
@@ -77,7 +78,7 @@ def _marks(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
 
 @app.default
 def main(
-    *runs: Path,
+    *runs: PathOrURI,
     out: Path,
     marks: Annotated[tuple[int, ...], Parameter(converter=_marks, n_tokens=1), _REPEATED] = (),
     horizon: WholeNumber | None = None,
@@ -109,7 +110,7 @@ def main(
     Parameters
     ----------
     runs
-        Folders of runs, searched for config.json and journal.jsonl, or an experiment-NAME.json,
+        Folders or URIs of runs, searched for config.json and a journal, or an experiment-NAME.json,
         whose panels are kept and whose missing runs are called "not run".
     out
         Folder of the report.
@@ -211,7 +212,7 @@ def write_comparison(
     packages = ("diffusionnag-bo", "numpy", "scipy", "matplotlib", "pandas")
     versions = {"python": platform.python_version()}
     versions |= {package: package_version(package) for package in packages}
-    command = shlex.join(["python", *sys.orig_argv[1:]])
+    command = shlex.join(["python", *map(without_secrets, sys.orig_argv[1:])])
     record = manifest(summaries, settings, skipped, command, versions)
     write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
     environment = Environment(

@@ -12,8 +12,9 @@ from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.loop import run_study
+from orchestrator.record import check_same_run
 from orchestrator.run_report import write_report
-from orchestrator.store import RunStore, check_same_run
+from orchestrator.store import RunStore
 from orchestrator.trial import Executor
 from orchestrator.view import View, print_result
 

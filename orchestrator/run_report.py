@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from nag.cli import UserError
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.comparison_checklist import WHAT_VALUES_ARE, Answer, run_checklist
 from orchestrator.drawing import draw, legend
@@ -22,6 +22,7 @@ from orchestrator.figures import (
     draw_progress,
     draw_seconds,
 )
+from orchestrator.location import Location, reason, write_whole
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
 from orchestrator.view import QUANTITIES, Quantity
@@ -104,13 +105,14 @@ def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> N
     return order[values[order] > best_below]
 
 
-def write_report(store: RunStore) -> Path:
-    """Write OUT/report.html, aside and then into place; equal stores give equal reports."""
+def write_report(store: RunStore) -> Location:
+    """Write OUT/report.html whole; equal stores give equal reports. Raises UserError."""
     path = store.out / "report.html"
-    record = json.loads((store.out / "config.json").read_text())
-    aside = path.with_suffix(".html.tmp")
-    aside.write_text(_render(store, record), encoding="utf-8")
-    aside.replace(path)
+    try:
+        record = json.loads((store.out / "config.json").read_bytes())
+        write_whole(path, _render(store, record).encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
     return path
 
 

@@ -4,37 +4,38 @@
     OUT/journal.jsonl   one line per event: a batch proposed, a trial finished
     OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
+OUT is a folder or a URI; where files cannot be appended to, the journal is a folder of them.
 A batch is journalled before it runs and an outcome as soon as it is known, so whatever is killed
-when, the next process finds the trials still to run. A line torn by a crash is dropped. A line is
-fsynced when what it tells took longer to find than an fsync: should the machine itself go down,
-the last few trials that cost next to nothing may have to be run again.
+when, the next process finds the trials still to run. How much of a journal a crash can cost, its
+two kinds say: `LocalJournal`, `SegmentJournal`.
 """
 
-import fcntl
-import json
-import os
-import platform
-import shlex
+import errno
+import gc
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from bisect import bisect, bisect_left
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict
-from fnmatch import fnmatch
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from nag.cli import UserError, package_version
+from nag.cli import UserError
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.bayesopt import Suggestion
-from orchestrator.config import RunConfig, difference
-from orchestrator.trial import SCHEMA, Outcome, Trial
-from trainers.rows import percent, write_rows
+from orchestrator.config import RunConfig
+from orchestrator.events import Event
+from orchestrator.journal import open_journal
+from orchestrator.location import Location, reason, write_whole
+from orchestrator.record import check_same_run, run_record, write_json
+from orchestrator.trial import Outcome, Trial
+from trainers.base import FULL_EPOCHS
+from trainers.rows import percent, to_parquet
 
-_WORTH_AN_FSYNC = 0.02  # seconds
 COLUMNS = (
     "trial",
     "arch",
@@ -52,40 +53,51 @@ COLUMNS = (
 
 
 class RunStore:
-    """State of one run. Open it with `RunStore.open`, which also locks the directory."""
+    """State of one run. Open it with `RunStore.open`, which also locks it.
 
-    def __init__(self, out: Path, space: SearchSpace, seed: int) -> None:
+    What is asked for every round is kept up to date trial by trial: no round costs more because
+    there were many before, but for the copy that `observations` is.
+    """
+
+    def __init__(self, out: Location, space: SearchSpace, seed: int) -> None:
         self.out, self.space, self.seed = out, space, seed
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
-        self.spent = Fraction(0)  # evaluations of full fidelity that the outcomes have cost
-        self._journal = (out / "journal.jsonl").open("a+b")
+        self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
+        self._first: list[int] = []  # trial of each round
+        self._pending: dict[int, Trial] = {}
+        self._seen: dict[Architecture, None] = {}
+        self._full, self._low = Successes(), Successes()
+        self._epochs = 0  # that the outcomes have cost
+        self._num_saved = 0  # outcomes that outlive this process
+        self._journal = open_journal(out)
 
     @classmethod
     def open(
-        cls, out: Path, config: RunConfig, space: SearchSpace, command: Sequence[str] | None = None
+        cls,
+        out: Location,
+        config: RunConfig,
+        space: SearchSpace,
+        command: Sequence[str] | None = None,
     ) -> "RunStore":
         """Create the run or continue it; raises UserError when `out` holds another run.
 
         command: to be recorded; by default that of this process.
         """
+        check_same_run(out, config)
         try:
-            check_same_run(out, config)
-            out.mkdir(parents=True, exist_ok=True)
             store = cls(out, space, config.seed)
+            try:
+                check_same_run(out, config)  # nobody else can make it another one any more
+                with _no_garbage():
+                    store._replay()
+                write_json(out / "config.json", run_record(config, command or sys.orig_argv))
+            except BaseException:
+                store.close()
+                raise
         except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror}") from error
-        try:
-            fcntl.flock(store._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            store._replay()
-            write_json(out / "config.json", _record(config, command or sys.orig_argv))
-        except BlockingIOError:
-            store.close()
-            raise UserError(f"{out} is in use by another process") from None
-        except BaseException:
-            store.close()
-            raise
+            raise UserError(f"cannot write to {out}: {reason(error)}") from error
         return store
 
     @property
@@ -96,71 +108,52 @@ class RunStore:
     def next_iteration(self) -> int:
         return len(self.rounds)
 
+    @property
+    def spent(self) -> Fraction:
+        """Evaluations of full fidelity that the outcomes have cost."""
+        return Fraction(self._epochs, FULL_EPOCHS)
+
     def pending(self) -> list[Trial]:
         """Trials proposed but without an outcome, in order."""
-        return [trial for trial in self.trials if trial.trial not in self.outcomes]
+        return list(self._pending.values())
 
-    def seen(self) -> frozenset[Architecture]:
-        """Everything ever proposed, failed trials included."""
-        return frozenset(trial.arch for trial in self.trials)
+    def seen(self) -> Set[Architecture]:
+        """Everything ever proposed, failed trials included: a view, of what will be, too."""
+        return self._seen.keys()
 
     @property
     def first_open_round(self) -> int:
         """The first round with a trial that has no outcome; the next round where all have one."""
-        return min((trial.iteration for trial in self.pending()), default=self.next_iteration)
+        first = next(iter(self._pending.values()), None)
+        return self.next_iteration if first is None else first.iteration
 
     def observations(self, before: int | None = None) -> Observations:
         """The successful trials of full fidelity, of the rounds before `before` or of all.
 
         Ordered by trial number, whatever order they finished in.
         """
-        return self._observed(
-            trial
-            for trial in self.trials
-            if trial.epochs is None and (before is None or trial.iteration < before)
-        )
+        return self._full.between(0, self._end(before))
 
     def unknown(self, before: int | None = None) -> tuple[Architecture, ...]:
         """What was proposed besides: without an outcome, or of round `before` or later."""
-        return tuple(
-            trial.arch
-            for trial in self.trials
-            if trial.trial not in self.outcomes
-            or (before is not None and trial.iteration >= before)
-        )
+        end = self._end(before)
+        open_ends = [trial for trial in self._pending.values() if trial.trial < end]
+        return tuple(trial.arch for trial in open_ends + self.trials[end:])
 
-    def low_fidelity(self) -> Observations:
+    def low_fidelity(self, before: int | None = None) -> Observations:
         """The other successful trials, in the same order."""
-        return self._observed(trial for trial in self.trials if trial.epochs is not None)
+        return self._low.between(0, self._end(before))
 
-    def rung(self) -> Observations:
+    def rung(self, before: int | None = None) -> Observations:
         """Those of the last round, where that was one of low fidelity."""
-        last = len(self.rounds) - 1
-        return self._observed(
-            trial for trial in self.trials if trial.epochs is not None and trial.iteration == last
-        )
+        last = (len(self.rounds) if before is None else before) - 1
+        return self._low.between(self._end(last), self._end(before))
 
-    def _observed(self, trials: Iterable[Trial]) -> Observations:
-        pairs = [
-            (trial.arch, outcome.value)
-            for trial in trials
-            if (outcome := self.outcomes.get(trial.trial)) and outcome.value is not None
-        ]
-        return Observations(
-            tuple(arch for arch, _ in pairs), np.array([value for _, value in pairs], dtype=float)
-        )
-
-    @property
-    def best(self) -> tuple[Trial, float] | None:
-        """The best successful trial of full fidelity so far and its value; the first of equals."""
-        found = [
-            (trial, outcome.value)
-            for trial in self.trials
-            if trial.epochs is None
-            and (outcome := self.outcomes.get(trial.trial))
-            and outcome.value is not None
-        ]
-        return max(found, key=lambda pair: pair[1], default=None)
+    def _end(self, before: int | None) -> int:
+        """How many trials the rounds before one have, or all."""
+        if before is None or before >= len(self._first):
+            return len(self.trials)
+        return self._first[max(before, 0)] if self._first else 0
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
         """Turn a suggestion into trials, in the journal before this returns."""
@@ -198,9 +191,11 @@ class RunStore:
             self._append({"event": "finished", **asdict(outcome)}, worth=outcome.seconds)
 
     def compact(self) -> None:
-        """Rewrite trials.parquet from the journal, which is fsynced first."""
-        os.fsync(self._journal.fileno())
-        write_rows(self.rows(), COLUMNS, self.out / "trials.parquet")
+        """Save the journal, and rewrite trials.parquet from it."""
+        with self._writing():
+            self._journal.sync()
+            self._num_saved = self.num_finished
+            write_whole(self.out / "trials.parquet", to_parquet(self.rows(), COLUMNS))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
@@ -224,123 +219,106 @@ class RunStore:
         return rows
 
     def close(self) -> None:
-        self._journal.close()
+        with self._writing():
+            self._journal.close()
 
-    def _append(self, event: dict[str, Any], worth: float) -> None:
-        self._journal.write(json.dumps(event).encode() + b"\n")
-        self._journal.flush()
-        if worth > _WORTH_AN_FSYNC:
-            os.fsync(self._journal.fileno())
+    def _append(self, event: Event, worth: float) -> None:
+        with self._writing():
+            self._journal.append(event, worth)
         self._apply(event)
+        if self._journal.saved:
+            self._num_saved = self.num_finished
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A failure to write is the user's to mend: says what is saved, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            mend = "free some space" if full else "put that right"
+            raise UserError(
+                f"cannot write to {self.out}: {reason(error)}; {self._num_saved} trials are "
+                f"saved; {mend} and repeat the command"
+            ) from error
 
     def _replay(self) -> None:
         """Rebuild the state; a torn last line is dropped, damage elsewhere is a UserError."""
-        self._journal.seek(0)
-        lines = self._journal.readlines()
-        intact = 0
-        for number, line in enumerate(lines, start=1):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = None
-            if number == len(lines) and (event is None or not line.endswith(b"\n")):
-                break
-            try:
-                self._apply(event)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                journal = self.out / "journal.jsonl"
-                raise UserError(f"{journal}, line {number} is damaged") from None
-            intact += len(line)
-        self._journal.truncate(intact)
+        for file, events in self._journal.replay():
+            for number, event in enumerate(events, start=1):
+                try:
+                    self._apply(event)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise UserError(f"{file}, line {number} is damaged") from None
+        self._num_saved = self.num_finished
 
-    def _apply(self, event: dict[str, Any]) -> None:
+    def _apply(self, event: Any) -> None:
         match event.pop("event"):
             case "proposed":
-                trials = event.pop("trials")
-                self.trials += [
-                    Trial(**{**trial, "arch": self.space.from_str(trial["arch"])})
-                    for trial in trials
-                ]
+                found = event.pop("trials")
+                for trial in found:
+                    trial["arch"] = self.space.from_str(trial["arch"])
+                trials = [Trial(**trial) for trial in found]
+                self._first.append(len(self.trials))
+                self.trials += trials
+                self._pending.update((trial.trial, trial) for trial in trials)
+                self._seen.update((trial.arch, None) for trial in trials)
                 self.rounds.append(event)
             case "finished":
-                outcome = Outcome(**event)
-                if not 0 <= outcome.trial < len(self.trials):
-                    raise ValueError(f"trial {outcome.trial} was never proposed")
-                if outcome.trial not in self.outcomes:
-                    self.spent += self.trials[outcome.trial].cost
-                self.outcomes[outcome.trial] = outcome
+                self._finish(Outcome(**event))
             case other:
                 raise ValueError(f"unknown event {other!r}")
+
+    def _finish(self, outcome: Outcome) -> None:
+        if not 0 <= outcome.trial < len(self.trials):
+            raise ValueError(f"trial {outcome.trial} was never proposed")
+        if outcome.trial in self.outcomes:
+            return
+        self.outcomes[outcome.trial] = outcome
+        trial, value = self._pending.pop(outcome.trial), outcome.value
+        self._epochs += FULL_EPOCHS if trial.epochs is None else trial.epochs
+        if value is None:
+            return
+        (self._full if trial.epochs is None else self._low).add(trial, value)
+        if trial.epochs is None and (
+            self.best is None or (value, -trial.trial) > (self.best[1], -self.best[0].trial)
+        ):
+            self.best = trial, value
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Spare a long journal the search for garbage, of which reading it leaves none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Successes:
+    """Trials that have a value, ordered by number whatever order they finished in."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        self._archs: list[Architecture] = []
+        self._values = array("d")
+
+    def add(self, trial: Trial, value: float) -> None:
+        """At the end, or nearly: those of a round finish together."""
+        at = bisect(self._numbers, trial.trial)
+        self._numbers.insert(at, trial.trial)
+        self._archs.insert(at, trial.arch)
+        self._values.insert(at, value)
+
+    def between(self, start: int, end: int) -> Observations:
+        """Those of the trials start <= number < end."""
+        part = slice(bisect_left(self._numbers, start), bisect_left(self._numbers, end))
+        return Observations(tuple(self._archs[part]), np.array(self._values[part], dtype=float))
 
 
 def vars_of(record: Trial | Outcome) -> dict[str, Any]:
     """The fields of a record, without copying what they hold."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-def _record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "config": {**config.identity(), "budget": config.budget},
-        "hash": config.hash(),
-        **provenance(command),
-    }
-
-
-def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """What made a result: the command (its first word is some Python), versions, the machine."""
-    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
-    versions = {package: package_version(package) for package in packages}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    return {
-        "command": shlex.join(["python", *command[1:]]),
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": ", ".join([machine, *gpus]),
-    }
-
-
-def check_same_run(out: Path, config: RunConfig) -> None:
-    """Raise UserError unless `out` is free or holds a run of this configuration."""
-    record_file = out / "config.json"
-    if not record_file.exists():
-        if out.exists() and not (out.is_dir() and _is_empty(out)):
-            raise UserError(f"{out} exists and is not a run: choose another --out")
-        return
-    try:
-        text = record_file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {record_file}: {error.strerror}") from error
-    try:
-        record: Mapping[str, Any] = json.loads(text)
-        schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{record_file} is damaged: choose another --out") from None
-    if schema != SCHEMA:
-        raise UserError(f"{record_file} has schema {schema}, this version writes {SCHEMA}")
-    if digest != config.hash():
-        stored.pop("budget", None)
-        changes = difference(stored, config.identity()) or "its hash differs"
-        raise UserError(
-            f"{record_file.parent} holds a run of another configuration ({changes}): "
-            "choose another --out"
-        )
-
-
-def _is_empty(out: Path) -> bool:
-    """Nothing but what a run leaves that is killed while it starts."""
-    return all(
-        fnmatch(path.name, "config.json.*.tmp")
-        or (path.name == "journal.jsonl" and not path.stat().st_size)
-        for path in out.iterdir()
-    )
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Written aside and renamed, so that `path` is never half a file."""
-    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    with aside.open("w") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator.bayesopt import Suggestion
+from orchestrator.location import Location
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
 
@@ -104,7 +104,7 @@ def _best(store: RunStore) -> str:
 
 
 def print_result(
-    console: Console, store: RunStore, report: Path, constraints: Sequence[str] = ()
+    console: Console, store: RunStore, report: Location, constraints: Sequence[str] = ()
 ) -> None:
     """The best architecture, its numbers, and where the report is."""
     best = store.best

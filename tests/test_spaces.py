@@ -91,6 +91,33 @@ def test_text_round_trip(space, rng):
         assert space.from_str(f"  {text}\n") == arch
 
 
+@pytest.mark.parametrize("space", ALL.values(), ids=ALL)
+def test_operators_are_read_where_their_encoding_is_valid(space, rng):
+    """Of random operators and of architectures with an operator or two replaced."""
+    any_text = replace(space, render=json.dumps, parse=lambda text: tuple(json.loads(text)))
+    n, f = space.shape
+    rows = [list(arch.ops) for arch in space.sample(200, rng)]
+    for row in rows:
+        for node in rng.integers(n, size=rng.integers(3)):
+            row[node] = int(rng.integers(ABSENT, f))
+    rows += rng.integers(ABSENT, f, size=(50, n)).tolist()
+    valid = space.check(space.encode([Architecture(space.name, tuple(row)) for row in rows])) == 0
+    assert 0 < valid.sum() < len(rows)
+    for row, ok in zip(rows, valid.tolist(), strict=True):
+        assert _is_read(any_text, json.dumps(row)) == ok
+    for row in rows[:10]:
+        assert not _is_read(any_text, json.dumps(row[:-1]))
+        assert not _is_read(any_text, json.dumps([*row, 0]))
+
+
+def _is_read(space, text):
+    try:
+        space.from_str(text)
+    except InvalidArchitectureError:
+        return False
+    return True
+
+
 def test_an_architecture_is_its_own_identity(space, rng):
     archs = space.sample(300, rng)
     copies = [Architecture(arch.space, tuple(arch.ops)) for arch in archs]

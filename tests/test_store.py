@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,9 @@ from nag.spaces.toy import TOY
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.earlier import EarlierRun
-from orchestrator.store import COLUMNS, SCHEMA, RunStore, check_same_run
-from orchestrator.trial import Outcome
+from orchestrator.record import check_same_run
+from orchestrator.store import COLUMNS, RunStore
+from orchestrator.trial import SCHEMA, Outcome
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)
 INITIAL = ("aa/aa", "ab/c-", "c-/bb")
@@ -190,6 +192,56 @@ def test_observations_are_the_successes_in_the_order_of_trials(out, order):
     opened.close()
 
 
+def test_what_was_known_before_a_round(store):
+    """Without the outcomes of that round and of later ones, those that came early included."""
+    store.propose(suggestion("bb/bb"))
+    store.record(success(5, 0.875))
+    store.record(success(4, 0.375))
+    for opened in (store, reopen(store)):
+        known = [opened.observations(before=before).values.tolist() for before in range(5)]
+        assert known[:3] == [[], [0.5, 0.75], [0.5, 0.75, 0.625, 0.375]]
+        assert known[3] == known[4] == opened.observations().values.tolist()
+        assert known[3] == [0.5, 0.75, 0.625, 0.375, 0.875]
+        assert len(opened.low_fidelity(before=2)) == len(opened.rung(before=2)) == 0
+    opened.close()
+
+
+def test_low_fidelity_before_a_round(out):
+    store = RunStore.open(out, CONFIG, TOY)
+    store.propose(suggestion(INITIAL[0]))
+    for arch in INITIAL[1:]:
+        store.propose(replace(suggestion(arch), epochs=12))
+    store.propose(suggestion(SECOND[0]))
+    for trial, value in enumerate((0.5, 0.25, 0.75, 0.625)):
+        store.record(success(trial, value))
+    assert [store.low_fidelity(before=n).values.tolist() for n in (1, 2, 3)] == [
+        [],
+        [0.25],
+        [0.25, 0.75],
+    ]
+    assert [store.rung(before=n).values.tolist() for n in (0, 1, 2, 3, 4)] == [
+        [],
+        [],
+        [0.25],
+        [0.75],
+        [],
+    ]
+    assert store.rung().values.tolist() == []
+    assert store.observations().values.tolist() == [0.5, 0.625]
+    assert store.spent == 2 + Fraction(2 * 12, 200)
+    store.close()
+
+
+def test_what_was_seen_is_a_view(store):
+    """Not a copy, which would cost more with every round, and not to be changed."""
+    seen = store.seen()
+    before = len(seen)
+    store.propose(suggestion("bb/bb"))
+    assert len(seen) == before + 1
+    assert TOY.from_str("bb/bb") in seen
+    assert not hasattr(seen, "add")
+
+
 def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
     store = RunStore.open(out, CONFIG, TOY)
     store.propose(suggestion(*INITIAL))
@@ -207,7 +259,7 @@ def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
 
 def test_a_line_torn_anywhere_costs_that_line_only(store, tmp_path, monkeypatch):
     """Every state in which a kill can leave the last two events: a proposal and an outcome."""
-    monkeypatch.setattr("orchestrator.store.package_version", str)  # slow, and looked up 700 times
+    monkeypatch.setattr("orchestrator.record.package_version", str)  # slow, and looked up 700 times
     store.record(success(4, 0.375))
     store.propose(suggestion("bb/bb", strategy="guided"))
     store.record(success(5, 0.125))
@@ -595,6 +647,21 @@ def test_a_read_only_directory_cannot_be_written(folder, request):
     folder.chmod(0o555)
     request.getfixturevalue("unprivileged")
     assert refusal(folder / "run") == f"cannot write to {folder / 'run'}: Permission denied"
+
+
+def test_a_directory_that_may_no_longer_be_written(folder, request):
+    store = RunStore.open(folder / "run", CONFIG, TOY)
+    store.propose(suggestion(*INITIAL))
+    store.record(success(0, 0.5))
+    (folder / "run").chmod(0o555)
+    request.getfixturevalue("unprivileged")
+    with pytest.raises(UserError) as error:
+        store.compact()
+    assert str(error.value) == (
+        f"cannot write to {folder / 'run'}: Permission denied; 1 trials are saved; "
+        "put that right and repeat the command"
+    )
+    store.close()
 
 
 def test_a_closed_directory_cannot_be_written(folder, request):

@@ -21,17 +21,21 @@ def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:
-    """Write rows to parquet: `columns` first, then whatever else the rows hold.
+    """Write rows to parquet, aside and then renamed, so that `path` is never half a file."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_bytes(to_parquet(rows, columns))
+    aside.replace(path)
 
-    Written aside and renamed, so that `path` is never half a file.
-    """
+
+def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> bytes:
+    """A parquet file of rows: `columns` first, then whatever else the rows hold."""
     names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
     table = pa.table(
         {name: pa.array([row.get(name) for row in rows], _type(name)) for name in names}
     )
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, aside)
-    aside.replace(path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
 
 
 def _type(name: str) -> pa.DataType:

@@ -9,8 +9,9 @@ constant of the space: only V is ever generated.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, pairwise
+from operator import contains
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -261,15 +262,28 @@ class StagedSpace:
 
     def from_str(self, text: str) -> Architecture:
         ops = (self.parse or self._parse_names)(text.strip())
-        arch = Architecture(self.name, ops)
-        if len(ops) != self.shape[0] or int(self.check(self.encode([arch]))) != 0:
+        if not self._holds(ops):
             raise InvalidArchitectureError(f"{text!r} is not an architecture of {self.name}")
-        return arch
+        return Architecture(self.name, ops)
 
     def to_config(self, arch: Architecture) -> dict[str, Any]:
         if self.config is not None:
             return self.config(arch.ops)
         return {"stages": self._names(arch.ops)}
+
+    def _holds(self, ops: tuple[int, ...]) -> bool:
+        """Whether `check` accepts the encoding of operators (N,), without making one."""
+        if len(ops) != self.shape[0]:
+            return False
+        return all(_fits(self, s, ops[nodes]) for s, nodes in enumerate(self._nodes))
+
+    @cached_property
+    def _nodes(self) -> list[slice]:
+        """Of each stage."""
+        return [
+            slice(first, first + len(stage.choices))
+            for first, stage in zip(self._first_nodes(), self.stages, strict=True)
+        ]
 
     # Derived from `stages`, for spaces without functions of their own.
 
@@ -308,3 +322,12 @@ class StagedSpace:
             ops += [self.operators.index(name) for name in names]
             ops += [ABSENT] * (len(stage.choices) - len(names))
         return tuple(ops)
+
+
+@lru_cache(2**16)  # a stage has few contents, and they are asked for again and again
+def _fits(space: StagedSpace, stage: int, ops: tuple[int, ...]) -> bool:
+    """Whether operators are those of a stage."""
+    choices, depths = space.stages[stage].choices, space.stages[stage].depths
+    depth = len(ops) - ops.count(ABSENT)
+    present = ops[:depth]
+    return depth in depths and ABSENT not in present and all(map(contains, choices, present))

@@ -4,8 +4,8 @@ Node 4 * stage + position is a layer with kernel 3, 5 or 7 and expand ratio 3, 4
 a stage beyond its depth are absent (all-zero rows).
 """
 
-import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ EXPANDS = (3, 4, 6)
 DEPTHS = (2, 3, 4)
 NUM_STAGES, MAX_DEPTH = 5, 4
 LAYERS = tuple((k, e) for k in KERNELS for e in EXPANDS)  # operator index -> (kernel, expand)
+_TOKENS = {"0-0-0": (0, ABSENT)} | {  # of the published text -> depth of the stage, operator
+    f"{d}-{k}-{e}": (d, op) for d in DEPTHS for op, (k, e) in enumerate(LAYERS)
+}
 
 
 def depths(ops: Sequence[int]) -> list[int]:
@@ -67,24 +70,31 @@ def _parse(text: str) -> tuple[int, ...]:
             f"{text!r} is not a MobileNetV3 network: expected {NUM_STAGES * MAX_DEPTH} tokens "
             f"depth-kernel-expand joined by '_', found {len(tokens)}"
         )
-    stated, ops = [], []
-    for token in tokens:
-        match = re.fullmatch(r"([0-9])-([0-9])-([0-9])", token)
-        d, k, e = map(int, match.groups()) if match else (-1, -1, -1)
-        if (d, k, e) != (0, 0, 0) and (d not in DEPTHS or (k, e) not in LAYERS):
-            raise InvalidArchitectureError(
-                f"{token!r} in {text!r} is not a layer: expected 0-0-0, or depth-kernel-expand "
-                f"with depth in {DEPTHS}, kernel in {KERNELS}, expand in {EXPANDS}"
-            )
-        stated.append(d)
-        ops.append(ABSENT if d == 0 else LAYERS.index((k, e)))
-    for s, depth in enumerate(depths(ops)):
-        rows = stated[s * MAX_DEPTH : (s + 1) * MAX_DEPTH]
-        if rows != [depth] * depth + [0] * (MAX_DEPTH - depth):
-            raise InvalidArchitectureError(
-                f"stage {s + 1} of {text!r} is inconsistent: its stated depths are {rows}"
-            )
+    ops: list[int] = []
+    try:
+        for first in range(0, len(tokens), MAX_DEPTH):
+            ops += _parse_stage(tuple(tokens[first : first + MAX_DEPTH]))
+    except KeyError as error:
+        raise InvalidArchitectureError(
+            f"{error.args[0]!r} in {text!r} is not a layer: expected 0-0-0, or depth-kernel-expand "
+            f"with depth in {DEPTHS}, kernel in {KERNELS}, expand in {EXPANDS}"
+        ) from None
+    except ValueError as error:
+        stage = 1 + len(ops) // MAX_DEPTH
+        raise InvalidArchitectureError(
+            f"stage {stage} of {text!r} is inconsistent: {error}"
+        ) from None
     return tuple(ops)
+
+
+@cache
+def _parse_stage(tokens: tuple[str, ...]) -> tuple[int, ...]:
+    """Operators (4,) of a stage, one of 7,371; KeyError: no layer, ValueError: not a stage."""
+    stated, ops = zip(*(_TOKENS[token] for token in tokens), strict=True)
+    depth = sum(op != ABSENT for op in ops)
+    if list(stated) != [depth] * depth + [0] * (MAX_DEPTH - depth):
+        raise ValueError(f"its stated depths are {list(stated)}")
+    return ops
 
 
 def _numbers(x: Tensor) -> Tensor:

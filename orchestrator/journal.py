@@ -1,0 +1,78 @@
+"""The journal of a run: its events in order. Whoever has it open is the only one who writes.
+
+A folder has a file that is appended to, an object store has segments; nobody else needs to know.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.events import Event, Events, parse
+from orchestrator.lease import InUseError, refuse_if_held
+from orchestrator.local_journal import FILE, LocalJournal
+from orchestrator.location import URI, Location
+from orchestrator.segment_journal import LEASES, SegmentJournal, read_segments
+
+
+class Journal(Protocol):
+    """Open, and locked, from construction to `close`; whatever writes raises OSError or UserError.
+
+    An `append` that does has not happened, as far as the next one is concerned.
+    """
+
+    @property
+    def saved(self) -> bool:
+        """Whether all that was appended survives the end of this process."""
+        ...
+
+    def replay(self) -> Iterator[tuple[str, Events]]:
+        """File by file: its name, and its events, None for a damaged line. To be called once.
+
+        The rest of an event that was being appended when its process ended is removed.
+        """
+        ...
+
+    def append(self, event: Event, worth: float) -> None:
+        """Add an event that took `worth` seconds to find."""
+        ...
+
+    def sync(self) -> None:
+        """Save all that was appended."""
+        ...
+
+    def close(self) -> None:
+        """Save it, and let others have the journal."""
+        ...
+
+
+def open_journal(out: Location) -> Journal:
+    """That of the run in `out`, made where there is none; InUseError while another has it open."""
+    return LocalJournal(out) if isinstance(out, Path) else SegmentJournal(out)
+
+
+def read_journal(out: Location) -> Iterator[tuple[str, Events]]:
+    """What `replay` gives, also while another process has the journal; nothing is written."""
+    if isinstance(out, URI):
+        return read_segments(out)
+    data = (out / FILE).read_bytes()
+    events, intact = parse(data)
+    if intact < len(data) and data.endswith(b"\n"):
+        events.append(None)  # nothing that is being written
+    return iter([(FILE, events)])
+
+
+@contextmanager
+def unused(out: Location) -> Iterator[None]:
+    """Raise InUseError if another process has the journal open; in a folder none can until then."""
+    if isinstance(out, Path):
+        with (out / FILE).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUseError(f"{out} is in use by another process") from None
+            yield
+    else:
+        refuse_if_held(out / LEASES, out)
+        yield

@@ -1,0 +1,203 @@
+"""Where files are: a local path, or a name on a filesystem of pyarrow or fsspec.
+
+Both have the part of `pathlib.Path` that is used of a run: `/`, `name`, `exists`, `is_dir`,
+`iterdir`, `read_bytes`, `read_text`, `unlink`. What is written is written whole: `write_whole`.
+"""
+
+import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from cyclopts import Parameter, Token
+from pyarrow import fs as pafs
+
+from nag.cli import UserError
+
+_TORN = ("hdfs", "local", "subtree")  # filesystems on which a file can be seen half written
+_PROMPT = "allow_delayed_open=true"  # of S3: one request for a small file, not three
+
+
+@dataclass(frozen=True)
+class URI:
+    """A file or folder of a filesystem; it is that of its URI, which may hold secrets."""
+
+    filesystem: pafs.FileSystem = field(compare=False, repr=False)
+    uri: str = field(repr=False)  # of the first folder, as it was given
+    path: str
+    shown: str  # without secrets and options
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __truediv__(self, name: str) -> "URI":
+        return URI(
+            self.filesystem,
+            self.uri,
+            f"{self.path.rstrip('/')}/{name}",
+            f"{self.shown.rstrip('/')}/{name}",
+        )
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def parent(self) -> "URI":
+        path, shown = (text.rpartition("/")[0] for text in (self.path, self.shown))
+        return URI(self.filesystem, self.uri, path, shown)
+
+    def resolve(self) -> "URI":
+        return self
+
+    def exists(self) -> bool:
+        return self._type() != pafs.FileType.NotFound
+
+    def is_dir(self) -> bool:
+        return self._type() == pafs.FileType.Directory
+
+    def _type(self) -> pafs.FileType:
+        return self.filesystem.get_file_info(self.path).type
+
+    def iterdir(self) -> Iterator["URI"]:
+        """What is in a folder, in order of names; nothing where there is no folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        names = {info.base_name for info in self.filesystem.get_file_info(selector)}
+        return (self / name for name in sorted(names))
+
+    def walk(self) -> list[str]:
+        """Paths of all files below, relative to this."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        root = self.path.strip("/")
+        return sorted(
+            info.path.strip("/").removeprefix(root).strip("/") for info in found if info.is_file
+        )
+
+    def mkdir(self) -> None:
+        """With all above it; object stores have no folders and need none."""
+        if self.filesystem.type_name not in ("s3", "gcs"):
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as file:
+            return bytes(file.read())
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def unlink(self) -> None:
+        self.filesystem.delete_file(self.path)
+
+    def write(self, data: bytes) -> None:
+        """Replace the file; on an object store that is one request, all or nothing."""
+        aside = self.path
+        if self.filesystem.type_name in _TORN:
+            aside += f".{secrets.token_hex(4)}.tmp"
+        with self.filesystem.open_output_stream(aside) as file:
+            file.write(data)
+        if aside != self.path:
+            self.filesystem.move(aside, self.path)
+
+    def create(self, data: bytes) -> bool | None:
+        """Write a new file; False where there is one already, whoever is quicker.
+
+        None, and nothing is written, where the filesystem cannot do both at once: pyarrow's own
+        cannot.
+        """
+        handler = getattr(self.filesystem, "handler", None)
+        if not isinstance(handler, pafs.FSSpecHandler):
+            return None
+        try:
+            handler.fs.pipe_file(self.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except (TypeError, ValueError, NotImplementedError):
+            return None
+        return True
+
+
+Location: TypeAlias = Path | URI
+
+
+def locate(text: str) -> Location:
+    """The location that a path or URI names; raises UserError for what is neither."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Path(text)
+    options = "" if scheme != "s3" or "allow_delayed_open" in text else _PROMPT
+    joint = "" if not options else "&" if "?" in text else "?"
+    try:
+        filesystem, path = _filesystem(text + joint + options)
+        if not path.strip("/"):
+            raise ValueError("it names no folder")
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{without_secrets(text)}: {reason(error)}: allowed are paths, URIs with file, s3, gs, "
+            "abfs or hdfs, and those that an installed fsspec package knows"
+        ) from None
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return Path(path)
+    return URI(filesystem, text, path, without_secrets(text.partition("?")[0]).rstrip("/"))
+
+
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem" not in str(error):
+            raise
+    from fsspec.core import url_to_fs
+
+    filesystem, path = url_to_fs(uri)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _from_command_line(type_: Any, tokens: Sequence[Token]) -> Location:
+    del type_
+    return locate(tokens[0].value)
+
+
+_CONVERTED = Parameter(converter=_from_command_line, n_tokens=1, accepts_keys=False)
+PathOrURI = Annotated[Location, _CONVERTED]
+OptionalPathOrURI = Annotated[Location | None, _CONVERTED]
+
+
+def write_whole(location: Location, data: bytes) -> None:
+    """Write a file so that it is never half there, and stays; raises OSError."""
+    if isinstance(location, URI):
+        return location.write(data)
+    aside = location.with_name(f"{location.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(location)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).strip().splitlines()[0].rstrip(".:")
+
+
+def without_secrets(text: str) -> str:
+    """A text with URIs in it, without the keys and options that these have."""
+
+    def clean(match: re.Match[str]) -> str:
+        parts = urlsplit(match.group())
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    return re.sub(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+", clean, text)

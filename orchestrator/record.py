@@ -1,0 +1,87 @@
+"""What a run says of itself, config.json, and whose folder it is."""
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+
+from nag.cli import UserError, package_version
+from orchestrator.config import RunConfig, difference
+from orchestrator.local_journal import FILE
+from orchestrator.location import URI, Location, reason, without_secrets, write_whole
+from orchestrator.segment_journal import FOLDER, LEASES
+from orchestrator.trial import SCHEMA
+
+
+def run_record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of a run."""
+    return {
+        "schema": SCHEMA,
+        "config": {**config.identity(), "budget": config.budget},
+        "hash": config.hash(),
+        **provenance(command),
+    }
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What made a result: the command (its first word is some Python), versions, the machine.
+
+    The keys and options of URIs in the command are left out.
+    """
+    packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
+    versions = {package: package_version(package) for package in packages}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    return {
+        "command": shlex.join(["python", *map(without_secrets, command[1:])]),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": ", ".join([machine, *gpus]),
+    }
+
+
+def check_same_run(out: Location, config: RunConfig) -> None:
+    """Raise UserError unless `out` is free or holds a run of this configuration."""
+    record_file = out / "config.json"
+    try:
+        if not record_file.exists():
+            if out.exists() and not (out.is_dir() and _is_empty(out)):
+                raise UserError(f"{out} exists and is not a run: choose another --out")
+            return
+        text = record_file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {record_file}: {reason(error)}") from error
+    try:
+        record: Mapping[str, Any] = json.loads(text)
+        schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record_file} is damaged: choose another --out") from None
+    if schema != SCHEMA:
+        raise UserError(f"{record_file} has schema {schema}, this version writes {SCHEMA}")
+    if digest != config.hash():
+        stored.pop("budget", None)
+        changes = difference(stored, config.identity()) or "its hash differs"
+        raise UserError(
+            f"{out} holds a run of another configuration ({changes}): choose another --out"
+        )
+
+
+def _is_empty(out: Location) -> bool:
+    """Nothing but what a run leaves that is killed, or seen, while it starts."""
+    found: list[Location] = list(out.iterdir())
+    return any(path.name == "config.json" for path in found) or all(
+        fnmatch(path.name, "config.json.*.tmp")
+        or (path.name == FILE and not path.read_bytes())
+        or (isinstance(path, URI) and path.name == LEASES)
+        or (isinstance(path, URI) and path.name == FOLDER and not path.walk())
+        for path in found
+    )
+
+
+def write_json(location: Location, record: dict[str, Any]) -> None:
+    """Write a record whole; raises OSError."""
+    write_whole(location, (json.dumps(record, indent=1) + "\n").encode())
