@@ -271,7 +271,8 @@ class Runtime:
         Directory of the run; by default runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it
         is not gp. Repeating a command continues its run.
     executor
-        Evaluate and generate in Ray actors, or in this process.
+        Evaluate and generate in Ray actors (ray), evaluate in trials of Ray Tune (tune: its loggers
+        write to OUT/tune), or do all in this process (local).
     address
         Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
     workers
@@ -287,7 +288,7 @@ class Runtime:
     """
 
     out: Path | None = None
-    executor: Literal["ray", "local"] = "ray"
+    executor: Literal["ray", "tune", "local"] = "ray"
     address: str | None = None
     workers: WholeNumber | None = None
     device: str = "auto"
