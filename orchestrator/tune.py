@@ -100,6 +100,7 @@ class BOSearcher(Searcher):
         self._config, self._device = config.absolute(), device
         self._max_t, self._grace_period, self._time_attr = max_t, grace_period, time_attr
         self._trials: dict[str, _Trial] = {}  # in the order in which they were suggested
+        self._max_concurrent = math.inf
         rng = np.random.default_rng([config.seed, 0])
         # Building the optimizer here finds bad settings before a search begins.
         self._design = self._optimizer.initial(frozenset(), config.n_init, rng).archs
@@ -116,8 +117,18 @@ class BOSearcher(Searcher):
         """Without the optimizer, which any process can build again."""
         return {name: part for name, part in vars(self).items() if name != "_optimizer"}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        """Config of a new trial, or `Searcher.FINISHED` where no architecture is left."""
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """What ConcurrencyLimiter would do, but it hides the end of resumed trials from us."""
+        self._max_concurrent = max_concurrent
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Config of a new trial, or `Searcher.FINISHED` where no architecture is left.
+
+        None while as many trials run as may.
+        """
+        if sum(t.state == "running" for t in self._trials.values()) >= self._max_concurrent:
+            return None
         number, design = len(self._trials), self._design
         found = design[number:] or self._propose(number - len(design) + 1)
         if not found:
@@ -135,7 +146,7 @@ class BOSearcher(Searcher):
         )
         known = full if len(full) >= MIN_OBSERVATIONS else early
         predictor = optimizer.predictor
-        if isinstance(predictor, GaussianProcess) and set(known.archs) < set(early.archs):
+        if isinstance(predictor, GaussianProcess) and not set(early.archs) <= set(known.archs):
             of_early = predictor.fit(early, np.random.default_rng(0))
             predictor = replace(predictor, priors=(*predictor.priors, of_early))
         pending = tuple(t.arch for t in trials if t.state == "running")

@@ -23,7 +23,7 @@ from ray.tune.stopper import Stopper
 
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES
-from orchestrator.config import RunConfig, Runtime, wants_gpu
+from orchestrator.config import RunConfig, Runtime
 from orchestrator.ray_executor import ClusterError, _connect
 from orchestrator.trial import Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
@@ -38,8 +38,7 @@ class TuneExecutor:
     def __init__(
         self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
     ) -> None:
-        device = "cpu" if wants_gpu(runtime.device) else runtime.device
-        self.generator = DiffusionGenerator(config.generator(device))
+        self.generator = DiffusionGenerator(config.generator(runtime.device))
         dashboard = _connect(runtime)
         cpus = int(ray.cluster_resources().get("CPU", 0))
         self.num_workers = runtime.workers or max(1, min(config.batch_size, cpus))

@@ -212,9 +212,10 @@ def test_a_failed_trial_is_not_fitted_nor_pending_nor_proposed_again(fits, end):
     assert not fits.pending
 
 
-def test_a_failed_trial_that_is_resumed_counts(fits):
+@pytest.mark.parametrize("limit", [lambda found: found, lambda f: ConcurrencyLimiter(f, 9)])
+def test_a_failed_trial_that_is_resumed_counts(fits, limit):
     """`Tuner.restore(resume_errored=True)` runs it again under the same name."""
-    found = searcher(MUTATION)
+    found = limit(searcher(MUTATION))
     search(found, 5)
     arch = found.suggest("bad")["arch"]
     found.on_trial_complete("bad", error=True)
