@@ -40,8 +40,14 @@ class TuneExecutor:
     ) -> None:
         self.generator = DiffusionGenerator(config.generator(runtime.device))
         dashboard = _connect(runtime)
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        self.num_workers = runtime.workers or max(1, min(config.batch_size, cpus))
+        self._resources = _resources(ray.cluster_resources())
+        slots = int(min(ray.cluster_resources().get(name, 0) for name in self._resources))
+        self.num_workers = runtime.workers or max(1, min(config.batch_size, slots))
+        if self.num_workers > slots:
+            ray.shutdown()
+            raise ClusterError(
+                f"--workers {self.num_workers}: the cluster has room for {slots} evaluators"
+            )
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
             f"{self.num_workers} evaluator(s), dashboard {dashboard or 'off'}"
@@ -76,12 +82,12 @@ class TuneExecutor:
     def _fit(self) -> None:
         runtime = self._runtime
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        evaluation = tune.with_parameters(
-            _Evaluation, evaluator=self._evaluator, retries=runtime.retries
-        )
         try:
+            evaluation = tune.with_parameters(
+                _Evaluation, evaluator=self._evaluator, retries=runtime.retries
+            )
             tune.Tuner(
-                tune.with_resources(evaluation, _resources()),
+                tune.with_resources(evaluation, self._resources),
                 tune_config=tune.TuneConfig(
                     search_alg=self._queues,
                     num_samples=-1,
@@ -193,7 +199,6 @@ def _name(trial: Any) -> str:
     return f"trial-{trial.config['trial']}"
 
 
-def _resources() -> dict[str, Any]:
-    """Of an evaluation: as for the evaluators of docs/cluster.md."""
-    pinned = {"evaluator": 1} if "evaluator" in ray.cluster_resources() else {}
-    return {"cpu": 1, **pinned}
+def _resources(cluster: Mapping[str, float]) -> dict[str, float]:
+    """Of an evaluation: as of the evaluators in docs/cluster.md."""
+    return {"CPU": 1.0} | ({"evaluator": 1.0} if "evaluator" in cluster else {})
