@@ -163,6 +163,10 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
             return LocalExecutor(generator, evaluator, runtime.retries, runtime.timeout)
         evaluator()  # bad settings are found here, not in a worker
         DiffusionGenerator(config.generator("cpu" if wants_gpu(runtime.device) else runtime.device))
+        if runtime.executor == "tune":
+            from orchestrator.tune_executor import TuneExecutor
+
+            return TuneExecutor(config, runtime, evaluator)
         from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
 
         return RayExecutor(config, runtime, evaluator)

@@ -288,7 +288,8 @@ class Runtime:
         runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it is not gp. Repeating a command
         continues its run.
     executor
-        Generate in a Ray actor and evaluate in Ray tasks, or everything in this process.
+        Generate in a Ray actor and evaluate in Ray tasks (ray), evaluate in trials of Ray Tune
+        (tune: its loggers write to OUT/tune), or do all in this process (local).
     address
         Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
     workers
@@ -313,7 +314,9 @@ class Runtime:
     """
 
     out: OptionalPathOrURI = None
-    executor: Literal["ray", "local"] = "ray"
+    executor: Annotated[
+        Literal["ray", "tune", "local"], Parameter(name=("--executor", "--backend"))
+    ] = "ray"
     address: str | None = None
     workers: WholeNumber | None = None
     cpus_per_eval: float = 1.0

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -48,7 +49,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(config.threads)
-    executor = build_executor(config, runtime)
+    executor = build_executor(config, replace(runtime, out=out))
     try:
         with closing(RunStore.open(out, config, find_space(config.space))) as store:
             return _search(config, runtime, executor, store, console)

@@ -1,0 +1,220 @@
+"""An executor whose trials are those of Ray Tune: `run_bo --executor tune`.
+
+Tune asks its searcher for trials, an executor is given them: Tune works in a thread of its own, and
+two queues lie between. What is proposed, journalled and continued is what every other executor
+would have it. OUT/tune holds what Tune's loggers write of each trial; nothing is read from there.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output is never quite silent
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from nag.cli import UserError
+from nag.generator import DiffusionGenerator
+from nag.spaces import SPACES
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.ray_cluster import ClusterError, connect, evaluation_request, room
+from orchestrator.ray_executor import in_flight
+from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
+from trainers.base import Evaluator
+
+_HEARTBEAT_SECONDS = 1.0
+_CLOSE_SECONDS = 30.0  # for Tune to end when it is told to
+
+
+class TuneExecutor:
+    """Starts or joins a cluster and runs trials on it by Tune. Raises ClusterError at start."""
+
+    def __init__(
+        self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
+    ) -> None:
+        if not isinstance(runtime.out, Path):
+            raise UserError("--executor tune writes to a folder: --out must not be a URI")
+        self.generator = DiffusionGenerator(config.generator(runtime.device))
+        dashboard = connect(runtime)
+        self._resources = evaluation_request(ray.cluster_resources(), runtime)
+        slots = room(self._resources)
+        self.num_workers = runtime.workers or max(1, min(config.batch_size, slots))
+        if config.schedule == "async":
+            self.num_workers = runtime.workers or slots
+        if not 0 < self.num_workers <= slots:
+            ray.shutdown()
+            raise ClusterError(
+                f"--workers {self.num_workers}: the cluster has room for {slots} evaluators"
+            )
+        self._asynchronous = config.schedule == "async"
+        self.description = (
+            f"on Ray Tune, generator on {self.generator.device} in this process, "
+            f"{self.num_workers} evaluator(s), dashboard {dashboard or 'off'}"
+        )
+        self._runtime, self._evaluator, self._out = runtime, evaluator, runtime.out.resolve()
+        self._queues = _Queues(config.space)
+        self._error: Exception | None = None  # that ended Tune
+        self._tune = Thread(target=self._fit, daemon=True)
+
+    def run(self, ask: Ask) -> Iterator[Outcome]:
+        """Raises ClusterError when Tune has ended before the trials, or no evaluator starts."""
+        if not self._tune.ident:  # not before the store of the run has taken its folder
+            self._tune.start()
+        limit = in_flight(self.num_workers) if self._asynchronous else sys.maxsize
+        running = 0
+        while True:
+            for trial in ask(limit - running):
+                self._queues.waiting.put(trial)
+                running += 1
+            if not running:
+                return
+            yield self._next()
+            running -= 1
+
+    def _next(self) -> Outcome:
+        while True:
+            try:
+                found = self._queues.outcomes.get(timeout=_HEARTBEAT_SECONDS)
+            except Empty:
+                if not self._tune.is_alive():
+                    reason = " ".join(str(self._error).split())[-500:]
+                    raise ClusterError(f"Ray Tune has ended: {reason}") from self._error
+                continue
+            if isinstance(found, ClusterError):
+                raise found
+            return found
+
+    def _fit(self) -> None:
+        runtime = self._runtime
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        try:
+            evaluation = tune.with_parameters(
+                _Evaluation,
+                evaluator=self._evaluator,
+                retries=runtime.retries,
+                timeout=runtime.timeout,
+            )
+            tune.Tuner(
+                tune.with_resources(evaluation, self._resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=self._queues,
+                    num_samples=-1,
+                    max_concurrent_trials=self.num_workers,
+                    reuse_actors=True,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(self._out),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=runtime.retries),
+                    stop=_StopAll(self._queues),
+                    verbose=0,
+                ),
+            ).fit()
+        except Exception as error:
+            self._error = error
+
+    def close(self) -> None:
+        self._queues.closed.set()
+        self._queues.waiting.put(None)
+        if self._tune.ident:
+            self._tune.join(_CLOSE_SECONDS)
+        ray.shutdown()
+
+
+class _Evaluation(tune.Trainable):
+    """Holds one evaluator, which `reuse_actors` keeps from trial to trial."""
+
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        evaluator: Callable[[], Evaluator],
+        retries: int,
+        timeout: float | None,
+    ) -> None:
+        self._retries, self._timeout = retries, timeout
+        self._problem = None
+        try:
+            self._evaluator = evaluator()
+        except Exception as error:  # Tune would take it for a fault of the trial
+            self._problem = f"an evaluator could not start: {type(error).__name__}: {error}"
+
+    def step(self) -> dict[str, Any]:
+        if self._problem:
+            return {"outcome": ClusterError(self._problem), "done": True}
+        space = SPACES[self.config["space"]]
+        fields = {name: x for name, x in self.config.items() if name != "space"}
+        trial = Trial(**fields | {"arch": space.from_str(fields["arch"])})
+        outcome = evaluate_trial(self._evaluator, trial, self._retries, self._timeout)
+        value = {} if outcome.value is None else {"value": outcome.value}
+        return {**outcome.metrics, **value, "outcome": outcome, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+
+class _Queues(Searcher):
+    """Between the two threads: trials that wait for Tune, outcomes that wait for the run."""
+
+    def __init__(self, space: str) -> None:
+        super().__init__()
+        self._space = space
+        self.waiting: SimpleQueue[Trial | None] = SimpleQueue()  # None: there will be no more
+        self.outcomes: SimpleQueue[Outcome | ClusterError] = SimpleQueue()
+        self.closed = Event()
+        self._running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        try:  # Tune has nothing else to do while nothing runs, and would look again in a second
+            trial = self.waiting.get(block=not self._running)
+        except Empty:
+            return None
+        if trial is None:
+            return Searcher.FINISHED
+        self._running[trial_id] = trial
+        text = SPACES[self._space].to_str(trial.arch)
+        return {"space": self._space, **asdict(trial), "arch": text}
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        trial = self._running.pop(trial_id)
+        if self.closed.is_set():
+            return
+        lost = Outcome(trial.trial, "failed", error="the worker was lost")
+        self.outcomes.put(result["outcome"] if result and not error else lost)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store of the run is what it continues from."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        """Tune pickles it now and then: a copy is empty."""
+        return _Queues, (self._space,)
+
+
+class _StopAll(Stopper):
+    """Ends all trials when the executor is closed."""
+
+    def __init__(self, queues: _Queues) -> None:
+        self._queues = queues
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._queues.closed.is_set()
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']}"

@@ -1,0 +1,74 @@
+"""`run_bo --executor tune`: the trials of a local run, whatever happens to it."""
+
+import signal
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+pytest.importorskip("ray")
+
+from test_ray_faults import CONFIG, KILLS, KILLS_ONCE, RAISES, _Faulty, _no_table, _trials
+from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
+
+from orchestrator.config import Runtime
+from orchestrator.ray_cluster import ClusterError
+from orchestrator.tune_executor import TuneExecutor
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TUNE = [*SETTINGS, "--executor", "tune", "--auth", "disabled", "--no-dashboard"]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noqa: F811
+    """With Tune, or with another executor: where a run happens is no part of it."""
+    run = Run(tmp_path / "run", *TUNE, "--workers", "2")
+    run.wait_for(7)
+    run.process.send_signal(stop)
+    returncode, stdout, stderr = run.finish()
+    assert (returncode, stderr) == (code, "")
+    if stop == signal.SIGINT:
+        assert stdout.splitlines()[-1].startswith("interrupted: ")
+    else:
+        killed.append(run)
+    rest = TUNE if stop == signal.SIGKILL else LOCAL
+    code, stdout, stderr = Run(run.out, *rest).finish()
+    assert (code, stderr) == (0, "")
+    assert f"\ncontinuing {run.out}: " in stdout
+    assert found(run.out) == expected
+    logged = {path.parent.name for path in (run.out / "tune").glob("*/result.json")}
+    assert ("trial-15" if stop == signal.SIGKILL else "trial-0") in logged
+
+
+@pytest.fixture
+def executor_of(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def make(evaluator, out):
+        runtime = Runtime(auth="disabled", dashboard=False, workers=2, retries=1, out=out)
+        return closing(TuneExecutor(CONFIG, runtime, evaluator))
+
+    return make
+
+
+def test_an_evaluator_that_cannot_start_ends_the_run(executor_of, tmp_path):
+    with (
+        executor_of(_no_table, tmp_path) as executor,
+        pytest.raises(ClusterError, match=r"could not start: .*no such file: table\.parquet"),
+    ):
+        list(executor.run(_trials("aa/aa", "ab/aa")))
+
+
+def test_faults_are_outcomes(executor_of, tmp_path):
+    """Two evaluators, one retry: an exception, a worker that always dies, one that dies once."""
+    with executor_of(partial(_Faulty, tmp_path / "marker"), tmp_path) as executor:
+        for archs in (["aa/aa", KILLS_ONCE, RAISES], [KILLS, "ab/aa"]):
+            outcomes = sorted(executor.run(_trials(*archs)), key=lambda outcome: outcome.trial)
+            statuses = {arch: o.status for arch, o in zip(archs, outcomes, strict=True)}
+            assert statuses == {a: "failed" if a in (RAISES, KILLS) else "ok" for a in archs}
+            if RAISES in archs:
+                assert outcomes[2].error == "RuntimeError: the training diverged"
+                assert outcomes[2].attempts == 2
+            else:
+                assert outcomes[0].error == "the worker was lost"
