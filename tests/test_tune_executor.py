@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from test_ray_faults import CONFIG, KILLS, KILLS_ONCE, RAISES, _Faulty, _no_table, _trials
+from test_ray_faults import CONFIG, KILLS, KILLS_ONCE, RAISES, _Faulty, _no_table, _outcomes, _trials
 from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
 
 from orchestrator.config import Runtime
@@ -57,14 +57,14 @@ def test_an_evaluator_that_cannot_start_ends_the_run(executor_of, tmp_path):
         executor_of(_no_table, tmp_path) as executor,
         pytest.raises(ClusterError, match=r"could not start: .*no such file: table\.parquet"),
     ):
-        list(executor.run(_trials("aa/aa", "ab/aa")))
+        _outcomes(executor, _trials("aa/aa", "ab/aa"))
 
 
 def test_faults_are_outcomes(executor_of, tmp_path):
     """Two evaluators, one retry: an exception, a worker that always dies, one that dies once."""
     with executor_of(partial(_Faulty, tmp_path / "marker"), tmp_path) as executor:
         for archs in (["aa/aa", KILLS_ONCE, RAISES], [KILLS, "ab/aa"]):
-            outcomes = sorted(executor.run(_trials(*archs)), key=lambda outcome: outcome.trial)
+            outcomes = _outcomes(executor, _trials(*archs))
             statuses = {arch: o.status for arch, o in zip(archs, outcomes, strict=True)}
             assert statuses == {a: "failed" if a in (RAISES, KILLS) else "ok" for a in archs}
             if RAISES in archs:
