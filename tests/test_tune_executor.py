@@ -8,7 +8,16 @@ import pytest
 
 pytest.importorskip("ray")
 
-from test_ray_faults import CONFIG, KILLS, KILLS_ONCE, RAISES, _Faulty, _no_table, _outcomes, _trials
+from test_ray_faults import (
+    CONFIG,
+    KILLS,
+    KILLS_ONCE,
+    RAISES,
+    _Faulty,
+    _no_table,
+    _outcomes,
+    _trials,
+)
 from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
 
 from orchestrator.config import Runtime
