@@ -29,6 +29,7 @@ from trainers.constraints import parse_constraint
 
 _NUM_BEST = 5
 _NUM_FRONT = 10
+_RELOAD_SECONDS = 20
 _RATES = ("validity", "uniqueness", "novelty", "feasible")
 
 
@@ -104,17 +105,20 @@ def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> N
     return order[values[order] > best_below]
 
 
-def write_report(store: RunStore) -> Path:
-    """Write OUT/report.html, aside and then into place; equal stores give equal reports."""
+def write_report(store: RunStore, live: bool = False) -> Path:
+    """Write OUT/report.html, aside and then into place; equal stores give equal reports.
+
+    live: the run goes on, and the page reloads itself.
+    """
     path = store.out / "report.html"
     record = json.loads((store.out / "config.json").read_text())
     aside = path.with_suffix(".html.tmp")
-    aside.write_text(_render(store, record), encoding="utf-8")
+    aside.write_text(_render(store, record, live), encoding="utf-8")
     aside.replace(path)
     return path
 
 
-def _render(store: RunStore, record: Mapping[str, Any]) -> str:
+def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
     finished = [
         Finished(trial, store.outcomes[trial.trial])
         for trial in store.trials
@@ -132,6 +136,7 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
     return environment.get_template("run_report.html").render(
         record=record,
+        reload_seconds=_RELOAD_SECONDS if live else None,
         config=record["config"],
         what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
         evaluations=f"{float(store.spent):.10g}",

@@ -4,10 +4,10 @@
     OUT/journal.jsonl   one line per event: a batch proposed, a trial finished
     OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
-A batch is journalled before it runs and an outcome as soon as it is known, so whatever is killed
-when, the next process finds the trials still to run. A line torn by a crash is dropped. A line is
-fsynced when what it tells took longer to find than an fsync: should the machine itself go down,
-the last few trials that cost next to nothing may have to be run again.
+A batch is journalled before it runs and an outcome as soon as it is known, each with the time of
+day, so whatever is killed when, the next process finds the trials still to run. A line torn by a
+crash is dropped. A line is fsynced when what it tells took longer to find than an fsync: should the
+machine itself go down, the last few trials that cost next to nothing may have to be run again.
 """
 
 import fcntl
@@ -16,17 +16,19 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from nag.cli import UserError, package_version
+from nag.cli import UserError, find_space, package_version
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.bayesopt import Suggestion
@@ -52,15 +54,21 @@ COLUMNS = (
 
 
 class RunStore:
-    """State of one run. Open it with `RunStore.open`, which also locks the directory."""
+    """State of one run. Open it with `RunStore.open`, which also locks the directory.
 
-    def __init__(self, out: Path, space: SearchSpace, seed: int) -> None:
+    proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
+    epoch; None for what an older version journalled.
+    """
+
+    def __init__(self, out: Path, space: SearchSpace, seed: int, journal: IO[bytes]) -> None:
         self.out, self.space, self.seed = out, space, seed
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
         self.spent = Fraction(0)  # evaluations of full fidelity that the outcomes have cost
-        self._journal = (out / "journal.jsonl").open("a+b")
+        self.proposed_at: list[float | None] = []
+        self.finished_at: dict[int, float | None] = {}
+        self._journal = journal
 
     @classmethod
     def open(
@@ -73,12 +81,12 @@ class RunStore:
         try:
             check_same_run(out, config)
             out.mkdir(parents=True, exist_ok=True)
-            store = cls(out, space, config.seed)
+            store = cls(out, space, config.seed, (out / "journal.jsonl").open("a+b"))
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}") from error
         try:
             fcntl.flock(store._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            store._replay()
+            store._journal.truncate(store._replay())
             write_json(out / "config.json", _record(config, command or sys.orig_argv))
         except BlockingIOError:
             store.close()
@@ -86,6 +94,22 @@ class RunStore:
         except BaseException:
             store.close()
             raise
+        return store
+
+    @classmethod
+    def read(cls, out: Path) -> "RunStore":
+        """A run as it is now, also while another process goes on with it; raises UserError.
+
+        Nothing is locked or written.
+        """
+        config = read_record(out)["config"]
+        space = find_space(config["space"])
+        try:
+            journal = (out / "journal.jsonl").open("rb")
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        with closing(cls(out, space, config["seed"], journal)) as store:
+            store._replay()
         return store
 
     @property
@@ -227,14 +251,18 @@ class RunStore:
         self._journal.close()
 
     def _append(self, event: dict[str, Any], worth: float) -> None:
+        event["at"] = round(time.time(), 3)
         self._journal.write(json.dumps(event).encode() + b"\n")
         self._journal.flush()
         if worth > _WORTH_AN_FSYNC:
             os.fsync(self._journal.fileno())
         self._apply(event)
 
-    def _replay(self) -> None:
-        """Rebuild the state; a torn last line is dropped, damage elsewhere is a UserError."""
+    def _replay(self) -> int:
+        """Rebuild the state; returns how many bytes are intact.
+
+        A torn last line is not, damage elsewhere is a UserError.
+        """
         self._journal.seek(0)
         lines = self._journal.readlines()
         intact = 0
@@ -251,9 +279,10 @@ class RunStore:
                 journal = self.out / "journal.jsonl"
                 raise UserError(f"{journal}, line {number} is damaged") from None
             intact += len(line)
-        self._journal.truncate(intact)
+        return intact
 
     def _apply(self, event: dict[str, Any]) -> None:
+        at = event.pop("at", None)
         match event.pop("event"):
             case "proposed":
                 trials = event.pop("trials")
@@ -262,12 +291,14 @@ class RunStore:
                     for trial in trials
                 ]
                 self.rounds.append(event)
+                self.proposed_at.append(at)
             case "finished":
                 outcome = Outcome(**event)
                 if not 0 <= outcome.trial < len(self.trials):
                     raise ValueError(f"trial {outcome.trial} was never proposed")
                 if outcome.trial not in self.outcomes:
                     self.spent += self.trials[outcome.trial].cost
+                    self.finished_at[outcome.trial] = at
                 self.outcomes[outcome.trial] = outcome
             case other:
                 raise ValueError(f"unknown event {other!r}")
@@ -307,17 +338,8 @@ def check_same_run(out: Path, config: RunConfig) -> None:
         if out.exists() and not (out.is_dir() and _is_empty(out)):
             raise UserError(f"{out} exists and is not a run: choose another --out")
         return
-    try:
-        text = record_file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {record_file}: {error.strerror}") from error
-    try:
-        record: Mapping[str, Any] = json.loads(text)
-        schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{record_file} is damaged: choose another --out") from None
-    if schema != SCHEMA:
-        raise UserError(f"{record_file} has schema {schema}, this version writes {SCHEMA}")
+    record = read_record(out)
+    stored, digest = dict(record["config"]), record["hash"]
     if digest != config.hash():
         stored.pop("budget", None)
         changes = difference(stored, config.identity()) or "its hash differs"
@@ -325,6 +347,25 @@ def check_same_run(out: Path, config: RunConfig) -> None:
             f"{record_file.parent} holds a run of another configuration ({changes}): "
             "choose another --out"
         )
+
+
+def read_record(out: Path) -> Mapping[str, Any]:
+    """What config.json says of a run; raises UserError."""
+    path = out / "config.json"
+    try:
+        record: Mapping[str, Any] = json.loads(path.read_bytes())
+        schema = record["schema"]
+        if not (isinstance(record["config"], dict) and record["hash"]):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"no run in {out}: give the --out of a run") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: choose another folder") from None
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema}, this version writes {SCHEMA}")
+    return record
 
 
 def _is_empty(out: Path) -> bool:
