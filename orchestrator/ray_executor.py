@@ -134,6 +134,7 @@ class RayExecutor:
             ).remote(config.generator(device))
             device = _started("the generator", actor.ready.remote(), request)
             self.generator = RayGenerator(actor)
+            self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
             if is_own(runtime) and room(self._request()) < 1:
                 raise ClusterError(
@@ -144,11 +145,15 @@ class RayExecutor:
         except BaseException:
             ray.shutdown()
             raise
-        slots = room(self._request())
         self.description = (
-            f"on Ray, generator on {device}, room for {slots} evaluation(s) at a time, "
+            f"on Ray, generator on {device}, room for {self.slots} evaluation(s) at a time, "
             f"dashboard {dashboard or 'off'}"
         )
+
+    @property
+    def slots(self) -> int:
+        """How many evaluations the machines that are there now hold at a time."""
+        return min(self._runtime.workers or sys.maxsize, room(self._request()))
 
     def run(self, ask: Ask) -> Iterator[Outcome]:
         """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
