@@ -190,6 +190,8 @@ def rank_correlation(store: RunStore) -> float | None:
         and outcome.value is not None
     )
     pairs = np.array(list(islice(found, _WINDOW)), dtype=float).reshape(-1, 2)
+    if len(pairs) < 2:
+        return None
     tau = float(kendalltau(*pairs.T).statistic)
     return tau if isfinite(tau) else None
 
