@@ -31,7 +31,7 @@ from orchestrator.halving import SuccessiveHalving
 from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.trial import Executor
-from trainers.base import LOW_EPOCHS, Evaluator, Measurement, at_epochs
+from trainers.base import LOW_EPOCHS, BenchmarkEvaluator, Evaluator, Measurement, at_epochs
 from trainers.build import build_evaluator
 from trainers.constraints import build_constraints
 
@@ -174,10 +174,16 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
         raise UserError(str(error)) from error
 
 
-def build_observers(runtime: Runtime) -> tuple[Observer, ...]:
-    """Who is told of the progress, besides the person at the terminal."""
+def build_observers(
+    run: str, config: RunConfig, runtime: Runtime, executor: Executor
+) -> tuple[Observer, ...]:
+    """Who is told of the progress of a run of that name, besides the person at the terminal."""
     if runtime.executor == "local":
         return ()
+    from orchestrator.ray_executor import RayExecutor
     from orchestrator.ray_metrics import RayMetrics
 
-    return (RayMetrics(),)
+    assert isinstance(executor, RayExecutor)
+    evaluator = make_evaluator(config)
+    optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
+    return (RayMetrics(run, config, runtime, executor, optimum),)

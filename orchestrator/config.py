@@ -309,6 +309,8 @@ class Runtime:
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
         Start the Ray dashboard with a Ray of its own.
+    metrics_port
+        Port on which a Ray of its own offers its metrics to Prometheus; by default Ray chooses one.
     retries
         How often an evaluation is tried again after an error or a lost worker.
     """
@@ -326,6 +328,7 @@ class Runtime:
     generator_gpus: float = 1.0
     auth: Literal["token", "disabled"] | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
+    metrics_port: WholeNumber | None = None
     retries: WholeNumber = 2
 
     def __post_init__(self) -> None:
@@ -333,6 +336,8 @@ class Runtime:
             raise UserError("--workers must be at least 1")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
+        if self.metrics_port is not None and not 0 < self.metrics_port < 65536:
+            raise UserError("--metrics-port must be 1 to 65535")
         if not 0 < self.cpus_per_eval < math.inf:
             raise UserError("--cpus-per-eval must be more than 0")
         for name in ("gpus_per_eval", "generator_gpus"):

@@ -2,13 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Literal, Protocol
 
 import numpy as np
 
 from orchestrator.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.halving import SuccessiveHalving
+from orchestrator.pace import NowAndThen
 from orchestrator.store import RunStore
 from orchestrator.trial import Executor, Outcome, Trial
 
@@ -63,15 +63,12 @@ def run_study(
     Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i).
     """
     proposer = _Proposer(optimizer, store, plan, observers)
-    compact_at = perf_counter()
+    compact = NowAndThen(store.compact, _COMPACTION_SHARE)
     for outcome in executor.run(proposer.ask):
         store.record(outcome)
         for observer in observers:
             observer.finished(store, outcome)
-        if (started := perf_counter()) >= compact_at:
-            store.compact()
-            ended = perf_counter()
-            compact_at = ended + (ended - started) / _COMPACTION_SHARE
+        compact()
     store.compact()
 
 

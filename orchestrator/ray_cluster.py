@@ -44,7 +44,9 @@ def connect(runtime: Runtime) -> str | None:
             "include_dashboard": runtime.dashboard,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": _LOOPBACK,
+            "_metrics_export_port": runtime.metrics_port,
         }
+        _check_free(runtime.metrics_port)
     else:
         _check_reachable(str(address))
         options |= {"address": address}
@@ -117,6 +119,16 @@ def options_of(request: Mapping[str, float]) -> dict[str, Any]:
     named = {own[name]: amount for name, amount in request.items() if name in own}
     custom = {name: amount for name, amount in request.items() if name not in own}
     return {**named, "resources": custom} if custom else named
+
+
+def _check_free(port: int | None) -> None:
+    """Ray would go on without metrics where their port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, port or 0))
+        except OSError as error:
+            raise ClusterError(f"--metrics-port {port} cannot be used: {error.strerror}") from error
 
 
 def _check_reachable(address: str) -> None:

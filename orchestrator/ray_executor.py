@@ -129,17 +129,22 @@ class RayExecutor:
             ).remote(config.generator(device))
             device = _ready(actor, request)
             self.generator = RayGenerator(actor)
+            self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
             if is_own(runtime):
                 _check_room(self._request(), request)
         except BaseException:
             ray.shutdown()
             raise
-        slots = room(self._request())
         self.description = (
-            f"on Ray, generator on {device}, room for {slots} evaluation(s) at a time, "
+            f"on Ray, generator on {device}, room for {self.slots} evaluation(s) at a time, "
             f"dashboard {dashboard or 'off'}"
         )
+
+    @property
+    def slots(self) -> int:
+        """How many evaluations the machines that are there now hold at a time."""
+        return min(self._runtime.workers or sys.maxsize, room(self._request()))
 
     def run(self, ask: Ask) -> Iterator[Outcome]:
         """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.

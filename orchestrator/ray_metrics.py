@@ -1,38 +1,210 @@
-"""Progress of a run in Ray's metrics (Prometheus)."""
+"""Progress of a run in Ray's metrics, for Prometheus."""
 
+from collections.abc import Mapping
+from itertools import islice
+from math import isfinite
+from threading import Thread
+from time import perf_counter, sleep
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
 from ray.util.metrics import Counter, Gauge, Histogram
+from scipy.stats import kendalltau
 
 from orchestrator.bayesopt import Suggestion
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.ray_executor import RayExecutor
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 
+_WINDOW = 100  # trials that the rank correlation is of
+_AGAIN_SECONDS = 5.0  # Ray forgets a gauge that is not set for a while
+
+
+class _Metric(NamedTuple):
+    """What a metric is, and the label that tells its series apart."""
+
+    kind: type[Counter] | type[Gauge] | type[Histogram]
+    help: str
+    label: str | None = None
+
+
+METRICS: Mapping[str, _Metric] = MappingProxyType(
+    {
+        "nag_budget": _Metric(Gauge, "Evaluations that the run may spend"),
+        "nag_spent": _Metric(
+            Gauge, "Evaluations spent, those of low fidelity by their share of the epochs"
+        ),
+        "nag_best_value": _Metric(Gauge, "Best value so far, a fraction"),
+        "nag_regret": _Metric(
+            Gauge, "Largest value there is less the best so far, where a table knows it"
+        ),
+        "nag_evaluations": _Metric(Counter, "Finished evaluations", "status"),
+        "nag_evaluation_seconds": _Metric(Histogram, "Seconds of an evaluation"),
+        "nag_pending": _Metric(Gauge, "Trials proposed and without an outcome, running or queued"),
+        "nag_staleness": _Metric(
+            Gauge, "Trials whose outcome the last proposal did not have, though they were proposed"
+        ),
+        "nag_slots": _Metric(Gauge, "Evaluations and generations there is room for", "role"),
+        "nag_utilisation": _Metric(
+            Gauge, "Busy seconds / (slots x wall seconds) since the driver began", "role"
+        ),
+        "nag_phase_seconds": _Metric(
+            Counter,
+            "Seconds by phase: fit, propose, select, wait of the driver; generate, a part of "
+            "propose; evaluate, of all slots together",
+            "phase",
+        ),
+        "nag_cost_seconds": _Metric(
+            Counter,
+            "Seconds of evaluations times the CPUs and GPUs that each reserves, and of the "
+            "generator times its threads or its share of a GPU",
+            "resource",
+        ),
+        "nag_pool_validity": _Metric(Gauge, "Valid share of the samples of the last pool"),
+        "nag_pool_uniqueness": _Metric(
+            Gauge, "Distinct share of the valid samples of the last pool"
+        ),
+        "nag_guidance_scale": _Metric(Gauge, "Guidance scales of the last pool", "end"),
+        "nag_kendall_tau": _Metric(
+            Gauge, f"Rank correlation of predictions and outcomes, last {_WINDOW} trials"
+        ),
+    }
+)
+
 
 class RayMetrics:
-    """Progress of the run in Ray's metrics (Prometheus): an `Observer`."""
+    """Tells Ray how the run goes: an `Observer`. All metrics have the label `run`.
 
-    def __init__(self) -> None:
-        self._best = Gauge("nag_best_value", description="Best value found, as a fraction")
-        self._evaluations = Counter(
-            "nag_evaluations", description="Finished evaluations", tag_keys=("status",)
-        )
-        self._validity = Gauge("nag_pool_validity", description="Valid share of generated samples")
-        self._phase = Gauge(
-            "nag_phase_seconds", description="Seconds of the last round", tag_keys=("phase",)
-        )
-        self._evaluation = Histogram(
-            "nag_evaluation_seconds",
-            description="Seconds of an evaluation",
-            boundaries=[0.01, 0.1, 1, 10, 100, 1_000, 10_000],
-        )
+    optimum: the largest value there is, a fraction; None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: RunConfig,
+        runtime: Runtime,
+        executor: RayExecutor,
+        optimum: float | None,
+    ) -> None:
+        self._metrics: Mapping[str, Any] = {
+            name: _made(name, metric, run) for name, metric in METRICS.items()
+        }
+        self._executor, self._optimum = executor, optimum
+        generator_gpus = executor.generator_request.get("GPU", 0.0)
+        self._reserved = {
+            "evaluate": {"cpu": runtime.cpus_per_eval, "gpu": runtime.gpus_per_eval},
+            "generate": {
+                "cpu": 0.0 if generator_gpus else float(config.threads),
+                "gpu": generator_gpus,
+            },
+        }
+        self._busy = {"generate": 0.0, "evaluate": 0.0}
+        self._began = self._told = perf_counter()
+        self._capacity = 0.0  # slots x wall seconds
+        self._gauges: dict[tuple[str, str | None], float] = {}
+        self._set("nag_budget", config.budget)
+        Thread(target=self._keep, daemon=True).start()
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
+        found = suggestion.diagnostics
+        self._elapsed(worked=sum(suggestion.seconds.values()))
         for phase, seconds in suggestion.seconds.items():
-            self._phase.set(seconds, tags={"phase": phase})
-        if "validity" in suggestion.diagnostics:
-            self._validity.set(suggestion.diagnostics["validity"])
+            self._count("nag_phase_seconds", seconds, phase)
+        self._spend("generate", found.get("generator_seconds", 0.0))
+        for share in ("validity", "uniqueness"):
+            if share in found:
+                self._set(f"nag_pool_{share}", found[share])
+        for end in ("low", "high"):
+            if f"scale_{end}" in found:
+                self._set("nag_guidance_scale", found[f"scale_{end}"], end)
+        self._set("nag_staleness", found.get("pending", 0))
+        self._progress(store)
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
-        self._evaluations.inc(tags={"status": outcome.status})
-        self._evaluation.observe(outcome.seconds)
+        self._elapsed()
+        self._count("nag_evaluations", 1, outcome.status)
+        self._metrics["nag_evaluation_seconds"].observe(outcome.seconds)
+        self._spend("evaluate", outcome.seconds)
         if store.best is not None:
-            self._best.set(store.best[1])
+            self._set("nag_best_value", store.best[1])
+            if self._optimum is not None:
+                self._set("nag_regret", self._optimum - store.best[1])
+        tau = rank_correlation(store)
+        if tau is not None:
+            self._set("nag_kendall_tau", tau)
+        self._progress(store)
+
+    def _progress(self, store: RunStore) -> None:
+        self._set("nag_spent", float(store.spent))
+        self._set("nag_pending", len(store.trials) - store.num_finished)
+
+    def _elapsed(self, worked: float = 0.0) -> None:
+        """The driver has `worked` since it was here last, and waited for the rest of the time."""
+        now = perf_counter()
+        seconds, self._told = now - self._told, now
+        self._count("nag_phase_seconds", seconds - worked, "wait")
+        slots = self._executor.slots
+        self._set("nag_slots", slots, "evaluate")
+        self._set("nag_slots", 1, "generate")
+        self._capacity += slots * seconds
+
+    def _spend(self, role: str, seconds: float) -> None:
+        self._busy[role] += seconds
+        self._count("nag_phase_seconds", seconds, role)
+        for resource, amount in self._reserved[role].items():
+            self._count("nag_cost_seconds", seconds * amount, resource)
+        capacity = {"generate": self._told - self._began, "evaluate": self._capacity}
+        for name, available in capacity.items():
+            if available > 0:
+                self._set("nag_utilisation", self._busy[name] / available, name)
+
+    def _set(self, name: str, value: float, label: str | None = None) -> None:
+        self._gauges[name, label] = value
+        self._metrics[name].set(value, _tags(name, label))
+
+    def _keep(self) -> None:
+        """Set the gauges again and again, as long as there is a Ray."""
+        while ray.is_initialized():
+            for (name, label), value in list(self._gauges.items()):
+                self._metrics[name].set(value, _tags(name, label))
+            sleep(_AGAIN_SECONDS)
+
+    def _count(self, name: str, amount: float, label: str) -> None:
+        if amount > 0:
+            self._metrics[name].inc(amount, _tags(name, label))
+
+
+def rank_correlation(store: RunStore) -> float | None:
+    """Kendall's tau-b of predicted and observed value over the last trials that have both.
+
+    None where ranks mean nothing.
+    """
+    found = (
+        (trial.predicted_mean, outcome.value)
+        for trial in reversed(store.trials)
+        if trial.predicted_mean is not None
+        and (outcome := store.outcomes.get(trial.trial))
+        and outcome.value is not None
+    )
+    pairs = np.array(list(islice(found, _WINDOW)), dtype=float).reshape(-1, 2)
+    if len(pairs) < 2:
+        return None
+    tau = float(kendalltau(*pairs.T).statistic)
+    return tau if isfinite(tau) else None
+
+
+def _made(name: str, metric: _Metric, run: str) -> Counter | Gauge | Histogram:
+    labels = ("run",) if metric.label is None else ("run", metric.label)
+    more = {"boundaries": [0.01, 0.1, 1, 10, 100, 1_000, 10_000]}
+    options = more if metric.kind is Histogram else {}
+    made = metric.kind(name, description=metric.help, tag_keys=labels, **options)
+    made.set_default_tags({"run": run})
+    return made
+
+
+def _tags(name: str, value: str | None) -> dict[str, str]:
+    label = METRICS[name].label
+    return {label: value} if label and value else {}

@@ -46,28 +46,39 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 
 def check_same_run(out: Location, config: RunConfig) -> None:
     """Raise UserError unless `out` is free or holds a run of this configuration."""
-    record_file = out / "config.json"
     try:
-        if not record_file.exists():
+        if not (out / "config.json").exists():
             if out.exists() and not (out.is_dir() and _is_empty(out)):
                 raise UserError(f"{out} exists and is not a run: choose another --out")
             return
-        text = record_file.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {record_file}: {reason(error)}") from error
-    try:
-        record: Mapping[str, Any] = json.loads(text)
-        schema, stored, digest = record["schema"], dict(record["config"]), record["hash"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{record_file} is damaged: choose another --out") from None
-    if schema != SCHEMA:
-        raise UserError(f"{record_file} has schema {schema}, this version writes {SCHEMA}")
-    if digest != config.hash():
-        stored.pop("budget", None)
+        raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
+    record = read_record(out)
+    if record["hash"] != config.hash():
+        stored = {name: value for name, value in record["config"].items() if name != "budget"}
         changes = difference(stored, config.identity()) or "its hash differs"
         raise UserError(
             f"{out} holds a run of another configuration ({changes}): choose another --out"
         )
+
+
+def read_record(out: Location) -> Mapping[str, Any]:
+    """What config.json says of a run; raises UserError."""
+    file = out / "config.json"
+    try:
+        record: Mapping[str, Any] = json.loads(file.read_bytes())
+        schema = record["schema"]
+        if not (isinstance(record["config"], dict) and record["hash"]):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"no run in {out}: give the --out of a run") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: choose another --out") from None
+    if schema != SCHEMA:
+        raise UserError(f"{file} has schema {schema}, this version writes {SCHEMA}")
+    return record
 
 
 def _is_empty(out: Location) -> bool:

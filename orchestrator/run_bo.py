@@ -12,6 +12,7 @@ from rich.console import Console
 from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
 from orchestrator.config import RunConfig, Runtime
+from orchestrator.live_report import live_report
 from orchestrator.loop import run_study
 from orchestrator.record import check_same_run
 from orchestrator.run_report import write_report
@@ -73,13 +74,17 @@ def _search(
     optimizer = build_optimizer(config, executor.generator)
     view = View(console, config.budget)
     try:
-        with view.live(store):
+        with view.live(store), live_report(store) as report:
             run_study(
                 optimizer,
                 executor,
                 store,
                 plan_of(config),
-                observers=(view, *build_observers(runtime)),
+                observers=(
+                    view,
+                    report,
+                    *build_observers(store.out.resolve().name, config, runtime, executor),
+                ),
             )
     except KeyboardInterrupt:
         store.compact()

@@ -30,6 +30,7 @@ from trainers.constraints import parse_constraint
 
 _NUM_BEST = 5
 _NUM_FRONT = 10
+_RELOAD_SECONDS = 20
 _RATES = ("validity", "uniqueness", "novelty", "feasible")
 
 
@@ -105,18 +106,21 @@ def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> N
     return order[values[order] > best_below]
 
 
-def write_report(store: RunStore) -> Location:
-    """Write OUT/report.html whole; equal stores give equal reports. Raises UserError."""
+def write_report(store: RunStore, live: bool = False) -> Location:
+    """Write OUT/report.html whole; equal stores give equal reports. Raises UserError.
+
+    live: the run goes on, and the page reloads itself.
+    """
     path = store.out / "report.html"
     try:
         record = json.loads((store.out / "config.json").read_bytes())
-        write_whole(path, _render(store, record).encode())
+        write_whole(path, _render(store, record, live).encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     return path
 
 
-def _render(store: RunStore, record: Mapping[str, Any]) -> str:
+def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
     finished = [
         Finished(trial, store.outcomes[trial.trial])
         for trial in store.trials
@@ -134,6 +138,7 @@ def _render(store: RunStore, record: Mapping[str, Any]) -> str:
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
     return environment.get_template("run_report.html").render(
         record=record,
+        reload_seconds=_RELOAD_SECONDS if live else None,
         config=record["config"],
         what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
         evaluations=f"{float(store.spent):.10g}",

@@ -5,17 +5,18 @@
     OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
 OUT is a folder or a URI; where files cannot be appended to, the journal is a folder of them.
-A batch is journalled before it runs and an outcome as soon as it is known, so whatever is killed
-when, the next process finds the trials still to run. How much of a journal a crash can cost, its
-two kinds say: `LocalJournal`, `SegmentJournal`.
+A batch is journalled before it runs and an outcome as soon as it is known, each with the time of
+day, so whatever is killed when, the next process finds the trials still to run. How much of a
+journal a crash can cost, its two kinds say: `LocalJournal`, `SegmentJournal`.
 """
 
 import errno
 import gc
 import sys
+import time
 from array import array
 from bisect import bisect, bisect_left
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
@@ -23,15 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from nag.cli import UserError
+from nag.cli import UserError, find_space
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
-from orchestrator.events import Event
-from orchestrator.journal import open_journal
+from orchestrator.events import Event, Events
+from orchestrator.journal import Journal, open_journal, read_journal
 from orchestrator.location import Location, reason, write_whole
-from orchestrator.record import check_same_run, run_record, write_json
+from orchestrator.record import check_same_run, read_record, run_record, write_json
 from orchestrator.trial import Outcome, Trial
 from trainers.base import FULL_EPOCHS
 from trainers.rows import percent, to_parquet
@@ -57,21 +58,28 @@ class RunStore:
 
     What is asked for every round is kept up to date trial by trial: no round costs more because
     there were many before, but for the copy that `observations` is.
+
+    proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
+    epoch; None for what an older version journalled.
     """
 
-    def __init__(self, out: Location, space: SearchSpace, seed: int) -> None:
+    def __init__(
+        self, out: Location, space: SearchSpace, seed: int, journal: Journal | None
+    ) -> None:
         self.out, self.space, self.seed = out, space, seed
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
+        self.proposed_at: list[float | None] = []
+        self.finished_at: dict[int, float | None] = {}
         self._first: list[int] = []  # trial of each round
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
         self._full, self._low = Successes(), Successes()
         self._epochs = 0  # that the outcomes have cost
         self._num_saved = 0  # outcomes that outlive this process
-        self._journal = open_journal(out)
+        self._journal = journal  # None: to look at only
 
     @classmethod
     def open(
@@ -87,17 +95,31 @@ class RunStore:
         """
         check_same_run(out, config)
         try:
-            store = cls(out, space, config.seed)
+            journal = open_journal(out)
+            store = cls(out, space, config.seed, journal)
             try:
                 check_same_run(out, config)  # nobody else can make it another one any more
-                with _no_garbage():
-                    store._replay()
+                store._replay(journal.replay())
                 write_json(out / "config.json", run_record(config, command or sys.orig_argv))
             except BaseException:
                 store.close()
                 raise
         except OSError as error:
             raise UserError(f"cannot write to {out}: {reason(error)}") from error
+        return store
+
+    @classmethod
+    def read(cls, out: Location) -> "RunStore":
+        """A run as it is now, also while another process goes on with it; raises UserError.
+
+        Nothing is locked or written.
+        """
+        config = read_record(out)["config"]
+        store = cls(out, find_space(config["space"]), config["seed"], None)
+        try:
+            store._replay((str(out / file), events) for file, events in read_journal(out))
+        except OSError as error:
+            raise UserError(f"cannot read the journal of {out}: {reason(error)}") from error
         return store
 
     @property
@@ -192,8 +214,8 @@ class RunStore:
 
     def compact(self) -> None:
         """Save the journal, and rewrite trials.parquet from it."""
-        with self._writing():
-            self._journal.sync()
+        with self._writing() as journal:
+            journal.sync()
             self._num_saved = self.num_finished
             write_whole(self.out / "trials.parquet", to_parquet(self.rows(), COLUMNS))
 
@@ -219,21 +241,25 @@ class RunStore:
         return rows
 
     def close(self) -> None:
-        with self._writing():
-            self._journal.close()
+        if self._journal is not None:
+            with self._writing() as journal:
+                journal.close()
 
     def _append(self, event: Event, worth: float) -> None:
-        with self._writing():
-            self._journal.append(event, worth)
+        event["at"] = round(time.time(), 3)
+        with self._writing() as journal:
+            journal.append(event, worth)
         self._apply(event)
-        if self._journal.saved:
+        if journal.saved:
             self._num_saved = self.num_finished
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[Journal]:
         """A failure to write is the user's to mend: says what is saved, and what to do."""
+        if self._journal is None:
+            raise ValueError("this run was opened to be read, not to write to it")
         try:
-            yield
+            yield self._journal
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             mend = "free some space" if full else "put that right"
@@ -242,17 +268,19 @@ class RunStore:
                 f"saved; {mend} and repeat the command"
             ) from error
 
-    def _replay(self) -> None:
-        """Rebuild the state; a torn last line is dropped, damage elsewhere is a UserError."""
-        for file, events in self._journal.replay():
-            for number, event in enumerate(events, start=1):
-                try:
-                    self._apply(event)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise UserError(f"{file}, line {number} is damaged") from None
+    def _replay(self, files: Iterable[tuple[str, Events]]) -> None:
+        """Rebuild the state; damage is a UserError."""
+        with _no_garbage():
+            for file, events in files:
+                for number, event in enumerate(events, start=1):
+                    try:
+                        self._apply(event)
+                    except (ValueError, KeyError, TypeError, AttributeError):
+                        raise UserError(f"{file}, line {number} is damaged") from None
         self._num_saved = self.num_finished
 
     def _apply(self, event: Any) -> None:
+        at = event.pop("at", None)
         match event.pop("event"):
             case "proposed":
                 found = event.pop("trials")
@@ -264,17 +292,19 @@ class RunStore:
                 self._pending.update((trial.trial, trial) for trial in trials)
                 self._seen.update((trial.arch, None) for trial in trials)
                 self.rounds.append(event)
+                self.proposed_at.append(at)
             case "finished":
-                self._finish(Outcome(**event))
+                self._finish(Outcome(**event), at)
             case other:
                 raise ValueError(f"unknown event {other!r}")
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome, at: float | None) -> None:
         if not 0 <= outcome.trial < len(self.trials):
             raise ValueError(f"trial {outcome.trial} was never proposed")
         if outcome.trial in self.outcomes:
             return
         self.outcomes[outcome.trial] = outcome
+        self.finished_at[outcome.trial] = at
         trial, value = self._pending.pop(outcome.trial), outcome.value
         self._epochs += FULL_EPOCHS if trial.epochs is None else trial.epochs
         if value is None:

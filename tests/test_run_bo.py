@@ -673,6 +673,7 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"batch_size": 11}, "--pool-size 10 is smaller than --batch-size 11"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"retries": -1}, "--retries must not be negative"),
+        ({"metrics_port": 65536}, "--metrics-port must be 1 to 65535"),
         ({"seed": -1}, "--seed must not be negative"),
         ({"budget": "many"}, "many"),
         ({"seed": "1e400"}, "1e400"),

@@ -354,6 +354,51 @@ def test_a_line_that_is_no_event_is_named(store, line):
     assert sha256((store.out / "config.json").read_bytes()).hexdigest() == before
 
 
+# A look from outside
+
+
+def test_a_run_can_be_read_while_it_goes_on(store):
+    """Without its lock, and without dropping the line that is being written."""
+    with (store.out / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"event": "finis')
+    before = contents(store.out)
+    seen = RunStore.read(store.out)
+    assert state(seen) == state(store)
+    assert (seen.spent, seen.best) == (store.spent, store.best)
+    assert seen.pending() == store.pending() != []
+    assert contents(store.out) == before
+    with pytest.raises(ValueError, match="write"):
+        seen.record(success(4, 0.9))
+
+
+def test_what_was_journalled_when(store, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    store.record(success(4, 0.9))
+    store.propose(suggestion("bb/bb"))
+    seen = RunStore.read(store.out)
+    assert (seen.finished_at[4], seen.proposed_at[2]) == (1000.0, 1000.0)
+    assert min(seen.finished_at[0], seen.proposed_at[0]) > 1000.0
+    assert (seen.finished_at, seen.proposed_at) == (store.finished_at, store.proposed_at)
+
+
+def test_a_journal_of_an_older_version_has_no_times(store):
+    path = store.out / "journal.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(event.pop("at") for event in events)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    seen = RunStore.read(store.out)
+    assert state(seen) == state(store)
+    assert seen.proposed_at == [None, None]
+    assert set(seen.finished_at.values()) == {None}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "journal.jsonl"])
+def test_what_is_no_run_cannot_be_read(store, missing):
+    (store.out / missing).unlink()
+    with pytest.raises(UserError, match=str(store.out)):
+        RunStore.read(store.out)
+
+
 # trials.parquet
 
 

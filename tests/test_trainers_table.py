@@ -46,6 +46,15 @@ def test_percent_in_the_table_fraction_inside(table, cells):
     assert 0 < found.seconds < 1
 
 
+def test_the_optimum_is_the_largest_value_there_is(table):
+    for dataset, objective, value in (
+        ("cifar10", "valid", 0.5),
+        ("cifar10", "test", 0.61),
+        ("cifar100", "valid", 0.3),
+    ):
+        assert TableEvaluator(table, dataset, objective).optimum == pytest.approx(value)
+
+
 def test_test_objective_and_absent_optional_columns(table, cells):
     found = TableEvaluator(table, "cifar10", "test").evaluate(cells[1], seed=0)
     assert found.value == found.metrics["test"] == pytest.approx(0.61)

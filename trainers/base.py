@@ -46,6 +46,16 @@ class MultiFidelityEvaluator(Evaluator, Protocol):
         ...
 
 
+@runtime_checkable
+class BenchmarkEvaluator(Evaluator, Protocol):
+    """An evaluator that knows the best value there is."""
+
+    @property
+    def optimum(self) -> float:
+        """The largest value of any architecture."""
+        ...
+
+
 def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
     """`evaluator` with so many epochs; raises EvaluatorConfigError. None is the full fidelity."""
     if epochs is None:

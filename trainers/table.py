@@ -108,6 +108,11 @@ class TableEvaluator:
             self._shorter[epochs] = shorter
         return self._shorter[epochs]
 
+    @property
+    def optimum(self) -> float:
+        """The largest value in the table."""
+        return max(filter(math.isfinite, self._values)) / 100
+
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """Look `arch` up; `seed` does not matter, the table holds means over seeds."""
         start = time.perf_counter()

@@ -1,0 +1,167 @@
+"""How many workers can one driver keep busy? Real Ray tasks, and workers on a simulated clock.
+
+    python benchmarks/scale.py
+
+First what Ray itself costs: evaluations that do nothing, and evaluations that sleep, on a Ray of
+this machine with so many CPUs as there are workers. Then guided searches on MobileNetV3 with 1 to
+256 workers, whose evaluations take log-normal times of mean 60 s, on a simulated clock to which the
+real seconds of the driver (fit, generate, select, journal) are added. Utilisation is the share of
+the workers' time in which they evaluate, from when all have work until the last trial begins.
+"""
+
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from simulated import Duration, SimulatedWorkers, log_normal
+
+from nag.cli import UserError, command_line, run
+from nag.generator import DiffusionGenerator
+from nag.spaces import Architecture
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.build import build_optimizer, plan_of
+from orchestrator.config import RunConfig, Runtime
+from orchestrator.loop import run_study
+from orchestrator.store import RunStore
+from orchestrator.trial import Trial
+from trainers.base import Measurement
+from trainers.surrogate import SurrogateEvaluator
+
+RESULTS = Path(__file__).parent / "results"
+MEAN_SECONDS = 60.0
+
+app = command_line("python benchmarks/scale.py")
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """Sleeps for log-normal times (sigma 1) and says when it did."""
+
+    mean: float
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        started = time.time()
+        if self.mean:
+            z = np.random.default_rng(seed).standard_normal()
+            time.sleep(self.mean * float(np.exp(z - 0.5)))
+        return Measurement(0.5, {"started": started, "ended": time.time()})
+
+
+@app.default
+def main(
+    *,
+    workers: tuple[int, ...] = (1, 16, 64, 256),
+    real: tuple[int, ...] = (1, 4, 16),
+    per_worker: int = 8,
+    seconds: float = 4.0,
+) -> None:
+    """Measure and write benchmarks/results/scale.md.
+
+    Parameters
+    ----------
+    workers
+        Simulated workers.
+    real
+        Processes that sleep.
+    per_worker
+        Evaluations for each worker, 60 at least.
+    seconds
+        Mean sleep of a real evaluation.
+    """
+    if min(*workers, *real, per_worker) < 1 or seconds <= 0:
+        raise UserError("all numbers must be at least 1")
+    torch.set_num_threads(1)
+    machine = f"{platform.machine()}, torch {torch.__version__}, 1 thread"
+    lines = [f"`{' '.join(['python', *sys.argv])}`", "", f"{machine}.", ""]
+    lines += ["| Ray tasks | evaluations | ms per evaluation beyond sleep | utilisation, % |"]
+    lines += ["|---|---|---|---|", *_real(real, per_worker, seconds), ""]
+    lines += ["| workers | schedule | durations, sigma | evaluations | utilisation, % "]
+    lines[-1] += "| driver, % of the time | driver, s per evaluation |"
+    lines += ["|---|---|---|---|---|---|---|"]
+    for count in workers:
+        for row in _simulated(count, max(60, per_worker * count)):
+            lines.append(row)
+            sys.stderr.write(row + "\n")
+    text = "\n".join(lines)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scale.md").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[str]:
+    from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
+
+    config = RunConfig(score="exact")
+    for count in counts:
+        n = max(20, per_worker * count)
+        runtime = Runtime(workers=count, device="cpu", dashboard=False)
+        with closing(RayExecutor(config, runtime, partial(Asleep, 0.0))) as executor:
+            _evaluate(executor, 2 * count)  # workers start
+            started = time.perf_counter()
+            _evaluate(executor, 1000)
+            idle = 1000 * (time.perf_counter() - started) / 1000
+        with closing(RayExecutor(config, runtime, partial(Asleep, seconds))) as executor:
+            spans = _evaluate(executor, n)
+        starts = sorted(start for start, _ in spans)
+        first, last = starts[count - 1], starts[-1]
+        busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans)
+        use = 100 * busy / (count * (last - first))
+        yield f"| {count} | 1000 and {n} | {idle:.1f} | {use:.1f} |"
+
+
+def _evaluate(executor: object, n: int) -> list[tuple[float, float]]:
+    """(start, end) of n evaluations."""
+    archs = MOBILENETV3.sample(n, np.random.default_rng(0))
+    trials = iter([Trial(i, 0, arch, "initial", seed=i) for i, arch in enumerate(archs)])
+    outcomes = executor.run(lambda room: [*islice(trials, min(room, n))])  # type: ignore[attr-defined]
+    return [(o.metrics["started"], o.metrics["ended"]) for o in outcomes]
+
+
+def _simulated(workers: int, n: int) -> Iterator[str]:
+    settings: list[tuple[str, dict[str, object], float]] = [
+        ("async", {"schedule": "async"}, 1.0),
+        ("rounds, window 2", {"batch_size": workers, "window": 2}, 0.25),
+        ("rounds, window 2", {"batch_size": workers, "window": 2}, 1.0),
+        ("rounds", {"batch_size": workers}, 1.0),
+    ]
+    if workers == 1:
+        settings = [("rounds", {}, 1.0)]
+    for name, settings_of, sigma in settings:
+        pool = max(100, workers)
+        config = RunConfig(score="exact", budget=n, pool_size=pool, **settings_of)  # type: ignore[arg-type]
+        found = _search(config, workers, log_normal(MEAN_SECONDS, sigma))
+        yield (
+            f"| {workers} | {name} | {sigma:g} | {n} | {100 * found.utilisation():.1f} "
+            f"| {100 * found.driver / found.clock:.2f} | {found.driver / n:.3f} |"
+        )
+
+
+def _search(config: RunConfig, workers: int, duration: Duration) -> SimulatedWorkers:
+    generator = DiffusionGenerator(config.generator("cpu"))
+    executor = SimulatedWorkers(
+        generator,
+        SurrogateEvaluator(),
+        workers,
+        duration,
+        asynchronous=config.schedule == "async",
+        driver_works=True,
+    )
+    with (
+        tempfile.TemporaryDirectory() as out,
+        closing(RunStore.open(Path(out), config, MOBILENETV3)) as store,
+    ):
+        run_study(build_optimizer(config, generator), executor, store, plan_of(config))
+    return executor
+
+
+if __name__ == "__main__":
+    run(app)

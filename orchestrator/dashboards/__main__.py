@@ -1,0 +1,86 @@
+"""`python -m orchestrator.dashboards`: write what Prometheus and Grafana need to show runs."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nag.cli import UserError, command_line, run
+
+app = command_line("python -m orchestrator.dashboards")
+
+_SCRAPE_INTERVAL = "10s"  # as often as Ray reports
+_RAYS_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # kept by the last Ray started here
+
+
+@app.default
+def main(
+    *,
+    out: Path,
+    target: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    prometheus: str = "http://127.0.0.1:9090",
+) -> None:
+    """Write a Grafana dashboard of runs, and configurations with which it is shown.
+
+    The layout is that of Ray's own configuration, SESSION/metrics; what is there already is kept,
+    so that given this folder the dashboard appears among Ray's.
+
+    Parameters
+    ----------
+    out
+        Folder to write to.
+    target
+        HOST:PORT with metrics, for instance 127.0.0.1 and the --metrics-port of a run; may be
+        repeated. By default all machines of the last cluster whose head was started here.
+    prometheus
+        Address of Prometheus, for Grafana.
+    """
+    for one in target:
+        if not one.rpartition(":")[0] or not one.rpartition(":")[2].isdigit():
+            raise UserError(f"--target {one!r} must be HOST:PORT")
+    console = Console(highlight=False, markup=False, emoji=False)
+    grafana = out.resolve() / "grafana"
+    dashboards, provisioning = grafana / "dashboards", grafana / "provisioning"
+    for path, content in {
+        out / "prometheus" / "prometheus.yml": _prometheus(target),
+        provisioning / "datasources" / "default.yml": _datasources(prometheus),
+        provisioning / "dashboards" / "default.yml": _providers(dashboards),
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            console.print(f"kept {path}", soft_wrap=True)
+        else:
+            path.write_text(json.dumps(content, indent=1) + "\n")  # JSON is YAML
+            console.print(f"wrote {path}", soft_wrap=True)
+    dashboards.mkdir(exist_ok=True)
+    (dashboards / "nag.json").write_bytes(files(__package__).joinpath("nag.json").read_bytes())
+    console.print(f"wrote {dashboards / 'nag.json'}", soft_wrap=True)
+
+
+def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:
+    where = (
+        {"static_configs": [{"targets": list(targets)}]}
+        if targets
+        else {"file_sd_configs": [{"files": [_RAYS_TARGETS]}]}
+    )
+    return {
+        "global": {"scrape_interval": _SCRAPE_INTERVAL},
+        "scrape_configs": [{"job_name": "ray", **where}],
+    }
+
+
+def _datasources(url: str) -> dict[str, Any]:
+    source = {"name": "Prometheus", "type": "prometheus", "url": url, "isDefault": True}
+    return {"apiVersion": 1, "datasources": [{**source, "access": "proxy"}]}
+
+
+def _providers(folder: Path) -> dict[str, Any]:
+    provider = {"name": "nag", "type": "file", "options": {"path": str(folder)}}
+    return {"apiVersion": 1, "providers": [provider]}
+
+
+if __name__ == "__main__":
+    run(app)

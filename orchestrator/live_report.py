@@ -1,0 +1,45 @@
+"""The report of a run that goes on: rewritten now and then, and reloaded by whoever looks at it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.bayesopt import Suggestion
+from orchestrator.pace import NowAndThen
+from orchestrator.run_report import write_report
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome
+
+_SHARE = 0.02  # of the time, at most, goes to it
+_AFTER = 20.0  # seconds; a shorter run has its report at the end
+
+
+class LiveReport:
+    """Rewrites the report now and then: an `Observer`."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._rewrite = NowAndThen(self._write, _SHARE, _AFTER)
+        self.written = False
+
+    def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
+        """Nothing: no outcome is new."""
+
+    def finished(self, store: RunStore, outcome: Outcome) -> None:
+        del store, outcome
+        self._rewrite()
+
+    def _write(self) -> None:
+        write_report(self._store, live=True)
+        self.written = True
+
+
+@contextmanager
+def live_report(store: RunStore) -> Iterator[LiveReport]:
+    """An observer of the run in this block; a run that is broken off leaves a page at rest."""
+    report = LiveReport(store)
+    try:
+        yield report
+    except BaseException:
+        if report.written:
+            write_report(store)
+        raise

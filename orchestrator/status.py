@@ -1,0 +1,167 @@
+"""`python -m orchestrator.status`: how a run is going that another process drives."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from nag.cli import command_line, run
+from orchestrator.location import Location, PathOrURI
+from orchestrator.record import read_record
+from orchestrator.store import RunStore
+
+app = command_line("python -m orchestrator.status")
+
+_NUM_LAST = 8  # outcomes that are shown, and pending trials
+_NUM_RATE = 20  # the last outcomes, which the rate is of
+_POLL_SECONDS = 1.0
+_SHARE = 0.1  # of the time, at most, goes to reading
+
+
+@app.default
+def main(out: PathOrURI, *, watch: bool = False) -> None:
+    """How a run is going. Nothing is locked or written there.
+
+    Parameters
+    ----------
+    out
+        The --out of a run, a folder or URI, whoever drives it.
+    watch
+        Look again and again, until the budget is spent or Ctrl-C.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    state = Snapshot.read(out)
+    if not watch:
+        console.print(state.shown(time.time()))
+        return
+    with suppress(KeyboardInterrupt), Live(state.shown(time.time()), console=console) as live:
+        pause = _POLL_SECONDS
+        while not state.finished:
+            time.sleep(pause)
+            started = time.perf_counter()
+            state = Snapshot.read(out)
+            live.update(state.shown(time.time()))
+            pause = max(_POLL_SECONDS, (time.perf_counter() - started) / _SHARE)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at a moment: its store, and its configuration as recorded."""
+
+    store: RunStore
+    config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, out: Location) -> "Snapshot":
+        """Raises UserError."""
+        config = read_record(out)["config"]
+        return cls(RunStore.read(out), config)
+
+    @property
+    def left(self) -> float:
+        """Evaluations until the budget is spent."""
+        return max(float(self.config["budget"] - self.store.spent), 0.0)
+
+    @property
+    def finished(self) -> bool:
+        return self.left == 0
+
+    def rate(self, now: float) -> float | None:
+        """Evaluations per second since the last few outcomes; None where there are too few."""
+        store = self.store
+        ends = sorted((at, trial) for trial, at in store.finished_at.items() if at)[-_NUM_RATE:]
+        if len(ends) < 2 or now <= ends[0][0]:
+            return None
+        return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
+
+    def shown(self, now: float) -> RenderableType:
+        """All of it, with times as seen from `now`, in seconds since the epoch."""
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="bold")
+        facts.add_column(overflow="fold")
+        for name, fact in self._facts(now):
+            facts.add_row(name, fact)
+        return Group(facts, *([self._last(now)] if self.store.outcomes else []))
+
+    def _facts(self, now: float) -> Iterator[tuple[str, RenderableType]]:
+        store, config = self.store, self.config
+        names = ("space", "evaluator", "dataset", "surrogate", "strategy", "acq")
+        parts = [str(config[name]) for name in names if config.get(name) not in (None, "none")]
+        yield "run", str(store.out)
+        yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
+        failed = sum(outcome.value is None for outcome in store.outcomes.values())
+        spent = f"{float(store.spent):.10g} of {config['budget']} evaluations, {failed} failed"
+        yield "progress", spent
+        yield "", ProgressBar(config["budget"], float(store.spent), width=40)
+        if store.best is not None:
+            trial, value = store.best
+            when = _ago(store.finished_at[trial.trial], now)
+            yield "best", f"{100 * value:.3f} %, trial {trial.trial} ({trial.strategy}){when}"
+            yield "", store.space.to_str(trial.arch)
+        rate = self.rate(now)
+        if rate and not self.finished:
+            left = duration(self.left / rate)
+            yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at that"
+        if pending := store.pending():
+            since = [
+                f"trial {trial.trial}{_ago(store.proposed_at[trial.iteration], now)}"
+                for trial in pending[:_NUM_LAST]
+            ]
+            more = ["…"] if len(pending) > _NUM_LAST else []
+            yield "pending", f"{len(pending)}, proposed: " + "; ".join(since + more)
+        phases: dict[str, float] = defaultdict(float)
+        for found in store.rounds:
+            for phase, seconds in found["seconds"].items():
+                phases[phase] += seconds
+        phases["evaluate"] = sum(outcome.seconds for outcome in store.outcomes.values())
+        yield "seconds", ", ".join(f"{phase} {total:.1f}" for phase, total in phases.items())
+        events = [at for at in (*store.proposed_at, *store.finished_at.values()) if at]
+        if events:
+            yield "last event", f"{duration(now - max(events))} ago"
+
+    def _last(self, now: float) -> Table:
+        """The last outcomes, in the order in which they came."""
+        store = self.store
+        table = Table("trial", "strategy", "value, %", "predicted, %", "seconds", "ended", "error")
+        for trial, outcome in list(store.outcomes.items())[-_NUM_LAST:]:
+            proposal = store.trials[trial]
+            table.add_row(
+                str(trial),
+                proposal.strategy,
+                _percent(outcome.value),
+                _percent(proposal.predicted_mean),
+                f"{outcome.seconds:.3g}",
+                _ago(store.finished_at[trial], now).removeprefix(", "),
+                outcome.error or "",
+            )
+        return table
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86_400))
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{max(seconds, 0):.0f} s"
+
+
+def _ago(at: float | None, now: float) -> str:
+    """Nothing where an older version did not journal when."""
+    return "" if at is None else f", {duration(now - at)} ago"
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.3f}"
+
+
+if __name__ == "__main__":
+    run(app)

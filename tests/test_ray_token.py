@@ -1,0 +1,133 @@
+"""Token authentication of a run: who lacks the token is refused, and nobody is told it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+TOKEN = uuid.uuid4().hex + uuid.uuid4().hex
+SETTINGS = ["--budget", "5000", "--auth", "token"]  # goes on until it is stopped
+JOIN = """
+import sys
+import ray
+from orchestrator.config import Runtime
+from orchestrator.ray_cluster import connect
+connect(Runtime(address=sys.argv[1]))
+print(ray.nodes())
+"""
+
+
+def environment(home, **more):
+    """That of this process without anything of Ray's, at home in an empty folder."""
+    inherited = {name: x for name, x in os.environ.items() if not name.startswith("RAY_")}
+    return inherited | {"HOME": str(home), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"} | more
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a Ray of its own, from its first outcome on."""
+    folder = tmp_path_factory.mktemp("token")
+    out, log = folder / "run", (folder / "log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.run_bo", *SETTINGS, "--out", str(out)],
+        cwd=ROOT,
+        env=environment(folder, RAY_AUTH_TOKEN=TOKEN),
+        stdout=log,
+        stderr=log,
+    )
+    journal = out / "journal.jsonl"
+    while not journal.exists() or b'"finished"' not in journal.read_bytes():
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.05)
+    yield process, folder
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def raylet_of(process):
+    """The arguments of the raylet that a run has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:  # it has just ended
+            continue
+        if parent == process.pid and arguments[0].endswith("raylet"):
+            return dict(one.lstrip("-").partition("=")[::2] for one in arguments)
+    return pytest.fail("the run has no raylet")
+
+
+def join(address, home, **more):
+    """What a client finds that wants to use the cluster of a run."""
+    return subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        cwd=ROOT,
+        env=environment(home, **more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def status(url, token=None):
+    """HTTP status of the dashboard's answer."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_client_without_the_token_is_refused(run, tmp_path):
+    process, _ = run
+    address = raylet_of(process)["gcs-address"]
+    welcome = join(address, tmp_path, RAY_AUTH_TOKEN=TOKEN)
+    assert (welcome.returncode, "NodeID" in welcome.stdout) == (0, True), welcome.stderr
+    for name, without in {
+        "another token": {"RAY_AUTH_TOKEN": "0" * 64},
+        "no token": {},
+        "no authentication": {"RAY_AUTH_MODE": "disabled"},
+    }.items():
+        refused = join(address, tmp_path, **without)
+        assert refused.returncode != 0, name
+        assert "NodeID" not in refused.stdout
+    assert process.poll() is None
+
+
+def test_the_dashboard_asks_for_the_token(run):
+    _, folder = run
+    first = (folder / "log").read_text().splitlines()[0]
+    api = f"{first.rpartition('dashboard ')[2]}/api/v0/actors"
+    assert [status(api), status(api, "0" * 64), status(api, TOKEN)] == [401, 403, 200]
+
+
+def test_nobody_is_told_the_token(run):
+    """Neither who looks at the terminal, nor at processes, the run's files or Ray's logs."""
+    process, folder = run
+    raylet = raylet_of(process)
+    assert TOKEN not in str(raylet)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    printed = (folder / "log").read_text()
+    assert process.returncode == 130, printed
+    assert json.loads((folder / "run" / "config.json").read_text())["command"]
+    assert TOKEN not in printed
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"config.json", "journal.jsonl", "trials.parquet"} <= {path.name for path in written}
+    logs = [path for path in Path(raylet["log_dir"]).rglob("*") if path.is_file()]
+    assert len(logs) > 5
+    assert not [path for path in written + logs if TOKEN.encode() in path.read_bytes()]

@@ -1,0 +1,168 @@
+"""How a run is going, as seen by a process that does not drive it."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from nag.cli import run
+from nag.spaces.toy import TOY
+from orchestrator.bayesopt import Suggestion
+from orchestrator.config import RunConfig
+from orchestrator.status import Snapshot, app, duration
+from orchestrator.store import RunStore
+from orchestrator.trial import Outcome
+
+CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=3, batch_size=2, seed=7)
+ERROR = "EvaluationError: does not fit"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of day that is journalled; set by hand."""
+    at = [10_000.0]
+    monkeypatch.setattr("time.time", lambda: at[0])
+    return at
+
+
+def batch(*archs, strategy="guided"):
+    predicted = ((0.5, 0.1),) * len(archs)
+    return Suggestion(tuple(map(TOY.from_str, archs)), strategy, predicted, {"fit": 1.5})
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    """A run that goes on: one of five trials failed, the last is running. 30 s between outcomes."""
+    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store.propose(batch("aa/aa", "ab/c-", "c-/bb", strategy="initial"))
+    clock[0] += 30
+    store.record(Outcome(0, "ok", 0.5, seconds=2.0))
+    clock[0] += 30
+    store.record(Outcome(1, "failed", error=ERROR, seconds=1.0))
+    clock[0] += 30
+    store.record(Outcome(2, "ok", 0.25, seconds=2.0))
+    store.propose(batch("ca/bc", "ba/bc"))
+    clock[0] += 30
+    store.record(Outcome(3, "ok", 0.875, seconds=2.0))
+    yield store
+    store.close()
+
+
+def shown(out, now, width=160):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(Snapshot.read(out).shown(now))
+    return [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+
+def test_what_is_shown(store, clock):
+    lines = shown(store.out, clock[0])
+    assert lines[0] == f"run {store.out}"
+    assert "search toy, toy, gp, guided, ei, seed 7" in lines
+    assert "progress 4 of 12 evaluations, 1 failed" in lines
+    assert "best 87.500 %, trial 3 (guided), 0 s ago" in lines
+    assert "ca/bc" in lines
+    assert "rate 2 evaluations a minute, 4 min left at that" in lines
+    assert "pending 1, proposed: trial 4, 30 s ago" in lines
+    assert "seconds fit 3.0, evaluate 7.0" in lines
+    assert "last event 0 s ago" in lines
+    rows = [line for line in lines if line.startswith("│")]
+    assert rows == [
+        "│ 0 │ initial │ 50.000 │ 50.000 │ 2 │ 1 min ago │ │",
+        f"│ 1 │ initial │ – │ 50.000 │ 1 │ 1 min ago │ {ERROR} │",
+        "│ 2 │ initial │ 25.000 │ 50.000 │ 2 │ 30 s ago │ │",
+        "│ 3 │ guided │ 87.500 │ 50.000 │ 2 │ 0 s ago │ │",
+    ]
+
+
+def test_a_run_that_stands_still(store, clock):
+    """Its rate falls, and the time since its last event grows."""
+    lines = shown(store.out, clock[0] + 3600)
+    assert "last event 1 h 0 min ago" in lines
+    assert "rate 0.0488 evaluations a minute, 2 h 44 min left at that" in lines
+
+
+def test_a_run_that_has_ended(store, clock):
+    """It has neither a rate nor anything pending."""
+    store.record(Outcome(4, "ok", 0.5))
+    archs = ("ab/bc", "bb/bc", "cb/bc", "a-/bc", "b-/bc", "c-/bc", "a-/a-")
+    for i, arch in enumerate(archs):
+        store.propose(batch(arch))
+        store.record(Outcome(5 + i, "ok", 0.5))
+    assert Snapshot.read(store.out).finished
+    names = {line.split(" ")[0] for line in shown(store.out, clock[0])}
+    assert "best" in names
+    assert not names & {"rate", "pending"}
+
+
+def test_a_run_that_has_only_begun(tmp_path, clock):
+    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    assert "progress 0 of 12 evaluations, 0 failed" in shown(store.out, clock[0])
+    store.propose(batch("aa/aa"))
+    assert "pending 1, proposed: trial 0, 0 s ago" in shown(store.out, clock[0])
+    store.close()
+
+
+def test_times_of_an_older_version_are_left_out(store, clock):
+    path = store.out / "journal.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(event.pop("at") for event in events)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    text = "\n".join(shown(store.out, clock[0]))
+    assert "best 87.500 %, trial 3 (guided)\n" in text
+    assert "ago" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7500, "2 h 5 min"), (90_000, "1 d 1 h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        run(app, [str(argument) for argument in arguments])
+    return exit_.value.code, *capsys.readouterr()
+
+
+def test_what_is_no_run_is_one_line(tmp_path, capsys):
+    code, out, err = command(capsys, tmp_path)
+    assert (code, out) == (2, "")
+    assert err == f"error: no run in {tmp_path}: give the --out of a run\n"
+
+
+def test_a_damaged_run_is_one_line(store, capsys):
+    with (store.out / "journal.jsonl").open("a") as journal:
+        journal.write("garbage\n{}\n")
+    code, out, err = command(capsys, store.out, "--watch")
+    assert (code, out) == (2, "")
+    assert err == f"error: {store.out / 'journal.jsonl'}, line 7 is damaged\n"
+
+
+def test_watching_a_run_that_is_being_written(store, tmp_path, monkeypatch, capsys):
+    """Every 100 bytes of its journal, lines torn anywhere; the watcher ends when the run does."""
+    for i, arch in enumerate(("ab/bc", "bb/bc", "cb/bc", "a-/bc", "b-/bc", "c-/bc", "a-/a-")):
+        store.propose(batch(arch))
+        store.record(Outcome(4 + i, "ok", 0.625))
+    store.record(Outcome(11, "ok", 0.9375))
+    whole = (store.out / "journal.jsonl").read_bytes()
+    out = tmp_path / "watched"
+    out.mkdir()
+    (out / "config.json").write_bytes((store.out / "config.json").read_bytes())
+    (out / "journal.jsonl").touch()
+    chunks = [whole[i : i + 100] for i in range(0, len(whole), 100)]
+
+    def driver(seconds):
+        assert seconds >= 1
+        with (out / "journal.jsonl").open("ab") as journal:
+            journal.write(chunks.pop(0))
+
+    monkeypatch.setattr("orchestrator.status.time.sleep", driver)
+    code, stdout, stderr = command(capsys, out, "--watch")
+    assert (code, stderr, chunks) == (0, "", [])
+    assert "12 of 12 evaluations, 1 failed" in stdout
+    assert "93.750 %" in stdout
+    assert (out / "journal.jsonl").read_bytes() == whole
+    assert {path.name for path in out.iterdir()} == {"config.json", "journal.jsonl"}
