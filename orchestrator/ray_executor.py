@@ -89,13 +89,14 @@ def _evaluate(
     trial: Trial,
     retries: int,
     timeout: float | None,
+    last_resort: float,
 ) -> Outcome:
-    """Evaluate a trial; a process in which it does not react to its deadline is ended."""
+    """Evaluate a trial; its process is ended when it ignores its deadline for `last_resort` s."""
     if run not in _kept:
         _kept.clear()
         _kept[run] = make()
     if timeout is not None:
-        faulthandler.dump_traceback_later(timeout + _LAST_RESORT_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(timeout + last_resort, exit=True)
     try:
         return evaluate_trial(_kept[run], trial, retries, timeout)
     finally:
@@ -222,6 +223,7 @@ class RayExecutor:
             attempt.trial,
             self._runtime.retries,
             self._runtime.timeout,
+            _LAST_RESORT_SECONDS,
         )
 
     def _outcome(self, reference: Any, attempt: _Attempt) -> Outcome | _Attempt:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.ray
 CONFIG = RunConfig(space="toy", score="exact", budget=16, n_init=4, batch_size=3, threads=1)
 TOY_EVALUATOR = partial(make_evaluator, RunConfig(space="toy"))
 RAISES, KILLS, KILLS_ONCE = "ca/aa", "ca/bb", "ca/cc"
-HANGS, TOO_LARGE, TOO_LARGE_FOR_TWO = "cb/aa", "cb/bb", "cb/cc"
+HANGS, STUCK, TOO_LARGE, TOO_LARGE_FOR_TWO = "cb/aa", "cb/ab", "cb/bb", "cb/cc"
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
 
@@ -53,6 +53,8 @@ class _Faulty(ToyEvaluator):
             os.kill(os.getpid(), signal.SIGKILL)
         if text == HANGS:
             time.sleep(3600)
+        if text == STUCK:
+            sum(range(10**13))  # for hours, without a look at signals
         if text == TOO_LARGE:
             raise MemoryError("as always")
         if (
@@ -175,6 +177,14 @@ class TestFaults:
         assert hung.error == "TimeoutError: the evaluation took more than 3 s"
         assert hung.attempts == 1
         assert fine.status == "ok"
+
+    def test_what_ignores_its_deadline_is_ended(
+        self, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.ray_executor._LAST_RESORT_SECONDS", 1.0)
+        stuck, fine = _outcomes(executor, _trials(STUCK, "a-/a-"))
+        assert (stuck.status, stuck.attempts, fine.status) == ("failed", 2, "ok")
+        assert "the worker was lost" in str(stuck.error)
 
     def test_out_of_memory_is_tried_once_more_alone(self, executor: RayExecutor) -> None:
         others = ["a-/a-", "b-/b-", "c-/c-", "aa/aa"]
