@@ -122,8 +122,9 @@ class NearAfterFailure:
     what `near` reaches (docs/adr/0010-near-after-failure.md).
 
     initial: so many observations are the initial design, in which nothing fails.
-    patience: so many later ones without a new best are a failure: those of one batch, or where
-    evaluations overlap as many as are evaluated at a time.
+    patience: so many later ones without a new best are a failure: those of one batch. Where more
+    are pending, each of them without a new best makes `near` more likely, until it is certain when
+    as many have come as are evaluated at a time.
     """
 
     wide: CandidateStrategy
@@ -142,7 +143,10 @@ class NearAfterFailure:
         best = int(np.argmax(observations.values))
         failures = len(observations) - max(best + 1, self.initial)
         at_a_time = exclude.pending + 1 if isinstance(exclude, Unwanted) else 1
-        near = failures >= max(self.patience, at_a_time)
+        if at_a_time > self.patience:
+            near = bool(rng.random() < failures / at_a_time)
+        else:
+            near = failures >= self.patience
         strategy = self.near if near else self.wide
         pool = strategy.propose(n, observations, predictor, exclude, rng)
         return replace(pool, diagnostics={**pool.diagnostics, "near": float(near)})

@@ -180,10 +180,9 @@ def build_observers(
     """Who is told of the progress of a run of that name, besides the person at the terminal."""
     if runtime.executor == "local":
         return ()
-    from orchestrator.ray_executor import RayExecutor
-    from orchestrator.ray_metrics import RayMetrics
+    from orchestrator.ray_metrics import OnRay, RayMetrics
 
-    assert isinstance(executor, RayExecutor)
+    assert isinstance(executor, OnRay)
     evaluator = make_evaluator(config)
     optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
     return (RayMetrics(run, config, runtime, executor, optimum),)

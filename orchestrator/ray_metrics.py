@@ -6,7 +6,7 @@ from math import isfinite
 from threading import Thread
 from time import perf_counter, sleep
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import ray
@@ -15,7 +15,6 @@ from scipy.stats import kendalltau
 
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig, Runtime
-from orchestrator.ray_executor import RayExecutor
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 
@@ -75,6 +74,18 @@ METRICS: Mapping[str, _Metric] = MappingProxyType(
 )
 
 
+@runtime_checkable
+class OnRay(Protocol):
+    """An executor whose work is on Ray."""
+
+    generator_request: Mapping[str, float]  # resources that it reserves
+
+    @property
+    def slots(self) -> int:
+        """Evaluations that there is room for at a time."""
+        ...
+
+
 class RayMetrics:
     """Tells Ray how the run goes: an `Observer`. All metrics have the label `run`.
 
@@ -86,7 +97,7 @@ class RayMetrics:
         run: str,
         config: RunConfig,
         runtime: Runtime,
-        executor: RayExecutor,
+        executor: OnRay,
         optimum: float | None,
     ) -> None:
         self._metrics: Mapping[str, Any] = {

@@ -44,21 +44,22 @@ class TuneExecutor:
         if not isinstance(runtime.out, Path):
             raise UserError("--executor tune writes to a folder: --out must not be a URI")
         self.generator = DiffusionGenerator(config.generator(runtime.device))
+        self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
         self._resources = evaluation_request(ray.cluster_resources(), runtime)
-        slots = room(self._resources)
-        self.num_workers = runtime.workers or max(1, min(config.batch_size, slots))
+        most = room(self._resources)
+        self.slots = runtime.workers or max(1, min(config.batch_size, most))
         if config.schedule == "async":
-            self.num_workers = runtime.workers or slots
-        if not 0 < self.num_workers <= slots:
+            self.slots = runtime.workers or most
+        if not 0 < self.slots <= most:
             ray.shutdown()
             raise ClusterError(
-                f"--workers {self.num_workers}: the cluster has room for {slots} evaluators"
+                f"--workers {self.slots}: the cluster has room for {most} evaluators"
             )
         self._asynchronous = config.schedule == "async"
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
-            f"{self.num_workers} evaluator(s), dashboard {dashboard or 'off'}"
+            f"{self.slots} evaluator(s), dashboard {dashboard or 'off'}"
         )
         self._runtime, self._evaluator, self._out = runtime, evaluator, runtime.out.resolve()
         self._queues = _Queues(config.space)
@@ -69,7 +70,7 @@ class TuneExecutor:
         """Raises ClusterError when Tune has ended before the trials, or no evaluator starts."""
         if not self._tune.ident:  # not before the store of the run has taken its folder
             self._tune.start()
-        limit = in_flight(self.num_workers) if self._asynchronous else sys.maxsize
+        limit = in_flight(self.slots) if self._asynchronous else sys.maxsize
         running = 0
         while True:
             for trial in ask(limit - running):
@@ -108,7 +109,7 @@ class TuneExecutor:
                 tune_config=tune.TuneConfig(
                     search_alg=self._queues,
                     num_samples=-1,
-                    max_concurrent_trials=self.num_workers,
+                    max_concurrent_trials=self.slots,
                     reuse_actors=True,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,

@@ -372,14 +372,27 @@ def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
     assert pool.diagnostics == {"near": near}
 
 
-@pytest.mark.parametrize(("pending", "near"), [(0, True), (1, True), (2, False)])
-def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, near):
-    """Two values without a new best: no failure where three are evaluated at a time."""
+@pytest.mark.parametrize(("pending", "share"), [(0, 1), (1, 1), (3, 2 / 4), (7, 2 / 8)])
+def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, share):
+    """Two values without a new best, and the chance of looking near after them."""
     strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]))
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.3, 0.2, 0.1]))
     unwanted = Unwanted(frozenset(), pending=pending)
-    pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(0))
-    assert pool.diagnostics == {"near": near}
+    near = [
+        strategy.propose(1, observations, None, unwanted, np.random.default_rng(i)).diagnostics
+        for i in range(400)
+    ]
+    assert np.mean([found["near"] for found in near]) == pytest.approx(share, abs=0.08)
+
+
+def test_right_after_a_new_best_nothing_is_near():
+    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]))
+    observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.1, 0.2, 0.3]))
+    for pending in (0, 7):
+        unwanted = Unwanted(frozenset(), pending=pending)
+        for i in range(20):
+            pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(i))
+            assert pool.diagnostics == {"near": 0.0}
 
 
 def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(networks):
