@@ -61,7 +61,7 @@ def main(
     *,
     workers: tuple[int, ...] = (1, 16, 64, 256),
     real: tuple[int, ...] = (1, 4, 16),
-    per_worker: int = 8,
+    per_worker: int = 4,
     seconds: float = 4.0,
 ) -> None:
     """Measure and write benchmarks/results/scale.md.
