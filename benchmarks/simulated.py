@@ -62,14 +62,15 @@ class SimulatedWorkers:
                 self._start(*waiting.popleft(), heapq.heappop(idle), running)
             if not running:
                 return
-            ended, _, outcome = heapq.heappop(running)
-            if waiting:
-                self._start(*waiting.popleft(), ended, running)
-            else:
-                heapq.heappush(idle, ended)
-            self.clock = max(self.clock, ended)
-            with self._working():
-                yield outcome
+            self.clock = max(self.clock, running[0][0])
+            while running and running[0][0] <= self.clock:
+                ended, _, outcome = heapq.heappop(running)
+                if waiting:
+                    self._start(*waiting.popleft(), ended, running)
+                else:
+                    heapq.heappush(idle, ended)
+                with self._working():
+                    yield outcome
 
     def _start(
         self, submitted: float, trial: Trial, free: float, running: list[tuple[float, int, Outcome]]

@@ -161,7 +161,7 @@ class RayExecutor:
                 running[self._submit(attempt)] = attempt
             if not running:
                 return
-            done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
+            done = _ended(list(running))
             if done or room(self._request()):
                 last_room = monotonic()
             elif monotonic() - last_room > _RETURN_SECONDS:
@@ -252,6 +252,14 @@ def _ready(actor: Any, request: Mapping[str, float]) -> str:
         raise _no_machine("the generator", request, _START_SECONDS) from error
     except RayError as error:
         raise ClusterError(f"the generator could not start: {_last_line(error)}") from error
+
+
+def _ended(references: list[Any]) -> list[Any]:
+    """All that have ended, so that one proposal serves them all; waits a moment for the first."""
+    done, left = ray.wait(references, timeout=_HEARTBEAT_SECONDS)
+    if done and left:
+        done += ray.wait(left, num_returns=len(left), timeout=0)[0]
+    return done
 
 
 def in_flight(slots: int) -> int:

@@ -80,6 +80,9 @@ class TuneExecutor:
                 return
             yield self._next()
             running -= 1
+            while not self._queues.outcomes.empty():  # one proposal serves all that have ended
+                yield self._next()
+                running -= 1
 
     def _next(self) -> Outcome:
         while True:

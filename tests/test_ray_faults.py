@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def start(address: str) -> Iterator[Callable[..., RayExecutor]]:
     """Start executors on that Ray; they are closed after the test."""
     started: list[RayExecutor] = []
 
-    def make(evaluator: Callable[[], Evaluator] = TOY_EVALUATOR, **settings: int) -> RayExecutor:
+    def make(evaluator: Callable[[], Evaluator] = TOY_EVALUATOR, **settings: Any) -> RayExecutor:
         runtime = Runtime(address=address, auth="disabled", device="cpu", **settings)
         started.append(RayExecutor(CONFIG, runtime, evaluator))
         return started[-1]
@@ -198,6 +199,24 @@ class TestFaults:
         ray.kill(executor.generator._actor, no_restart=False)
         after = executor.generator.generate(8, seed=3)
         assert after.archs == before.archs
+
+
+def test_one_proposal_serves_all_that_have_ended(
+    start: Callable[..., RayExecutor], tmp_path: Path
+) -> None:
+    executor = start(partial(_Faulty, tmp_path / "none"), workers=4, cpus_per_eval=0.5)
+    trials = _trials(*["a-/a-", "b-/b-", "c-/c-", "aa/aa"] * 3)
+    left, rooms = iter(trials), []
+
+    def ask(room: int) -> list[Trial]:
+        time.sleep(1)  # meanwhile those end that were submitted last
+        asked = [*islice(left, room)]
+        rooms.append(len(asked))
+        return asked
+
+    assert len([*executor.run(ask)]) == len(trials)
+    assert rooms[0] == 4
+    assert max(rooms[1:]) > 1, "as if there were one worker"
 
 
 def test_an_evaluator_that_cannot_start_stops_the_run(
