@@ -110,6 +110,7 @@ def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[
             _evaluate(executor, 1000)
             idle = 1000 * (time.perf_counter() - started) / 1000
         with closing(RayExecutor(config, runtime, partial(Asleep, seconds))) as executor:
+            _evaluate(executor, 2 * count)
             spans = _evaluate(executor, n)
         starts = sorted(start for start, _ in spans)
         first, last = starts[count - 1], starts[-1]
