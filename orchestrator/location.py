@@ -120,7 +120,7 @@ class URI:
         except FileExistsError:
             return False
         except (TypeError, ValueError, NotImplementedError):
-            return None
+            return None  # fsspec's ways to say that it does not know the mode; it wrote nothing
         return True
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -94,18 +95,51 @@ def evaluation_request(resources: Mapping[str, float], runtime: Runtime) -> dict
     return {name: amount for name, amount in request.items() if amount}
 
 
-def room(request: Mapping[str, float]) -> int:
-    """How many tasks of these resources the machines that are alive hold at a time."""
-    return sum(
-        min(int(node["Resources"].get(name, 0) / share + 1e-9) for name, share in request.items())
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+@dataclass(frozen=True)
+class Machines:
+    """What each machine of a cluster has: Ray's resources, by name."""
+
+    each: tuple[Mapping[str, float], ...]
+
+    @classmethod
+    def now(cls) -> "Machines":
+        """Those that are alive."""
+        return cls(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
+
+    @property
+    def total(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for machine in self.each:
+            for name, amount in machine.items():
+                found[name] = found.get(name, 0) + amount
+        return found
+
+    def room(self, request: Mapping[str, float], held: Mapping[str, float] | None = None) -> int:
+        """How many tasks of these resources they hold at a time.
+
+        held: is reserved on one of them, which is taken to be the one where it costs least.
+        """
+        held = held or {}
+        lost = [
+            _times(machine, request)
+            - _times({name: machine[name] - held.get(name, 0) for name in machine}, request)
+            for machine in self.each
+            if all(machine.get(name, 0) >= amount for name, amount in held.items())
+        ]
+        return sum(_times(machine, request) for machine in self.each) - min(lost, default=0)
+
+    def alone(self, request: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
+        """What a task asks for to have a machine's CPUs to itself, and all of a GPU not held."""
+        asked = dict(request)
+        able = [machine for machine in self.each if _times(machine, request)]
+        asked["CPU"] = max((machine["CPU"] for machine in able), default=asked["CPU"])
+        if "GPU" in asked:
+            asked["GPU"] = max(asked["GPU"], 1 - held.get("GPU", 0) % 1)
+        return asked
 
 
-def largest(resource: str) -> float:
-    """The most that one machine has of a resource."""
-    return max((n["Resources"].get(resource, 0) for n in ray.nodes() if n["Alive"]), default=0)
+def _times(machine: Mapping[str, float], request: Mapping[str, float]) -> int:
+    return min(int(machine.get(name, 0) / share + 1e-9) for name, share in request.items())
 
 
 def in_words(request: Mapping[str, float]) -> str:

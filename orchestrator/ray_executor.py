@@ -10,7 +10,7 @@ machines offer them, each actor or task asks for one. On a cluster without a GPU
 reserves nothing: it works while the evaluations of its round have not begun.
 """
 
-import faulthandler
+import math
 import os
 import sys
 from collections import deque
@@ -27,14 +27,13 @@ from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.ray_cluster import (
     ClusterError,
+    Machines,
     connect,
     evaluation_request,
     generator_request,
     in_words,
     is_own,
-    largest,
     options_of,
-    room,
 )
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
@@ -91,16 +90,10 @@ def _evaluate(
     timeout: float | None,
     last_resort: float,
 ) -> Outcome:
-    """Evaluate a trial; its process is ended when it ignores its deadline for `last_resort` s."""
     if run not in _kept:
         _kept.clear()
         _kept[run] = make()
-    if timeout is not None:
-        faulthandler.dump_traceback_later(timeout + last_resort, exit=True)
-    try:
-        return evaluate_trial(_kept[run], trial, retries, timeout)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    return evaluate_trial(_kept[run], trial, retries, timeout, last_resort)
 
 
 @dataclass(frozen=True)
@@ -119,8 +112,9 @@ class RayExecutor:
         dashboard = connect(runtime)
         self._runtime = runtime
         self._asynchronous = config.schedule == "async"
+        self._looked = -math.inf
         try:
-            request, device = generator_request(ray.cluster_resources(), runtime)
+            request, device = generator_request(Machines.now().total, runtime)
             actor = GeneratorActor.options(  # type: ignore[attr-defined]
                 name="generator",
                 namespace=f"nag-{os.getpid()}",
@@ -132,8 +126,9 @@ class RayExecutor:
             self.generator = RayGenerator(actor)
             self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
-            if is_own(runtime):
-                _check_room(self._request(), request)
+            self._look()
+            if is_own(runtime) and not self._room:
+                raise self._no_room()
         except BaseException:
             ray.shutdown()
             raise
@@ -145,7 +140,7 @@ class RayExecutor:
     @property
     def slots(self) -> int:
         """How many evaluations the machines that are there now hold at a time."""
-        return min(self._runtime.workers or sys.maxsize, room(self._request()))
+        return min(self._runtime.workers or sys.maxsize, self._room)
 
     def run(self, ask: Ask) -> Iterator[Outcome]:
         """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
@@ -157,15 +152,16 @@ class RayExecutor:
         again: deque[_Attempt] = deque()
         last_room = monotonic()
         while True:
+            self._look()
             for attempt in self._next(ask, running, again):
                 running[self._submit(attempt)] = attempt
             if not running:
                 return
             done = _ended(list(running))
-            if done or room(self._request()):
+            if done or self._room:
                 last_room = monotonic()
             elif monotonic() - last_room > _RETURN_SECONDS:
-                raise _no_machine("an evaluation", self._request(), _RETURN_SECONDS)
+                raise self._no_room()
             for reference in done:
                 attempt = running.pop(reference)
                 outcome = self._outcome(reference, attempt)
@@ -204,18 +200,29 @@ class RayExecutor:
         """
         if not self._asynchronous:
             return self._runtime.workers or sys.maxsize
-        return in_flight(self._runtime.workers or max(1, room(self._request())))
+        return in_flight(self._runtime.workers or max(1, self._room))
 
-    def _request(self) -> dict[str, float]:
-        """The resources of one evaluation."""
-        return evaluation_request(ray.cluster_resources(), self._runtime)
+    def _look(self) -> None:
+        """Look at the machines, if it is not a moment ago: to ask Ray takes longer than a trial."""
+        if monotonic() - self._looked < _HEARTBEAT_SECONDS:
+            return
+        self._machines = Machines.now()
+        self._request = evaluation_request(self._machines.total, self._runtime)
+        self._room = self._machines.room(self._request, self.generator_request)
+        self._looked = monotonic()
+
+    def _no_room(self) -> ClusterError:
+        there = {name: self._machines.total.get(name, 0) for name in self._request}
+        needed = f"an evaluation needs {in_words(self._request)}"
+        if self.generator_request:
+            needed += f" besides the generator's {in_words(self.generator_request)}"
+        return ClusterError(f"no machine has room: {needed}, the cluster has {in_words(there)}")
 
     def _submit(self, attempt: _Attempt) -> Any:
         """Reference of its outcome."""
-        request = self._request()
+        request = self._request
         if attempt.alone:
-            request |= {"CPU": max(largest("CPU"), request["CPU"])}
-            request |= {"GPU": 1} if "GPU" in request else {}
+            request = self._machines.alone(request, self.generator_request)
         options = {"name": "evaluate", **options_of(request)}
         return _evaluate.options(**options).remote(
             self._run,
@@ -249,7 +256,10 @@ def _ready(actor: Any, request: Mapping[str, float]) -> str:
     try:
         return ray.get(actor.ready.remote(), timeout=_START_SECONDS)
     except GetTimeoutError as error:
-        raise _no_machine("the generator", request, _START_SECONDS) from error
+        raise ClusterError(
+            f"the generator found no machine in {_START_SECONDS:.0f} s: it needs "
+            f"{in_words(request)}"
+        ) from error
     except RayError as error:
         raise ClusterError(f"the generator could not start: {_last_line(error)}") from error
 
@@ -265,24 +275,6 @@ def _ended(references: list[Any]) -> list[Any]:
 def in_flight(slots: int) -> int:
     """How many trials an asynchronous search submits where so many are evaluated at a time."""
     return slots + slots // _TRIALS_PER_AHEAD
-
-
-def _check_room(evaluation: Mapping[str, float], generator: Mapping[str, float]) -> None:
-    """Raise ClusterError when the cluster, as it is, has no room for both."""
-    resources = ray.cluster_resources()
-    for name, amount in evaluation.items():
-        if resources.get(name, 0) < amount + generator.get(name, 0):
-            needed = f"an evaluation needs {in_words(evaluation)}"
-            if generator:
-                needed += f", the generator {in_words(generator)} (--generator-gpus)"
-            raise ClusterError(f"{needed}: there is {resources.get(name, 0):g} {name}")
-
-
-def _no_machine(what: str, request: Mapping[str, float], seconds: float) -> ClusterError:
-    return ClusterError(
-        f"{what} found no machine in {seconds:.0f} s: it needs {in_words(request)}, "
-        f"the cluster has {in_words(ray.cluster_resources())}; repeat the command to continue"
-    )
 
 
 def _last_line(error: RayError) -> str:

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.config import Runtime
-from orchestrator.ray_cluster import ClusterError, connect, options_of, room
+from orchestrator.ray_cluster import ClusterError, Machines, connect, options_of
 
 _HEARTBEAT_SECONDS = 1.0
 
@@ -28,9 +28,10 @@ class RayTasks:
     def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
         connect(runtime)
         request = {"CPU": 1.0, **({"GPU": gpu} if gpu else {})}
-        if "evaluator" in ray.cluster_resources():
+        machines = Machines.now()
+        if "evaluator" in machines.total:
             request["evaluator"] = 1.0
-        slots = room(request)
+        slots = machines.room(request)
         if slots < 1:
             ray.shutdown()
             raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")

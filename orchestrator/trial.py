@@ -1,5 +1,6 @@
 """Trials and their outcomes, and the one function that turns the first into the second."""
 
+import faulthandler
 import math
 import signal
 import threading
@@ -91,18 +92,24 @@ class Executor(Protocol):
 
 
 def evaluate_trial(
-    evaluator: Evaluator, trial: Trial, retries: int, timeout: float | None = None
+    evaluator: Evaluator,
+    trial: Trial,
+    retries: int,
+    timeout: float | None = None,
+    last_resort: float | None = None,
 ) -> Outcome:
     """Evaluate with at most `retries` further attempts after an unexpected exception.
 
     Final at once are an `EvaluationError`, which is the architecture's own fault; a value that is
     not finite and an attempt of more than `timeout` seconds, which would come again; and a lack of
     memory, which an executor may know a remedy for.
+
+    last_resort: an attempt that ignores its timeout for so many seconds more ends the process.
     """
     started = perf_counter()
     for attempt in range(1, retries + 2):
         try:
-            with _deadline(timeout):
+            with _deadline(timeout, last_resort):
                 found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
@@ -128,10 +135,11 @@ class _DeadlineExceeded(BaseException):
 
 
 @contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
+def _deadline(seconds: float | None, last_resort: float | None) -> Iterator[None]:
     """Raise _DeadlineExceeded in the block once so many seconds have passed.
 
-    By a signal: it reaches the main thread only, and only once control is back in Python.
+    By a signal: it reaches the main thread only, and only once control is back in Python. What does
+    not get there in `last_resort` seconds ends with its process.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -142,9 +150,13 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    if last_resort is not None:
+        faulthandler.dump_traceback_later(seconds + last_resort, exit=True)
     try:
         yield
     finally:
+        if last_resort is not None:
+            faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

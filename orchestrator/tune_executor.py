@@ -26,7 +26,7 @@ from nag.cli import UserError
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES
 from orchestrator.config import RunConfig, Runtime
-from orchestrator.ray_cluster import ClusterError, connect, evaluation_request, room
+from orchestrator.ray_cluster import ClusterError, Machines, connect, evaluation_request
 from orchestrator.ray_executor import in_flight
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
@@ -46,17 +46,17 @@ class TuneExecutor:
         self.generator = DiffusionGenerator(config.generator(runtime.device))
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
-        self._resources = evaluation_request(ray.cluster_resources(), runtime)
-        most = room(self._resources)
-        self.slots = runtime.workers or max(1, min(config.batch_size, most))
-        if config.schedule == "async":
-            self.slots = runtime.workers or most
+        machines = Machines.now()
+        self._resources = evaluation_request(machines.total, runtime)
+        most = machines.room(self._resources)
+        self._asynchronous = config.schedule == "async"
+        useful = most if self._asynchronous else max(1, min(config.batch_size, most))
+        self.slots = runtime.workers or useful
         if not 0 < self.slots <= most:
             ray.shutdown()
             raise ClusterError(
                 f"--workers {self.slots}: the cluster has room for {most} evaluators"
             )
-        self._asynchronous = config.schedule == "async"
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
             f"{self.slots} evaluator(s), dashboard {dashboard or 'off'}"

@@ -25,7 +25,12 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from orchestrator.config import Runtime
-from orchestrator.ray_cluster import ClusterError, evaluation_request, generator_request
+from orchestrator.ray_cluster import (
+    ClusterError,
+    Machines,
+    evaluation_request,
+    generator_request,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -252,3 +257,37 @@ def test_a_cluster_without_roles_and_gpus() -> None:
     assert evaluation_request({"CPU": 2}, Runtime(cpus_per_eval=0.5)) == {"CPU": 0.5}
     with pytest.raises(ClusterError, match="--device cuda: the cluster has no GPU"):
         generator_request({"CPU": 2}, Runtime(device="cuda"))
+
+
+SMALL, BIG = {"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("request_", "held", "expected"),
+    [
+        ({"CPU": 1}, {}, 72),
+        ({"CPU": 1}, {"GPU": 1}, 72),
+        ({"CPU": 1, "GPU": 0.25}, {}, 4),
+        ({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}, 2),
+        ({"CPU": 1, "GPU": 0.25}, {"GPU": 1}, 0),
+        ({"CPU": 8, "GPU": 0.5}, {"GPU": 0.5}, 1),  # of which the CPUs are the limit
+        ({"CPU": 1, "evaluator": 1}, {}, 0),
+    ],
+)
+def test_room_for_evaluations_besides_the_generator(
+    request_: dict[str, float], held: dict[str, float], expected: int
+) -> None:
+    assert Machines((SMALL, BIG)).room(request_, held) == expected
+
+
+def test_the_generator_is_where_it_costs_least() -> None:
+    two = Machines((BIG, BIG | {"GPU": 2.0, "CPU": 4.0}))
+    assert two.room({"CPU": 1, "GPU": 0.25}, {"GPU": 1}) == 8  # 4 + 4: the CPUs of the second
+
+
+def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
+    """Not for the CPUs of one and the GPU of another, nor for a GPU that the generator shares."""
+    machines = Machines((SMALL, BIG))
+    assert machines.alone({"CPU": 1}, {}) == {"CPU": 64}
+    assert machines.alone({"CPU": 1, "GPU": 0.25}, {}) == {"CPU": 8, "GPU": 1}
+    assert machines.alone({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}) == {"CPU": 8, "GPU": 0.5}
