@@ -2,9 +2,9 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,20 +80,34 @@ def test_it_goes_on_is_an_earlier_run_and_is_compared(bucket, tmp_path, capsys):
     assert "secret" not in Path("report/manifest.json").read_text()
 
 
+KILLED_AT_ITS_THIRD_SAVE = """
+import os, signal, sys
+from nag.cli import run
+from orchestrator.run_bo import app
+from orchestrator.segment_journal import SegmentJournal
+
+save, saves = SegmentJournal._save, []
+
+def save_or_die(journal):
+    saves.extend(() if journal.saved else (1,))
+    if len(saves) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(journal)
+
+SegmentJournal._save = save_or_die
+run(app, sys.argv[1:])
+"""
+
+
 def test_a_driver_that_was_killed_blocks_until_its_lease_ends(bucket, capsys):
     uri = bucket.format("killed")
     driver = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run_bo", *arguments(uri, budget=14)],
+        [sys.executable, "-c", KILLED_AT_ITS_THIRD_SAVE, *arguments(uri, budget=14)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
     )
-    while not (locate(uri) / "journal").exists():
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.kill()
-    driver.wait()
+    assert driver.wait() == -signal.SIGKILL
     code, _, err = outcome(capsys, app, arguments(uri, budget=14))
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: s3://runs/killed is in use by process {driver.pid} on ")
