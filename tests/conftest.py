@@ -1,10 +1,14 @@
 """Shared fixtures. Benchmark tables are read from the folder named by NAG_DATA, never shipped."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# What a script starts in the background ignores Ctrl-C, and so would the commands of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
