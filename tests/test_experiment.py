@@ -533,7 +533,7 @@ class Command:
         )
 
     def finish(self):
-        stdout, stderr = self.process.communicate(timeout=300)
+        stdout, stderr = self.process.communicate(timeout=500)
         return self.process.returncode, stdout, stderr
 
     def pids(self, name):
