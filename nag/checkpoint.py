@@ -39,11 +39,13 @@ def shipped_weights(space: SearchSpace) -> Path:
     return path
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write aside, then rename: a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    save_file(tensors, aside)
+    save_file(tensors, aside, metadata)
     os.replace(aside, path)
 
 

@@ -178,8 +178,13 @@ def _make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
+def squeezed(channels: int) -> int:
+    """Channels in the middle of a squeeze-excite module around `channels`."""
+    return _make_divisible(channels / 4)
+
+
 def _squeeze_excite(channels: int) -> _Cost:
-    reduced = _make_divisible(channels / 4)
+    reduced = squeezed(channels)
     return _linear(channels, reduced) + _linear(reduced, channels)  # 1 x 1 convolutions with bias
 
 

@@ -1,0 +1,132 @@
+"""Supernets on disk: the official once-for-all checkpoints, and our own. Nothing is unpickled.
+
+Both hold the tensors of `Supernet` by name. Official files have names of an earlier generation of
+that code, and may come wrapped: in a mapping, as an average, or trained in parallel.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nag.checkpoint import save_tensors
+from trainers.base import EvaluatorConfigError
+from trainers.cost import mobilenetv3_plan
+from trainers.ofa.supernet import Supernet
+
+_WRAPPERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")  # of parallel training and averages, of torch.compile
+_RENAMED = (
+    (".mobile_inverted_conv.", ".conv."),
+    (".conv.conv.", ".conv."),
+    (".bn.bn.", ".bn."),
+    (".linear.linear.", ".linear."),
+)
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+)
+_EXPECTED = "expected a once-for-all MobileNetV3 supernet such as ofa_mbv3_d234_e346_k357_w1.0"
+
+
+def load_supernet(path: Path) -> Supernet:
+    """The supernet of a file, in evaluation mode; width and classes are read off its tensors.
+
+    Averaged weights are taken where a file has both. Raises EvaluatorConfigError for what is no
+    such file.
+    """
+    tensors = {_canonical(name): tensor for name, tensor in _unwrap(_read(path)).items()}
+    try:
+        classes, features = tensors["classifier.linear.weight"].shape
+    except (KeyError, ValueError):
+        raise EvaluatorConfigError(
+            f"{path} holds {len(tensors)} tensors but no classifier.linear.weight: {_EXPECTED}"
+        ) from None
+    with torch.device("meta"):
+        supernet = Supernet(classes, width=round(features / mobilenetv3_plan().features, 2))
+    needed = supernet.state_dict()
+    for name, tensor in needed.items():
+        if name.endswith(".num_batches_tracked"):  # not in every file, and of no use
+            tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
+    if problem := _difference(tensors, needed):
+        raise EvaluatorConfigError(f"{path} holds another network, {problem}: {_EXPECTED}")
+    supernet.load_state_dict({k: v.to(needed[k].dtype) for k, v in tensors.items()}, assign=True)
+    return supernet.eval()
+
+
+def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> None:
+    """Write the weights, and how they were made (`meta`, for JSON), aside, then rename.
+
+    The format is safetensors where `path` ends so, else PyTorch's, as official checkpoints have it.
+    """
+    tensors = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in supernet.state_dict().items()
+    }
+    record = json.dumps(dict(meta))
+    if path.suffix == ".safetensors":
+        save_tensors(tensors, path, {"meta": record})
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    torch.save({"state_dict": tensors, "meta": record}, aside)
+    os.replace(aside, path)
+
+
+def _read(path: Path) -> Any:
+    """What a file holds; tensors on the CPU."""
+    if not path.is_file():
+        raise EvaluatorConfigError(f"no such file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise EvaluatorConfigError(
+            f"{path} is damaged, or no file of tensors alone (PyTorch's or .safetensors): "
+            f"{_EXPECTED}"
+        ) from error
+
+
+def _unwrap(found: Any) -> dict[str, Tensor]:
+    """The tensors by name, of whatever wraps them; none if there is nothing of the kind."""
+    while isinstance(found, Mapping):
+        inner = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
+        if inner is None:
+            return {
+                str(name): tensor
+                for name, tensor in found.items()
+                if isinstance(tensor, Tensor) and name != "n_averaged"
+            }
+        found = found[inner]
+    return {}
+
+
+def _canonical(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    for old, new in _RENAMED:
+        name = name.replace(old, new)
+    return name
+
+
+def _difference(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
+    """What is wrong with the tensors found, in words; empty if nothing is."""
+    if missing := [name for name in needed if name not in found]:
+        return f"{len(missing)} tensors are missing, the first is {missing[0]}"
+    if surplus := [name for name in found if name not in needed]:
+        return f"{len(surplus)} tensors are too many, the first is {surplus[0]}"
+    for name, tensor in needed.items():
+        if found[name].shape != tensor.shape:
+            return f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+    return ""
