@@ -50,7 +50,8 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, arch: Architecture) -> Tensor:
         """Images (B, 3, R, R) through the network `arch` to logits (B, num_classes).
 
-        In training mode batch norm updates the running statistics of the channels that `arch` has.
+        In training mode batch norm updates the running statistics of the channels that `arch` has,
+        with PyTorch's momentum of 0.1; to calibrate them otherwise, extract the network.
         Not to be called from several threads at once.
         """
         skeleton = self._skeleton(arch).train(self.training)

@@ -6,13 +6,11 @@ that code, and may come wrapped: in a mapping, as an average, or trained in para
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,14 +26,6 @@ _RENAMED = (
     (".conv.conv.", ".conv."),
     (".bn.bn.", ".bn."),
     (".linear.linear.", ".linear."),
-)
-_UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
 )
 _EXPECTED = "expected a once-for-all MobileNetV3 supernet such as ofa_mbv3_d234_e346_k357_w1.0"
 
@@ -91,7 +81,9 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except OSError as error:
+        raise EvaluatorConfigError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # what is no pickle can raise nearly anything
         raise EvaluatorConfigError(
             f"{path} is damaged, or no file of tensors alone (PyTorch's or .safetensors): "
             f"{_EXPECTED}"
