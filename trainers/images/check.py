@@ -1,0 +1,108 @@
+"""Looks at every picture of a data set: which are corrupt, and which are in both splits."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.decode import CorruptImageError, decode
+from trainers.images.index import Listing
+from trainers.images.parallel import in_processes
+from trainers.images.sources import Source, open_source
+
+IMAGENET_CLASSES, IMAGENET_TRAIN, IMAGENET_VAL = 1000, 1_281_167, 50
+
+
+@dataclass(frozen=True)
+class Found:
+    """What looking at every picture has found."""
+
+    listing: Listing  # with the columns bytes, width, height and error
+    leaks: list[tuple[str, str]]  # a picture of val, and one of train with the same bytes
+
+
+def look_at_all(
+    listing: Listing,
+    workers: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Found:
+    """Read and decode every picture; progress is called with how many are done.
+
+    Raises OSError when a picture cannot be read at all.
+    """
+    n = len(listing.pictures)
+    sizes = np.zeros((n, 3), dtype=np.int64)
+    digests = np.zeros(n, dtype="V16")
+    errors: list[str | None] = [None] * n
+    source, done = open_source(listing, listing.pictures), 0
+    for rows, looks in in_processes(partial(_look, source), n, workers):
+        for row, (digest, size, error) in zip(rows.tolist(), looks, strict=True):
+            sizes[row], digests[row], errors[row] = size, np.void(digest), error
+        done += len(rows)
+        progress(done)
+    columns = {
+        "bytes": pa.array(sizes[:, 0]),
+        "width": pa.array(sizes[:, 1]),
+        "height": pa.array(sizes[:, 2]),
+        "error": pa.array(errors, pa.string()),
+    }
+    return Found(listing.with_columns(columns), _leaks(listing, digests, errors))
+
+
+def _look(source: Source, rows: np.ndarray) -> list[tuple[bytes, tuple[int, int, int], str | None]]:
+    """Digest, (bytes, width, height), and what is wrong, of each."""
+    looks = []
+    for row in rows.tolist():
+        data = source.read(row)
+        width = height = 0
+        error = None
+        try:
+            height, width = decode(data).shape[:2]
+        except CorruptImageError as corrupt:
+            error = " ".join(str(corrupt).split())
+        looks.append((blake2b(data, digest_size=16).digest(), (len(data), width, height), error))
+    return looks
+
+
+def _leaks(
+    listing: Listing, digests: np.ndarray, errors: list[str | None]
+) -> list[tuple[str, str]]:
+    names = listing.pictures["name"].to_pylist()
+    splits = listing.pictures["split"].to_pylist()
+    good = [i for i, error in enumerate(errors) if error is None]
+    trained = {digests[i].tobytes(): names[i] for i in reversed(good) if splits[i] == "train"}
+    return [
+        (names[i], other)
+        for i in good
+        if splits[i] == "val" and (other := trained.get(digests[i].tobytes())) is not None
+    ]
+
+
+def check_imagenet(listing: Listing) -> None:
+    """Raise EvaluatorConfigError, in one line, unless these are the pictures of ImageNet-1K."""
+    pictures, wrong = listing.pictures, []
+    odd = [name for name in listing.classes if not re.fullmatch(r"n\d{8}", name)]
+    if odd:
+        wrong.append(f"{len(odd)} class folders are not named n and eight digits, such as {odd[0]}")
+    if len(listing.classes) != IMAGENET_CLASSES:
+        wrong.append(f"{len(listing.classes):,} classes instead of {IMAGENET_CLASSES:,}")
+    val = pictures.filter(pc.equal(pictures["split"], "val"))
+    train = len(pictures) - len(val)
+    if train != IMAGENET_TRAIN:
+        wrong.append(f"{train:,} pictures in train instead of {IMAGENET_TRAIN:,}")
+    counts = dict.fromkeys(listing.classes, 0)
+    counts |= {pair["values"]: pair["counts"] for pair in pc.value_counts(val["class"]).to_pylist()}
+    uneven = [name for name, count in counts.items() if count != IMAGENET_VAL]
+    if uneven:
+        wrong.append(
+            f"{len(uneven):,} classes do not have {IMAGENET_VAL} pictures in val, such as "
+            f"{uneven[0]} with {counts[uneven[0]]}"
+        )
+    if wrong:
+        raise EvaluatorConfigError(f"{listing.root} is not ImageNet-1K: {'; '.join(wrong)}")

@@ -1,0 +1,111 @@
+"""How a picture becomes a square of R x R pixels."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TRIES = 10  # of a random box to lie inside the picture
+DRAWS = 2 * TRIES + 2  # random numbers that a picture uses up: area and shape of tries; place
+ASPECT = math.log(4 / 3)  # largest |log(width / height)| of a random box
+
+
+class Place(NamedTuple):
+    """A box of the picture, which becomes R x R, and how far that is shifted then."""
+
+    box: tuple[int, int, int, int]  # left, top, width, height
+    shift: tuple[int, int]  # right, down; black comes in
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Made by `center`, `random_resized` or `shifted`."""
+
+    ratio: float = 1.0
+    scale: tuple[float, float] | None = None
+    padding: int = 0
+
+    @classmethod
+    def center(cls, ratio: float = 0.875) -> "Crop":
+        """The central square whose side is `ratio` of the shorter side; 224 / 256 is usual."""
+        if not 0 < ratio <= 1:
+            raise ValueError(f"the ratio of a crop must lie in (0, 1], not {ratio}")
+        return cls(ratio=ratio)
+
+    @classmethod
+    def random_resized(cls, scale: tuple[float, float] = (0.08, 1.0)) -> "Crop":
+        """A random share of the area, with aspect 3/4 to 4/3, as torchvision has it."""
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"the scale of a crop must be a range within (0, 1], not {scale}")
+        return cls(scale=scale)
+
+    @classmethod
+    def shifted(cls, padding: int = 4) -> "Crop":
+        """For small pictures: the central square, shifted by at most `padding` pixels of R."""
+        if padding < 0:
+            raise ValueError(f"the padding of a crop must not be negative, not {padding}")
+        return cls(padding=padding)
+
+    def cached_size(self, resolution: int) -> int:
+        """Side of the squares to cache: what the central crop takes its R pixels from."""
+        ratio = 0.875 if self.scale is not None else self.ratio
+        return round(resolution / ratio)
+
+    def place(self, width: int, height: int, draws: np.ndarray) -> Place:
+        """Where to crop a picture of this size, given (DRAWS,) uniform random numbers."""
+        if self.scale is not None:
+            return Place(self._random_box(width, height, draws.tolist()), (0, 0))
+        side = max(1, round(self.ratio * min(width, height)))
+        box = (round((width - side) / 2), round((height - side) / 2), side, side)
+        span = 2 * self.padding + 1
+        right, down = (int(x * span) - self.padding for x in draws[-2:])
+        return Place(box, (right, down))
+
+    def _random_box(self, width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:
+        low, high = self.scale or (1.0, 1.0)
+        for i in range(TRIES):
+            area = width * height * (low + (high - low) * draws[2 * i])
+            aspect = math.exp(ASPECT * (2 * draws[2 * i + 1] - 1))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(draws[-2] * (width - w + 1)), int(draws[-1] * (height - h + 1)), w, h
+        w = max(1, min(width, round(height * math.exp(ASPECT))))  # a very long picture
+        h = max(1, min(height, round(width * math.exp(ASPECT))))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+
+def shift(images: Tensor, shifts: Tensor) -> Tensor:
+    """Move each of (B, 3, R, R) images by (B, 2) pixels, right and down; black comes in."""
+    size, far = images.shape[-1], int(shifts.abs().max())
+    if not far:
+        return images
+    padded = F.pad(images, (far, far, far, far))
+    start = (far - shifts).to(images.device)
+    reach = torch.arange(size, device=images.device)
+    columns, rows = start[:, :1] + reach, start[:, 1:] + reach  # (B, R) each
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def crop_squares(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Boxes (B, 4) of (B, 3, S, S) uint8 squares, each as size x size; on the squares' device.
+
+    Bilinear without antialiasing: the boxes should not be larger than twice the size.
+    """
+    if (boxes == boxes[0]).all() and int(boxes[0, 2]) == int(boxes[0, 3]) == size:
+        left, top = boxes[0, :2].tolist()
+        return squares[:, :, top : top + size, left : left + size]
+    box = boxes.to(squares.device, torch.float32)
+    side = squares.shape[-1]
+    scale = box[:, 2:] / side  # grid_sample's coordinates: -1 and 1 are the edges of the square
+    centre = (2 * box[:, :2] + box[:, 2:]) / side - 1
+    theta = torch.cat([torch.diag_embed(scale), centre[:, :, None]], dim=2)  # (B, 2, 3)
+    grid = F.affine_grid(theta, [len(squares), 3, size, size], align_corners=False)
+    found = F.grid_sample(squares.float(), grid, padding_mode="border", align_corners=False)
+    return found.round_().to(torch.uint8)

@@ -1,0 +1,55 @@
+"""From encoded pictures to pixels, always RGB.
+
+Greyscale, palette, CMYK and transparent pictures become RGB; the orientation in EXIF data is
+ignored, as torchvision does. simplejpeg, where it is installed, decodes JPEG faster and to the same
+pixels; whatever it does not like, Pillow decides.
+"""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    import simplejpeg
+except ImportError:  # an extra
+    simplejpeg = None
+
+_JPEG = b"\xff\xd8"
+
+
+class CorruptImageError(ValueError):
+    """Bytes that are no whole picture."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """(height, width, 3) uint8; raises CorruptImageError, also for a picture that ends early."""
+    if not data:
+        raise CorruptImageError("empty file")
+    if simplejpeg is not None and data.startswith(_JPEG):
+        try:
+            return simplejpeg.decode_jpeg(data)  # raises for whatever libjpeg warns of
+        except ValueError:
+            pass
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds
+        raise CorruptImageError(str(error) or type(error).__name__) from None
+
+
+def resize(pixels: np.ndarray, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The box (left, top, width, height) of a picture as (3, size, size) uint8.
+
+    Bilinear and antialiased, as Pillow does it; the same but for the last bit.
+    """
+    left, top, width, height = box
+    part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)
+    if (width, height) == (size, size):
+        return part
+    return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]

@@ -1,0 +1,108 @@
+"""What pictures a data set has: the list that a scan finds and `trainers.prepare` keeps."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainers.base import EvaluatorConfigError
+
+FILE = "pictures.parquet"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every picture of a data set, sorted by name.
+
+    pictures has the columns name (unique), split ("train" or "val"), class, and where the bytes
+    are: `row` of a parquet file; `archive` (a path inside root), `offset` and `size` of tars; files
+    have their name. What `trainers.prepare` found is in the columns bytes, width, height and error
+    (null for a good picture).
+    """
+
+    kind: str  # folder, tar or parquet
+    root: Path
+    classes: tuple[str, ...]
+    pictures: pa.Table
+    watched: tuple[str, ...]  # folders and files whose time of change tells of a change, in root
+    newest: int  # of those times when the scan began, in ns
+
+    @property
+    def good(self) -> pa.Table:
+        """The pictures not known to be corrupt."""
+        if "error" not in self.pictures.column_names:
+            return self.pictures
+        return self.pictures.filter(self.pictures["error"].is_null())
+
+    def with_columns(self, columns: Mapping[str, pa.Array]) -> "Listing":
+        """The same with further columns."""
+        pictures = self.pictures
+        for name, column in columns.items():
+            pictures = pictures.append_column(name, column)
+        return replace(self, pictures=pictures)
+
+
+def prepared_folder(data: Path) -> Path:
+    """Where the index of a data set is kept beside it."""
+    return data / ".prepared" if data.is_dir() else data.with_name(f"{data.name}.prepared")
+
+
+def newest(root: Path, watched: tuple[str, ...]) -> int:
+    """The last time that anything watched has changed, in ns."""
+    return max(os.stat(root / name).st_mtime_ns for name in watched)
+
+
+def save(listing: Listing, folder: Path) -> None:
+    """Write a listing aside and rename it, so that there is never half an index."""
+    about = {
+        "version": VERSION,
+        "kind": listing.kind,
+        "root": str(listing.root.resolve()),
+        "classes": listing.classes,
+        "watched": listing.watched,
+        "newest": listing.newest,
+    }
+    table = listing.pictures.replace_schema_metadata({b"images": json.dumps(about).encode()})
+    aside = folder / f"{FILE}.{os.getpid()}.tmp"
+    try:
+        pq.write_table(table, aside)
+        aside.replace(folder / FILE)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(folder: Path, root: Path | None = None) -> Listing:
+    """The listing kept in a folder, of the data at `root`, or where they were when it was made.
+
+    Raises EvaluatorConfigError when it is no index or the data have changed since.
+    """
+    path = folder / FILE
+    try:
+        table = pq.read_table(path)
+        about: dict[str, Any] = json.loads((table.schema.metadata or {})[b"images"])
+    except (KeyError, ValueError, OSError):
+        raise EvaluatorConfigError(f"{path} is not an index of pictures") from None
+    data = root or Path(about["root"])
+    again = f"run python -m trainers.prepare {data} again"
+    if about["version"] != VERSION:
+        raise EvaluatorConfigError(f"{path} is of another version: {again}")
+    watched = tuple(about["watched"])
+    try:
+        changed = newest(data, watched) > about["newest"]
+    except OSError as error:
+        raise EvaluatorConfigError(
+            f"{data} is not as it was prepared: {error.filename}: {error.strerror}"
+        ) from None
+    if about["kind"] == "tar" and data.is_dir():
+        changed |= watched != tuple(path.name for path in sorted(data.glob("*.tar")))
+    if changed:
+        raise EvaluatorConfigError(f"{data} has changed since it was prepared: {again}")
+    return Listing(
+        about["kind"], data, tuple(about["classes"]), table, watched, int(about["newest"])
+    )

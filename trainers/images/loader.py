@@ -1,0 +1,262 @@
+"""Batches of pictures, decoded on the fly in worker processes or taken from cached pixels.
+
+A batch depends on (seed, epoch, number of the batch) and on nothing else: not on the workers, nor
+on whether the epoch was begun or resumed there. A picture that cannot be decoded is replaced by the
+next good one of its class, in the order of names and among the indices, and is named in `skipped`.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.crops import DRAWS, Crop, crop_squares, shift
+from trainers.images.decode import CorruptImageError, decode, resize
+from trainers.images.parallel import cores
+from trainers.images.pixels import Pixels, open_pixels, pixel_file, write_pixels
+from trainers.images.sets import Split
+
+MAX_WORKERS = 8  # by default
+TIMEOUT = 300  # seconds for a batch, after which its worker is taken to hang
+PREFETCH = 4  # batches per worker
+
+
+class LoaderError(RuntimeError):
+    """A process that decodes pictures has died or hangs."""
+
+
+class _Key(NamedTuple):
+    """Which batch."""
+
+    epoch: int
+    number: int
+    rows: np.ndarray  # (B,) pictures of the split
+
+
+class _Batch(NamedTuple):
+    images: Tensor  # (B, 3, R, R) uint8
+    labels: Tensor  # (B,) int64
+    skipped: list[str]  # names of pictures that were replaced
+
+
+class Loader:
+    """Batches of some pictures of a split, cropped to R x R."""
+
+    def __init__(
+        self,
+        split: Split,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        resolution: int,
+        crop: Crop,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        workers: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Set up; decoding starts with the first epoch.
+
+        workers: processes that decode; 0 is this one, None as many as there are cores, at most 8.
+        cache: None decodes every picture in every epoch. A folder keeps decoded pixels, which are
+            written there now if need be, in the size the crop asks for; so does one file of these
+            (pixels-*.npy), in whatever size it is. Random crops are then parts of central squares.
+
+        Raises EvaluatorConfigError, and OSError when the cache cannot be written.
+        """
+        if batch_size < 1 or resolution < 1 or len(indices) < (batch_size if drop_last else 1):
+            raise EvaluatorConfigError(
+                f"cannot make batches of {batch_size} pictures of {resolution} x {resolution} "
+                f"pixels from {len(indices)} pictures"
+            )
+        self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        whole, rest = divmod(len(indices), batch_size)
+        self.steps = whole + (rest > 0 and not drop_last)
+        self.device = torch.device(device)
+        self.workers = min(cores(), MAX_WORKERS) if workers is None else workers
+        self._skipped: dict[str, None] = {}
+        self._keys: list[_Key] = []
+        self._running: DataLoader | None = None
+        self._epoch: object = None
+        arguments = (split, self.indices, crop, resolution, seed)
+        if cache is None:
+            self._make: _Stream | _Cached = _Stream(*arguments)
+        else:
+            pixels = _pixels(split, cache, crop.cached_size(resolution), self.workers)
+            self._make = _Cached(*arguments, pixels, self.device)
+            self.workers = 0
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Names of pictures met so far that could not be decoded and were replaced."""
+        return tuple(self._skipped)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches start, start + 1, ... of an epoch: images (B, 3, R, R) uint8 and labels (B,).
+
+        Beginning an epoch ends the one before. Raises LoaderError when a worker dies.
+        """
+        order = self.indices
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, number, 0]).permutation(order)
+        size = self.batch_size
+        keys = [_Key(number, i, order[i * size : (i + 1) * size]) for i in range(start, self.steps)]
+        self._epoch = epoch = object()
+        for batch in self._batches(keys):
+            if isinstance(batch, EvaluatorConfigError):
+                raise batch
+            self._skipped |= dict.fromkeys(batch.skipped)
+            yield (
+                batch.images.to(self.device, non_blocking=True),
+                batch.labels.to(self.device, non_blocking=True),
+            )
+            if self._epoch is not epoch:
+                raise RuntimeError("another epoch of this loader has begun")
+
+    def _batches(self, keys: list[_Key]) -> Iterator["_Batch | EvaluatorConfigError"]:
+        if self.workers == 0:
+            yield from map(self._make.__getitem__, keys)
+            return
+        self._keys[:] = keys
+        if self._running is None:
+            self._running = DataLoader(
+                cast(Dataset, self._make),
+                batch_size=None,
+                sampler=cast(Any, self._keys),
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                pin_memory=self.device.type == "cuda",
+                prefetch_factor=PREFETCH,
+                persistent_workers=True,
+                timeout=TIMEOUT,
+            )
+        try:
+            yield from self._running
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            self._running = None
+            reason = str(error).splitlines()[0].strip()
+            raise LoaderError(
+                f"a process that loads pictures has failed; out of memory, perhaps: try fewer "
+                f"workers than {self.workers} ({reason})"
+            ) from None
+
+
+class _Stream:
+    """Decodes a batch."""
+
+    def __init__(
+        self, split: Split, indices: np.ndarray, crop: Crop, resolution: int, seed: int
+    ) -> None:
+        self.split, self.indices, self.crop = split, indices, crop
+        self.resolution, self.seed = resolution, seed
+
+    def __getitem__(self, key: _Key) -> _Batch | EvaluatorConfigError:
+        """The batch, or the error: if raised in a worker, it would arrive as a traceback."""
+        size, draws = self.resolution, _draws(self.seed, key)
+        images = torch.empty((len(key.rows), size, size, 3), dtype=torch.uint8)
+        shifts: list[tuple[int, int]] = []
+        skipped: list[str] = []
+        try:
+            for i, row in enumerate(key.rows.tolist()):
+                pixels = self._decode(row, skipped)
+                place = self.crop.place(pixels.shape[1], pixels.shape[0], draws[i])
+                images[i] = resize(pixels, place.box, size).permute(1, 2, 0)
+                shifts.append(place.shift)
+        except EvaluatorConfigError as error:
+            return error
+        images = shift(images.permute(0, 3, 1, 2), torch.tensor(shifts))
+        return _Batch(images, torch.from_numpy(self.split.labels[key.rows]), skipped)
+
+    def _decode(self, row: int, skipped: list[str]) -> np.ndarray:
+        for other in chain([row], _spares(self.split, self.indices, row)):
+            try:
+                return decode(self.split.read(other))
+            except CorruptImageError:
+                skipped.append(str(self.split.names[other]))
+            except OSError as error:
+                name, reason = self.split.names[other], error.strerror or error
+                raise EvaluatorConfigError(f"cannot read {name}: {reason}") from None
+        raise _none_left(self.split, row)
+
+
+class _Cached:
+    """Cuts a batch out of cached squares."""
+
+    def __init__(
+        self,
+        split: Split,
+        indices: np.ndarray,
+        crop: Crop,
+        resolution: int,
+        seed: int,
+        pixels: Pixels,
+        device: torch.device,
+    ) -> None:
+        self.split, self.crop, self.resolution, self.seed = split, crop, resolution, seed
+        self.squares, self.corrupt, self.device = pixels.squares, pixels.corrupt, device
+        side = self.squares.shape[-1]
+        if side > 2 * resolution:
+            raise EvaluatorConfigError(
+                f"cached pixels of {side} x {side} are too fine for {resolution} x {resolution}: "
+                f"cache {crop.cached_size(resolution)} x {crop.cached_size(resolution)}"
+            )
+        self.instead: dict[int, int] = {}
+        for row in pixels.corrupt & set(indices.tolist()):
+            spares = (i for i in _spares(split, indices, row) if i not in pixels.corrupt)
+            if (spare := next(spares, None)) is None:
+                raise _none_left(split, row)
+            self.instead[row] = spare
+
+    def __getitem__(self, key: _Key) -> _Batch:
+        rows = key.rows.tolist()
+        skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
+        used = [self.instead.get(row, row) for row in rows]
+        squares = torch.from_numpy(np.asarray(self.squares[used]))
+        side = squares.shape[-1]
+        places = [self.crop.place(side, side, draws) for draws in _draws(self.seed, key)]
+        images = crop_squares(
+            squares.to(self.device), torch.tensor([p.box for p in places]), self.resolution
+        )
+        images = shift(images, torch.tensor([place.shift for place in places]))
+        return _Batch(images, torch.from_numpy(self.split.labels[key.rows]), skipped)
+
+
+def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
+    """The other pictures of a picture's class among the indices, beginning with the next."""
+    same = np.sort(indices[split.labels[indices] == split.labels[row]])
+    after = int(np.searchsorted(same, row, side="right"))
+    yield from (other for other in np.roll(same, -after).tolist() if other != row)
+
+
+def _draws(seed: int, key: _Key) -> np.ndarray:
+    """(B, DRAWS) uniform random numbers for the crops of a batch."""
+    return np.random.default_rng([seed, key.epoch, 1 + key.number]).random((len(key.rows), DRAWS))
+
+
+def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
+    if cache.suffix == ".npy":
+        return open_pixels(cache, split)
+    path = pixel_file(cache, split, size)
+    if not path.exists():
+        write_pixels(split, size, cache, max(1, workers))
+    return open_pixels(path, split)
+
+
+def _none_left(split: Split, row: int) -> EvaluatorConfigError:
+    name = split.classes[split.labels[row]]
+    return EvaluatorConfigError(f"no picture of class {name} can be decoded")
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,130 @@
+"""Decoded pictures kept in a memory-mapped file: the central square of each, S x S pixels."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.crops import DRAWS, Crop
+from trainers.images.decode import CorruptImageError, decode, resize
+from trainers.images.parallel import in_processes
+from trainers.images.sets import Images, Split
+
+_SQUARE = Crop.center(1)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Squares of the pictures of a split."""
+
+    squares: np.memmap  # (n, 3, S, S) uint8, read only; black where the picture is corrupt
+    corrupt: frozenset[int]
+
+
+def pixel_file(folder: Path, split: Split, size: int) -> Path:
+    """Where a folder keeps the squares of a split."""
+    return folder / f"pixels-{size}-{_digest(split)[:12]}.npy"
+
+
+def open_pixels(path: Path, split: Split) -> Pixels:
+    """Squares that `write_pixels` wrote; EvaluatorConfigError if they are not this split's."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        squares = np.load(path, mmap_mode="r")
+        digest, corrupt = about["names"], frozenset(about["corrupt"])
+    except FileNotFoundError as error:
+        raise EvaluatorConfigError(f"no such pixel cache: {error.filename}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise EvaluatorConfigError(f"{path} is not a pixel cache") from None
+    if digest != _digest(split) or len(squares) != len(split):
+        raise EvaluatorConfigError(f"{path} holds the pixels of other pictures")
+    return Pixels(squares, corrupt)
+
+
+def write_pixels(
+    split: Split,
+    size: int,
+    folder: Path,
+    workers: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Path:
+    """Decode a split into its pixel file, which is there whole or not at all.
+
+    progress: called with how many pictures are done. Raises OSError when the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = pixel_file(folder, split, size)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    corrupt: list[int] = []
+    try:
+        shape = (len(split), 3, size, size)
+        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(aside)
+        done = 0
+        for rows, bad in in_processes(
+            partial(_write_rows, split, size, aside), len(split), workers
+        ):
+            corrupt += bad
+            done += len(rows)
+            progress(done)
+        about = {"names": _digest(split), "corrupt": sorted(corrupt)}
+        path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def default_cache(images: Images, split: Split, crop: Crop, resolution: int) -> Path | None:
+    """The folder to cache a split's pixels in; None where it is better to decode every time.
+
+    Cached is what takes less than a quarter of the memory, if the folder can be written to.
+    """
+    folder = images.prepared if images.prepared.exists() else images.prepared.parent
+    size = crop.cached_size(resolution)
+    fits = 4 * 3 * size**2 * len(split) < _memory()
+    there = pixel_file(images.prepared, split, size).exists()
+    return images.prepared if fits and (there or os.access(folder, os.W_OK)) else None
+
+
+def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[int]:
+    """Decode some pictures into the file; returns those that are corrupt."""
+    squares, corrupt = np.load(path, mmap_mode="r+"), []
+    for row in rows.tolist():
+        try:
+            pixels = decode(split.read(row))
+        except CorruptImageError:
+            corrupt.append(row)
+            continue
+        place = _SQUARE.place(pixels.shape[1], pixels.shape[0], np.zeros(DRAWS))
+        squares[row] = resize(pixels, place.box, size).numpy()
+    return corrupt
+
+
+def _reserve(path: Path) -> None:
+    """Take the space on disk now: writing to a mapped file on a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path.parent)) from None
+
+
+def _memory() -> float:
+    """Bytes of memory of the machine, or of the container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total
+
+
+def _digest(split: Split) -> str:
+    return blake2b("\n".join(split.names.tolist()).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,225 @@
+"""Finds the pictures of a folder, of tar archives, or of a parquet file."""
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.index import Listing, newest
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the first that is there
+LAYOUT = "expected train/CLASS/*.jpeg and val/CLASS/*.jpeg"
+FLAT = (
+    "{where} holds pictures outside class folders, such as {name}: move each into the folder of "
+    "its class (for ImageNet-1K, run valprep.sh of soumith/imagenetloader.torch in val)"
+)
+
+
+def scan(path: Path) -> Listing:
+    """Every picture at `path`, decoding none; raises EvaluatorConfigError in one line.
+
+    path: a folder that holds train/CLASS/... (pictures at any depth), a folder of *.tar, one tar
+        that holds train/CLASS/..., or a parquet file with the columns split, label or class, jpeg.
+    """
+    try:
+        if path.is_dir():
+            listing = _scan_folder(path)
+        elif not path.exists():
+            raise EvaluatorConfigError(f"no such folder or file: {path}")
+        elif path.suffix == ".parquet":
+            listing = _scan_parquet(path)
+        else:
+            listing = _scan_tars(path, [path])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EvaluatorConfigError(f"cannot read {error.filename or path}: {reason}") from None
+    return listing
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name, without its folder, is taken for a picture."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _listing(
+    kind: str,
+    root: Path,
+    columns: dict[str, Sequence[object] | pa.Array],
+    watched: Sequence[str],
+    changed: int,
+    classes: Sequence[str] | None = None,
+) -> Listing:
+    pictures = pa.table(columns).sort_by("name")
+    names = pictures["name"]
+    if len(names) != pc.count_distinct(names).as_py():
+        twice = Counter(names.to_pylist()).most_common(1)[0][0]
+        raise EvaluatorConfigError(f"{root} holds {twice} twice")
+    if classes is None:
+        classes = sorted(pc.unique(pictures["class"]).to_pylist())
+    return Listing(kind, root, tuple(classes), pictures, tuple(watched), changed)
+
+
+def _scan_folder(root: Path) -> Listing:
+    inside = {entry.name: entry for entry in os.scandir(root)}
+    folders = {
+        split: next((n for n in names if n in inside and inside[n].is_dir()), None)
+        for split, names in SPLITS.items()
+    }
+    if not any(folders.values()):
+        archives = sorted(root.glob("*.tar"))
+        if archives:
+            return _scan_tars(root, archives)
+        has = ", ".join(sorted(n for n in inside if not n.startswith("."))[:5]) or "nothing"
+        raise EvaluatorConfigError(f"{root} has no folder train or val ({LAYOUT}); it has {has}")
+
+    tops: list[tuple[str, str, str]] = []  # split, class, folder of the class inside root
+    watched: list[str] = []
+    for split, folder in folders.items():
+        if folder is None:
+            continue
+        watched.append(folder)
+        for entry in os.scandir(root / folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                tops.append((split, entry.name, f"{folder}/{entry.name}"))
+            elif is_picture(entry.name):
+                raise EvaluatorConfigError(FLAT.format(where=root / folder, name=entry.name))
+    if not tops:
+        raise EvaluatorConfigError(f"{root} has no class folders ({LAYOUT})")
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(lambda top: _walk(root, top[2]), tops))
+    columns: dict[str, list[object]] = {"name": [], "split": [], "class": []}
+    for (split, name, top), (pictures, below) in zip(tops, found, strict=True):
+        if not pictures:
+            raise EvaluatorConfigError(f"{root / top} holds no picture")
+        watched += below
+        columns["name"] += pictures
+        columns["split"] += [split] * len(pictures)
+        columns["class"] += [name] * len(pictures)
+    return _listing("folder", root, dict(columns), watched, newest(root, tuple(watched)))
+
+
+def _walk(root: Path, top: str) -> tuple[list[str], list[str]]:
+    """Pictures and folders below (and with) a folder, as paths inside root."""
+    pictures, folders, todo = [], [], [top]
+    while todo:
+        folder = todo.pop()
+        folders.append(folder)
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    todo.append(f"{folder}/{entry.name}")
+                elif is_picture(entry.name):
+                    pictures.append(f"{folder}/{entry.name}")
+    return pictures, folders
+
+
+def _scan_tars(root: Path, archives: Sequence[Path]) -> Listing:
+    watched = [path.name if root.is_dir() else "" for path in archives]
+    changed = newest(root, tuple(watched))
+    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    rows: list[tuple[object, ...]] = []
+    for archive, member in _members(archives):
+        parts = member.name.split("/")
+        if not is_picture(parts[-1]):
+            continue
+        at = next((i for i, part in enumerate(parts[:-1]) if part in split_of), None)
+        if at is None:
+            continue
+        if len(parts) == at + 2:
+            raise EvaluatorConfigError(FLAT.format(where=f"{archive}: {parts[at]}", name=parts[-1]))
+        name = "/".join(parts[at:])
+        where = watched[archives.index(archive)]
+        rows.append((name, parts[at], parts[at + 1], where, member.offset_data, member.size))
+    if not rows:
+        raise EvaluatorConfigError(f"{root} holds no pictures in class folders ({LAYOUT})")
+    titles = ("name", "split", "class", "archive", "offset", "size")
+    columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
+    return _listing("tar", root, _keep_splits(columns), watched, changed)
+
+
+def _members(archives: Iterable[Path]) -> Iterable[tuple[Path, tarfile.TarInfo]]:
+    """Regular files of archives that can be read at any place."""
+    for archive in archives:
+        try:
+            with tarfile.open(archive, "r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # else all are kept
+                    if member.name.endswith(".tar"):
+                        raise EvaluatorConfigError(
+                            f"{archive} is a tar of tars ({member.name}): extract it, one folder "
+                            f"per class ({LAYOUT})"
+                        )
+                    if member.isreg():
+                        yield archive, member
+        except tarfile.TarError as error:
+            raise EvaluatorConfigError(
+                f"{archive} is not a whole, uncompressed tar: {error}"
+            ) from None
+
+
+def _scan_parquet(path: Path) -> Listing:
+    changed = newest(path, ("",))
+    try:
+        file = pq.ParquetFile(path)
+        available = file.schema_arrow.names
+        missing = [name for name in ("split", "jpeg") if name not in available]
+        if not {"label", "class"} & set(available):
+            missing.append("label or class")
+        if missing:
+            raise EvaluatorConfigError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(available)}"
+            )
+        wanted = [n for n in ("split", "label", "class", "file") if n in available]
+        table = file.read(columns=wanted).to_pydict()
+    except pa.ArrowInvalid:
+        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+    splits = [str(split) for split in table["split"]]
+    rows = list(range(len(splits)))
+    labels = table.get("label", [])
+    names = [str(name) for name in table.get("class", labels)]
+    classes = sorted(set(names))
+    if labels:
+        pairs = sorted(set(zip(labels, names, strict=True)))
+        classes = [name for _, name in pairs]
+        if [label for label, _ in pairs] != list(range(len(set(classes)))):
+            raise EvaluatorConfigError(
+                f"{path}: labels must be 0, 1, 2, ... and each the label of one class"
+            )
+    files = [
+        f"{split}/{name}/{file}"
+        for split, name, file in zip(splits, names, table.get("file", rows), strict=True)
+    ]
+    columns: dict[str, list] = {"name": files, "split": splits, "class": names, "row": rows}
+    if not any(name in splits for names in SPLITS.values() for name in names):
+        raise EvaluatorConfigError(
+            f"{path}: column split must hold train and val; it holds "
+            f"{', '.join(sorted(set(splits))[:5]) or 'nothing'}"
+        )
+    return _listing("parquet", path, _keep_splits(columns), ("",), changed, classes)
+
+
+def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
+    """Only the pictures of train and of the first that there is of val, validation, test."""
+    there = set(columns["split"])
+    kept = {
+        name: split
+        for split, names in SPLITS.items()
+        if (name := next((n for n in names if n in there), None))
+    }
+    table = pa.table(columns)
+    table = table.filter(pc.is_in(table["split"], pa.array(list(kept))))
+    split = pa.array([kept[name] for name in table["split"].to_pylist()], pa.string())
+    table = table.set_column(table.column_names.index("split"), "split", split)
+    return {name: table[name] for name in table.column_names}

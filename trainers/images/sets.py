@@ -1,0 +1,106 @@
+"""Image sets: classes, and splits of labelled pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.index import FILE, Listing, load, prepared_folder
+from trainers.images.scan import scan
+from trainers.images.sources import Source, open_source, texts
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled pictures, sorted by name."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray  # (n,) int64, indices into classes
+    names: np.ndarray  # (n,) str, unique, the same wherever the data are
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> bytes:
+        """The encoded picture i; raises OSError."""
+        return self.source.read(i)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set of pictures."""
+
+    path: Path
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]  # "train", "val", or one of them
+    prepared: Path  # folder of its index, and of pixel caches unless told otherwise; may not exist
+
+    def split(self, name: str) -> Split:
+        """The split of that name; raises EvaluatorConfigError when there is none."""
+        if name not in self.splits:
+            raise EvaluatorConfigError(
+                f"{self.path} has no split {name}: it has {', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+
+def open_images(path: Path) -> Images:
+    """Open a data set; raises EvaluatorConfigError in one line.
+
+    path: what `scan` takes, or a folder that `python -m trainers.prepare DATA --out` has made.
+        Where DATA was prepared, its index is read instead of scanning it, and pictures found to be
+        corrupt are left out.
+    """
+    if (path / FILE).is_file():
+        return build_images(load(path), path)
+    beside = prepared_folder(path)
+    if (beside / FILE).is_file():
+        return build_images(load(beside, path), beside)
+    return build_images(scan(path), beside)
+
+
+def build_images(listing: Listing, prepared: Path) -> Images:
+    """The data set of a listing; raises EvaluatorConfigError when classes and splits do not fit."""
+    good = listing.good
+    if not len(good):
+        raise EvaluatorConfigError(f"{listing.root}: no picture can be read")
+    if len(listing.classes) < 2:
+        raise EvaluatorConfigError(
+            f"{listing.root} has one class, {listing.classes[0]}: there must be two or more"
+        )
+    splits = {}
+    for name in ("train", "val"):
+        pictures = good.filter(pc.equal(good["split"], name))
+        if not pc.any(pc.equal(listing.pictures["split"], name)).as_py():
+            continue
+        missing = set(listing.classes) - set(pc.unique(pictures["class"]).to_pylist())
+        if missing:
+            raise EvaluatorConfigError(_missing(listing, name, sorted(missing)))
+        labels = pc.index_in(pictures["class"], pa.array(listing.classes)).to_numpy()
+        splits[name] = Split(
+            listing.classes,
+            labels.astype(np.int64),
+            texts(pictures["name"]),
+            open_source(listing, pictures),
+        )
+    return Images(listing.root, listing.classes, splits, prepared)
+
+
+def _missing(listing: Listing, split: str, classes: Sequence[str]) -> str:
+    """Why a split has no picture of some classes."""
+    there = pc.equal(listing.pictures["split"], split)
+    known = set(listing.pictures.filter(there)["class"].to_pylist())
+    if corrupt := [name for name in classes if name in known]:
+        return f"{listing.root}: every picture in {split} of class {_some(corrupt)} is corrupt"
+    other = "val" if split == "train" else "train"
+    return f"{listing.root}: {split} has no class {_some(classes)}, but {other} has"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,90 @@
+"""Where the bytes of a split's pictures are: any one can be read, at any time, in any process."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.index import Listing
+
+
+class Source(Protocol):
+    """Pictures by number; can be pickled and forked."""
+
+    def read(self, i: int) -> bytes:
+        """The bytes of picture i; raises OSError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """One file each."""
+
+    root: Path
+    names: np.ndarray  # (n,) str, paths inside root
+
+    def read(self, i: int) -> bytes:
+        with open(f"{self.root}/{self.names[i]}", "rb", buffering=0) as file:
+            return file.read()
+
+
+@dataclass(frozen=True)
+class TarMembers:
+    """Stretches of archives."""
+
+    archives: tuple[Path, ...]
+    archive: np.ndarray  # (n,) which of them
+    offset: np.ndarray  # (n,) bytes
+    size: np.ndarray  # (n,) bytes
+
+    def read(self, i: int) -> bytes:
+        path, size = self.archives[self.archive[i]], int(self.size[i])
+        data = os.pread(_opened(path).fileno(), size, int(self.offset[i]))
+        if len(data) < size:
+            raise OSError(None, "ends early", str(path))
+        return data
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> FileIO:
+    """An archive, open as long as the process; safe to fork, since pread keeps no position."""
+    return open(path, "rb", buffering=0)
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """Rows of a column of a parquet file, kept in memory."""
+
+    column: pa.LargeBinaryArray
+
+    def read(self, i: int) -> bytes:
+        return self.column[i].as_py()
+
+
+def open_source(listing: Listing, pictures: pa.Table) -> Source:
+    """Where the bytes of some of a listing's pictures are; raises EvaluatorConfigError."""
+    root = listing.root
+    if listing.kind == "folder":
+        return Files(root, texts(pictures["name"]))
+    if listing.kind == "parquet":
+        try:
+            jpegs = pq.read_table(root, columns=["jpeg"])["jpeg"].cast(pa.large_binary())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+            raise EvaluatorConfigError(f"{root}: column jpeg does not hold bytes") from None
+        return ParquetRows(jpegs.take(pictures["row"]).combine_chunks())
+    archive = pc.index_in(pictures["archive"], pa.array(listing.watched)).to_numpy()
+    offset, size = (pictures[name].to_numpy() for name in ("offset", "size"))
+    return TarMembers(tuple(root / name for name in listing.watched), archive, offset, size)
+
+
+def texts(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of strings, compact and without a Python object each."""
+    return np.array(column.to_pylist(), dtype=np.dtypes.StringDType())

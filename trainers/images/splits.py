@@ -1,0 +1,80 @@
+"""Parts of a split, by class and by name.
+
+Pictures of a class are ranked by a hash of seed and name. So a part does not depend on the order
+of files, on other classes or on how many files there are, and a smaller part lies in a larger one.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+
+from trainers.base import EvaluatorConfigError
+from trainers.images.sets import Split
+
+
+def hold_out(
+    split: Split, count_or_fraction: int | float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set pictures aside, in each class the same share: (rest, held out), indices in order.
+
+    count_or_fraction: an int is a number of pictures, a float a fraction of each class.
+
+    Raises EvaluatorConfigError where a class would be left without a picture.
+    """
+    sizes = np.bincount(split.labels, minlength=len(split.classes))
+    if isinstance(count_or_fraction, int):
+        taken = _apportion(sizes, count_or_fraction)
+    else:
+        _check_fraction(count_or_fraction, below=1)
+        taken = np.floor(count_or_fraction * sizes + 0.5).astype(np.int64)
+    for name, size, count in zip(split.classes, sizes, taken, strict=True):
+        if count >= size:
+            raise EvaluatorConfigError(
+                f"cannot hold out {count} of the {size} pictures of class {name}"
+            )
+    if not taken.any():
+        raise EvaluatorConfigError(f"holding out {count_or_fraction} holds out no picture")
+    held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
+    return np.setdiff1d(np.arange(len(split)), held, assume_unique=True), held
+
+
+def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarray:
+    """A fraction of the pictures `indices` in each class, at least one; indices in order.
+
+    Smaller fractions with the same seed lie in larger ones.
+    """
+    _check_fraction(f, below=None)
+    sizes = np.bincount(split.labels[indices], minlength=len(split.classes))
+    taken = np.maximum(np.floor(f * sizes + 0.5).astype(np.int64), np.minimum(sizes, 1))
+    return _first(split, indices, taken, f"fraction {seed}")
+
+
+def _first(split: Split, indices: np.ndarray, taken: np.ndarray, salt: str) -> np.ndarray:
+    """The first taken[c] pictures of each class c in the order of their hashes."""
+    key = salt.encode()
+    ranks = np.array(
+        [blake2b(str(n).encode(), digest_size=8, key=key).digest() for n in split.names[indices]],
+        dtype="S8",
+    ).view(">u8")
+    labels = split.labels[indices]
+    order = np.lexsort((ranks, labels))
+    starts = np.searchsorted(labels[order], np.arange(len(taken)))
+    within = np.arange(len(order)) - starts[labels[order]]
+    return np.sort(indices[order[within < taken[labels[order]]]])
+
+
+def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Shares of `count` in proportion to sizes, by largest remainder."""
+    if not 0 < count < sizes.sum():
+        raise EvaluatorConfigError(f"cannot hold out {count} of {sizes.sum()} pictures")
+    exact = count * sizes / sizes.sum()
+    taken = np.floor(exact).astype(np.int64)
+    rest = count - taken.sum()
+    taken[np.argsort(taken - exact, kind="stable")[:rest]] += 1
+    return taken
+
+
+def _check_fraction(f: float, below: int | None) -> None:
+    if not 0 < f <= 1 or f == below:
+        allowed = "lie between 0 and 1" if below else "lie in (0, 1]"
+        raise EvaluatorConfigError(f"a fraction must {allowed}, not {f}")

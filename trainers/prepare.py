@@ -1,0 +1,172 @@
+"""Check a set of pictures and index it: `python -m trainers.prepare --help`."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from trainers.images.check import Found, check_imagenet, look_at_all
+from trainers.images.index import FILE, Listing, prepared_folder, save
+from trainers.images.pixels import write_pixels
+from trainers.images.scan import scan
+from trainers.images.sets import Images, build_images
+
+SHOWN = 20  # names of pictures, and classes, in the report
+CORRUPT, LEAKS, CLASSES = "corrupt.txt", "leaks.txt", "classes.csv"
+
+app = command_line("python -m trainers.prepare")
+
+
+@app.default
+def main(
+    data: Path,
+    *,
+    imagenet: bool = False,
+    out: Path | None = None,
+    size: WholeNumber | None = None,
+    workers: WholeNumber | None = None,
+) -> None:
+    """Decode every picture once, report what is wrong, and write an index.
+
+    The index makes opening the data instant and leaves corrupt pictures out. Repeat the command
+    when the data have changed.
+
+    Parameters
+    ----------
+    data
+        Folder with train/CLASS/*.jpeg and val/CLASS/*.jpeg, a tar of it, a folder of such tars, or
+        a parquet file with the columns split, label or class, jpeg.
+    imagenet
+        Check first that these are the pictures of ImageNet-1K, by class and number.
+    out
+        Folder for the index, to be given in place of DATA later. Beside the data when not given.
+    size
+        Also decode all pictures into memory-mapped files of so many pixels squared.
+    workers
+        Processes; one per core when not given.
+    """
+    if (size is not None and size < 1) or (workers is not None and workers < 1):
+        raise UserError("--size and --workers must be at least 1")
+    console = Console(stderr=True)
+    with console.status(f"scanning {data}"):
+        listing: Listing = user_errors(scan, data)
+        if imagenet:
+            user_errors(check_imagenet, listing)
+        user_errors(build_images, listing, data)  # classes and splits fit, before the long work
+    folder = out or prepared_folder(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give --out") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}: give --out")
+
+    with _bar(console, "checking", len(listing.pictures)) as progress:
+        found = look_at_all(listing, workers, progress)
+    images: Images = user_errors(build_images, found.listing, folder)
+    for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
+        old.unlink()
+    _write_lists(found, folder)
+    save(found.listing, folder)
+    sys.stdout.writelines(f"{line}\n" for line in report(found, folder))
+    if size is not None:
+        for name, split in images.splits.items():
+            with _bar(console, f"decoding {name}", len(split)) as progress:
+                path = write_pixels(split, size, folder, workers, progress)
+            sys.stdout.write(f"pixels of {name}: {path}\n")
+
+
+def report(found: Found, folder: Path) -> Iterator[str]:
+    """The lines that a person wants to read."""
+    pictures = found.listing.pictures
+    yield f"{found.listing.root}: {len(found.listing.classes):,} classes"
+    for split in ("train", "val"):
+        part = pictures.filter(pc.equal(pictures["split"], split))
+        if not len(part):
+            yield f"{split}: none"
+            continue
+        good = part.filter(part["error"].is_null())
+        counts = pc.value_counts(good["class"]).field("counts").to_numpy()
+        yield (
+            f"{split}: {len(good):,} pictures, {_range(counts)} per class; "
+            f"{pc.sum(part['bytes']).as_py() / 1e6:,.1f} MB; "
+            f"{_range(good['width'].to_numpy())} wide, {_range(good['height'].to_numpy())} high; "
+            f"{len(part) - len(good):,} corrupt"
+        )
+    if len(found.listing.classes) <= SHOWN:
+        for name, counts in _per_class(found.listing).items():
+            yield f"  {name}: {', '.join(f'{n:,} {split}' for split, n in counts.items())}"
+    else:
+        yield f"pictures of each class: {folder / CLASSES}"
+    bad = pictures.filter(pictures["error"].is_valid())
+    wrong = [f"{row['name']}: {row['error']}" for row in bad.slice(0, SHOWN).to_pylist()]
+    yield from _some("pictures are corrupt and left out", wrong, len(bad), folder / CORRUPT)
+    same = [f"{name} = {other}" for name, other in found.leaks[:SHOWN]]
+    yield from _some(
+        "pictures of val are also in train, byte for byte", same, len(found.leaks), folder / LEAKS
+    )
+    yield f"index: {folder / FILE}"
+
+
+def _some(what: str, shown: Sequence[str], count: int, path: Path) -> Iterator[str]:
+    if not count:
+        yield f"no {what}"
+        return
+    yield f"{count:,} {what}, all named in {path}:"
+    yield from (f"  {line}" for line in shown)
+    if count > len(shown):
+        yield f"  and {count - len(shown):,} more"
+
+
+def _range(numbers: np.ndarray) -> str:
+    """Least to largest, with the median where they differ."""
+    low, middle, high = (f"{x:,.0f}" for x in np.quantile(numbers, (0, 0.5, 1)))
+    return low if low == high else f"{low} to {high} (median {middle})"
+
+
+def _per_class(listing: Listing) -> dict[str, dict[str, int]]:
+    """Good pictures of each class by split."""
+    counts = {name: {"train": 0, "val": 0} for name in listing.classes}
+    found = listing.good.group_by(["class", "split"]).aggregate([([], "count_all")])
+    for row in found.to_pylist():
+        counts[row["class"]][row["split"]] = row["count_all"]
+    return counts
+
+
+def _write_lists(found: Found, folder: Path) -> None:
+    pictures = found.listing.pictures
+    bad = pictures.filter(pictures["error"].is_valid()).to_pylist()
+    lists = {
+        CORRUPT: [f"{row['name']}\t{row['error']}" for row in bad],
+        LEAKS: [f"{name}\t{other}" for name, other in found.leaks],
+        CLASSES: [
+            "class,train,val",
+            *(f"{name},{n['train']},{n['val']}" for name, n in _per_class(found.listing).items()),
+        ],
+    }
+    for name, lines in lists.items():
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, moved by calling with how many are done."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    hidden = not console.is_terminal
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+if __name__ == "__main__":
+    run(app)
