@@ -147,8 +147,8 @@ class Loader:
             self._running = None
             reason = str(error).splitlines()[0].strip()
             raise LoaderError(
-                f"a process that loads pictures has failed; out of memory, perhaps: try fewer "
-                f"workers than {self.workers} ({reason})"
+                "a process that loads pictures has died or hangs; where memory is short, fewer "
+                f"than {self.workers} may help ({reason})"
             ) from None
 
 
