@@ -25,7 +25,7 @@ from trainers.images import (
     open_images,
 )
 from trainers.images import decode as decoding
-from trainers.images.crops import DRAWS, crop_squares, shift
+from trainers.images.crops import DRAWS, crop_squares, resample_at_once, resample_each, shift
 from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.pixels import open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
@@ -236,16 +236,23 @@ def test_shifts_are_even(rng):
         assert set(axis) == {-2, -1, 0, 1, 2}
 
 
-def test_boxes_of_squares_are_those_of_pillow(rng):
+@pytest.mark.parametrize("resample", [resample_each, resample_at_once])
+def test_boxes_of_squares_are_those_of_pillow(rng, resample):
     squares = rng.integers(0, 256, (4, 3, 40, 40), dtype=np.uint8)
     boxes = torch.tensor([[0, 0, 20, 32], [5, 7, 24, 20], [0, 0, 32, 32], [20, 20, 20, 20]])
-    found = crop_squares(torch.from_numpy(squares), boxes, 32)
+    found = resample(torch.from_numpy(squares), boxes, 32)
     for image, (x, y, w, h), square in zip(found, boxes.tolist(), squares, strict=True):
         wanted = Image.fromarray(square.transpose(1, 2, 0)).resize(
             (32, 32), Image.Resampling.BILINEAR, box=(x, y, x + w, y + h)
         )
         inner = (image.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted))[1:-1, 1:-1]
         assert np.abs(inner).max() <= 1
+
+
+def test_equal_boxes_of_the_right_size_are_cut_out(rng):
+    squares = torch.from_numpy(rng.integers(0, 256, (2, 3, 40, 40), dtype=np.uint8))
+    found = crop_squares(squares, torch.tensor([[3, 5, 32, 32]] * 2), 32)
+    assert (found == squares[:, :, 5:37, 3:35]).all()
 
 
 def test_crops_out_of_range_are_refused():

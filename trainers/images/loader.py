@@ -164,18 +164,19 @@ class _Stream:
     def __getitem__(self, key: _Key) -> _Batch | EvaluatorConfigError:
         """The batch, or the error: if raised in a worker, it would arrive as a traceback."""
         size, draws = self.resolution, _draws(self.seed, key)
-        images = torch.empty((len(key.rows), size, size, 3), dtype=torch.uint8)
+        squares = np.empty((len(key.rows), size, size, 3), dtype=np.uint8)
         shifts: list[tuple[int, int]] = []
         skipped: list[str] = []
         try:
             for i, row in enumerate(key.rows.tolist()):
                 pixels = self._decode(row, skipped)
                 place = self.crop.place(pixels.shape[1], pixels.shape[0], draws[i])
-                images[i] = resize(pixels, place.box, size).permute(1, 2, 0)
+                squares[i] = resize(pixels, place.box, size).numpy().transpose(1, 2, 0)
                 shifts.append(place.shift)
         except EvaluatorConfigError as error:
             return error
-        images = shift(images.permute(0, 3, 1, 2), torch.tensor(shifts))
+        images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        images = shift(images, torch.tensor(shifts))
         return _Batch(images, torch.from_numpy(self.split.labels[key.rows]), skipped)
 
     def _decode(self, row: int, skipped: list[str]) -> np.ndarray:
