@@ -38,7 +38,7 @@ app = command_line("python benchmarks/loader.py")
 
 @app.default
 def main(
-    *, data: tuple[Path, ...] = (), pictures: int = 4000, rounds: int = 7, workers: int = 2
+    *, data: tuple[Path, ...] = (), pictures: int = 2000, rounds: int = 7, workers: int = 2
 ) -> None:
     """Time whole epochs and write benchmarks/results/loader.md.
 
