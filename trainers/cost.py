@@ -14,30 +14,44 @@ import numpy as np
 
 from nag.properties import Property
 from nag.spaces import ABSENT, Architecture, SearchSpace
-from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH
-from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
+from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3
+from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
 COSTS = ("macs", "params")
 
 
-def cost(arch: Architecture, dataset: str) -> dict[str, float]:
-    """`macs` and `params` of a network whose classifier fits `dataset`, one of NUM_CLASSES.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a network is for.
 
-    MobileNetV3 networks read 224 x 224 images, NAS-Bench-201 networks 32 x 32 (ImageNet16-120:
-    16 x 16). A space without a cost model gives an empty mapping; an unknown data set raises
-    EvaluatorConfigError.
+    classes: that it tells apart.
+    resolution: side of the images, pixels.
+    width: multiplier of its channels; of MobileNetV3 only.
+    """
+
+    classes: int
+    resolution: int
+    width: float = 1.0
+
+
+def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
+    """`macs` and `params` of a network for a task, or for a data set, one of NUM_CLASSES.
+
+    For a data set MobileNetV3 networks read 224 x 224 images, NAS-Bench-201 networks 32 x 32
+    (ImageNet16-120: 16 x 16). A space without a cost model gives an empty mapping; an unknown data
+    set raises EvaluatorConfigError.
     """
     if arch.space not in _MODELS:
         return {}
-    network = _network(arch.space, dataset)
+    network = _network(arch.space, task)
     nodes = zip(network.operators, arch.ops, strict=True)
     total = network.ends + _total(costs[op] for costs, op in nodes if op != ABSENT)
     return {name: float(getattr(total, name)) for name in COSTS}
 
 
-def cost_property(space: SearchSpace, name: str, dataset: str) -> Property:
+def cost_property(space: SearchSpace, name: str, task: str | Task) -> Property:
     """One entry of `cost`, `name` in COSTS, as an additive property; it is exact.
 
     Raises EvaluatorConfigError for an unknown name or data set, or a space without a cost model.
@@ -46,7 +60,7 @@ def cost_property(space: SearchSpace, name: str, dataset: str) -> Property:
         raise EvaluatorConfigError(f"the space {space.name} has no cost model")
     if name not in COSTS:
         raise EvaluatorConfigError(f"unknown cost {name!r}: choose from {', '.join(COSTS)}")
-    network, count = _network(space.name, dataset), attrgetter(name)
+    network, count = _network(space.name, task), attrgetter(name)
     coefficients = [[count(one) for one in costs] for costs in network.operators]
     return Property(name, space, float(count(network.ends)), np.array(coefficients, np.float64))
 
@@ -69,12 +83,18 @@ class _Network:
 
 
 @cache
-def _network(space: str, dataset: str) -> _Network:
+def _network(space: str, task: str | Task) -> _Network:
+    return _MODELS[space](task if isinstance(task, Task) else _task(space, task))
+
+
+def _task(space: str, dataset: str) -> Task:
     if dataset not in NUM_CLASSES:
         raise EvaluatorConfigError(
             f"unknown data set {dataset!r}: choose from {', '.join(NUM_CLASSES)}"
         )
-    return _MODELS[space](dataset)
+    if space == MOBILENETV3.name:
+        return Task(NUM_CLASSES[dataset], resolution=224)
+    return Task(NUM_CLASSES[dataset], resolution=16 if dataset == "imagenet16-120" else 32)
 
 
 def _total(costs: Iterable[_Cost]) -> _Cost:
@@ -199,9 +219,9 @@ def _inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> _Cost:
     )
 
 
-def _mobilenetv3(dataset: str) -> _Network:
+def _mobilenetv3(task: Task) -> _Network:
     """The ends are stem, first block, final expansion, mixing and classifier."""
-    plan = mobilenetv3_plan()
+    plan = mobilenetv3_plan(task.resolution, task.width)
     first, last = plan.first, plan.slots[-1]
     ends = (
         _conv_bn(3, first.inputs, 3, first.size_in)
@@ -209,7 +229,7 @@ def _mobilenetv3(dataset: str) -> _Network:
         + _conv_bn(first.inputs, first.outputs, 1, first.size_out)
         + _conv_bn(last.outputs, plan.expanded, 1, last.size_out)
         + _conv(plan.expanded, plan.features, 1, size=1)
-        + _linear(plan.features, NUM_CLASSES[dataset])
+        + _linear(plan.features, task.classes)
     )
     layers = (tuple(_inverted_bottleneck(slot, k, e) for k, e in LAYERS) for slot in plan.slots)
     return _Network(ends, tuple(layers))
@@ -221,19 +241,19 @@ _CHANNELS = (16, 32, 64)
 _KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
-def _sizes(dataset: str) -> tuple[int, int, int]:
-    size = 16 if dataset == "imagenet16-120" else 32
-    return size, size // 2, size // 4
+def _sizes(resolution: int) -> tuple[int, int, int]:
+    half = _strided(resolution, 2)
+    return resolution, half, _strided(half, 2)
 
 
-def _cell_operator(name: str, dataset: str) -> _Cost:
+def _cell_operator(name: str, resolution: int) -> _Cost:
     """One operator of the cell, summed over all fifteen cells; only convolutions cost anything."""
     kernel = _KERNELS.get(name)
     if kernel is None:
         return _Cost(0, 0)
     return _total(
         _conv_bn(channels, channels, kernel, size)
-        for channels, size in zip(_CHANNELS, _sizes(dataset), strict=True)
+        for channels, size in zip(_CHANNELS, _sizes(resolution), strict=True)
         for _ in range(_CELLS)
     )
 
@@ -247,19 +267,19 @@ def _reduction(channels: int, size: int) -> _Cost:
     )
 
 
-def _nasbench201(dataset: str) -> _Network:
+def _nasbench201(task: Task) -> _Network:
     """The ends are stem, reduction blocks, last batch norm and classifier."""
-    first, second, third = _sizes(dataset)
+    first, second, third = _sizes(task.resolution)
     ends = (
         _conv_bn(3, _CHANNELS[0], 3, first)
         + _reduction(_CHANNELS[0], second)
         + _reduction(_CHANNELS[1], third)
         + _batch_norm(_CHANNELS[2])
-        + _linear(_CHANNELS[2], NUM_CLASSES[dataset])
+        + _linear(_CHANNELS[2], task.classes)
     )
-    edge = tuple(_cell_operator(name, dataset) for name in OPERATORS)
+    edge = tuple(_cell_operator(name, task.resolution) for name in OPERATORS)
     terminal = (_Cost(0, 0),) * len(OPERATORS)  # the input and the output node
     return _Network(ends, (terminal, *[edge] * len(CELL_EDGES), terminal))
 
 
-_MODELS = {"mobilenetv3": _mobilenetv3, "nasbench201": _nasbench201}
+_MODELS = {MOBILENETV3.name: _mobilenetv3, NASBENCH201.name: _nasbench201}
