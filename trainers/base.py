@@ -1,6 +1,6 @@
 """Evaluators: architecture -> measurement. The one thing the search pays for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ class Measurement:
     value: float  # the objective, larger is better; an accuracy is a fraction in [0, 1]
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. macs, params, test
     seconds: float = 0.0  # cost of the evaluation
+    curve: Sequence[float] = ()  # the objective after each epoch of training, if there was one
 
 
 class Evaluator(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ACCURACIES = ("value", "test")  # fractions inside the program, percent in files
+ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
 
 _TEXT = ("arch", "status", "error", "strategy")
 _COUNTS = ("trial", "iteration", "seed", "attempts", "epochs")
@@ -41,4 +41,6 @@ def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> 
 def _type(name: str) -> pa.DataType:
     if name in _TEXT:
         return pa.string()
+    if name == "curve":
+        return pa.list_(pa.float64())
     return pa.int64() if name in _COUNTS else pa.float64()

@@ -6,8 +6,10 @@ first layers of a stage; only depthwise kernels of 5 and 3 are more than that: t
 next larger kernel, times a matrix that all channels of the layer share.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +30,17 @@ class Supernet(nn.Module):
 
     width: of all channels, relative to the published network, in hundredths.
     dropout: rate before the classifier.
+    meta: how it was made, where that is known.
     """
 
     blocks: nn.ModuleList
+    meta: Mapping[str, Any]
 
     def __init__(self, num_classes: int = 1000, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
         if width != round(width, 2):
             raise ValueError(f"the width of a supernet is given in hundredths, not {width}")
-        self.num_classes, self.width, self.dropout = num_classes, width, dropout
+        self.num_classes, self.width, self.dropout, self.meta = num_classes, width, dropout, {}
         largest = assemble(LARGEST, num_classes=num_classes, width=width, dropout=dropout)
         initialise(largest)
         for name, module in largest.named_children():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,10 +34,11 @@ _EXPECTED = "expected a once-for-all MobileNetV3 supernet such as ofa_mbv3_d234_
 def load_supernet(path: Path) -> Supernet:
     """The supernet of a file, in evaluation mode; width and classes are read off its tensors.
 
-    Averaged weights are taken where a file has both. Raises EvaluatorConfigError for what is no
-    such file.
+    Averaged weights are taken where a file has both, and what `save_supernet` says of them is its
+    `meta`. Raises EvaluatorConfigError for what is no such file.
     """
-    tensors = {_canonical(name): tensor for name, tensor in _unwrap(_read(path)).items()}
+    found, meta = _read(path)
+    tensors = {_canonical(name): tensor for name, tensor in _unwrap(found).items()}
     try:
         classes, features = tensors["classifier.linear.weight"].shape
     except (KeyError, ValueError):
@@ -52,6 +54,7 @@ def load_supernet(path: Path) -> Supernet:
     if problem := _difference(tensors, needed):
         raise EvaluatorConfigError(f"{path} holds another network, {problem}: {_EXPECTED}")
     supernet.load_state_dict({k: v.to(needed[k].dtype) for k, v in tensors.items()}, assign=True)
+    supernet.meta = meta
     return supernet.eval()
 
 
@@ -73,14 +76,18 @@ def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> No
     os.replace(aside, path)
 
 
-def _read(path: Path) -> Any:
-    """What a file holds; tensors on the CPU."""
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """What a file holds, tensors on the CPU, and what it says of them."""
     if not path.is_file():
         raise EvaluatorConfigError(f"no such file: {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            with safe_open(path, framework="pt") as file:
+                record = (file.metadata() or {}).get("meta", "{}")
+            return load_file(path), json.loads(record)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        meta = found.get("meta") if isinstance(found, Mapping) else None
+        return found, json.loads(meta) if isinstance(meta, str) else {}
     except OSError as error:
         raise EvaluatorConfigError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # what is no pickle can raise nearly anything

@@ -1,0 +1,397 @@
+"""Training on images, on made pictures whose colour tells the class. Synthetic."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pictures import colours
+from torch import nn
+
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
+from trainers import training as training_module
+from trainers.augment import Augmentation, Normalisation
+from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.cost import Task, cost
+from trainers.images import Crop
+from trainers.inherited import SupernetEvaluator
+from trainers.ofa import LARGEST, Supernet
+from trainers.recipe import RECIPES, Recipe, find_recipe
+from trainers.sandwich import SMALLEST, sandwich
+from trainers.task import ImageOptions, ImageTask, Place
+from trainers.trained import TrainingEvaluator
+from trainers.training import (
+    DivergedError,
+    NoCheckpointError,
+    Training,
+    accuracy,
+    learning_rate,
+)
+
+POOL, CONV = (
+    f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|" for op in ("avg_pool_3x3", "nor_conv_1x1")
+)
+RECIPE = Recipe(
+    epochs=3,
+    batch_size=8,
+    learning_rate=0.1,
+    momentum=0.9,
+    ema=0.9,
+    crop=Crop.shifted(padding=1),
+    centre=Crop.center(ratio=1.0),
+    cutout=2,
+    statistics="data",
+    bfloat16=False,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture
+def task(data, tmp_path):
+    options = ImageOptions(data=data, resolution=16, held_out=9)
+    return ImageTask(options, NASBENCH201, Place(cache=tmp_path / "cache"))
+
+
+def training(task, recipe=RECIPE, text=CONV, seed=1, **changes):
+    torch.manual_seed(0)
+    evaluator = TrainingEvaluator(NASBENCH201, task, recipe, recipe.epochs)
+    network = evaluator._network(NASBENCH201.from_str(text))
+    return Training(network, recipe, task.training_set(recipe, seed), seed, **changes)
+
+
+def weights(training):
+    return {name: value.clone() for name, value in training.network.state_dict().items()}
+
+
+def test_colours_are_learned(task):
+    found = list(training(task, replace(RECIPE, epochs=8)).run(8))
+    assert [epoch.epoch for epoch in found] == list(range(1, 9))
+    assert found[-1].loss < 0.5 * found[0].loss
+    assert found[-1].accuracy > 0.8
+
+
+class _KilledError(Exception):
+    pass
+
+
+def stop_at(training, step):
+    """Ends a training in the middle, as a killed process would."""
+    one_step = training._one_step
+
+    def stopping(images, labels):
+        if training.step == step:
+            raise _KilledError
+        return one_step(images, labels)
+
+    training._one_step = stopping
+
+
+@pytest.mark.parametrize("step", [2, 4, 9])  # in an epoch of four steps, after it, near the end
+def test_a_killed_training_continues_bit_by_bit(task, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+    whole = training(task)
+    curve = [(epoch.loss, epoch.accuracy) for epoch in whole.run(3)]
+    killed, path = training(task), tmp_path / "deep" / "t.safetensors"
+    stop_at(killed, step)
+    with pytest.raises(_KilledError):
+        list(killed.run(3, path))
+    torch.manual_seed(99)
+    again = training(task)
+    again.load(path)
+    assert again.step == step
+    list(again.run(3, path))
+    assert [(epoch.loss, epoch.accuracy) for epoch in again.curve] == curve
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(again)[name], value), name
+        assert torch.equal(again.average[name], whole.average[name]), name
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
+    path = tmp_path / "t.safetensors"
+    training(task, identity="a").save(path)
+    with pytest.raises(NoCheckpointError, match="another training: a"):
+        training(task, identity="b").load(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(NoCheckpointError):
+        training(task, identity="a").load(path)
+
+
+def test_a_training_goes_on_where_nothing_can_be_saved(task, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert len(list(training(task).run(1, tmp_path / "file" / "t.safetensors"))) == 1
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+class _Small(nn.Module):
+    """A linear network that has memory for so many images at a time."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.seen = most, []
+        self.linear = nn.Linear(3 * 16 * 16, 3)
+
+    def forward(self, images):
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("synthetic")
+        self.seen.append(len(images))
+        return self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize(("most", "parts"), [(8, 1), (5, 2), (2, 4)])
+def test_a_batch_too_large_for_the_memory_is_split_to_the_same_step(task, most, parts):
+    found = []
+    recipe = replace(RECIPE, ema=0.0, clip=1.0)
+    for limit in (8, most):
+        torch.manual_seed(0)
+        begun = Training(_Small(limit), recipe, task.training_set(recipe, 1), 1)
+        images, labels = next(begun.images.train.epoch(0))
+        begun._fitting_step(images, labels)
+        found.append(begun)
+    assert found[1].parts == parts
+    assert sum(found[1].network.seen[-parts:]) == 8
+    for a, b in zip(found[0].network.parameters(), found[1].network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_memory_for_one_image_is_too_little(task):
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Training(_Small(1), RECIPE, task.training_set(RECIPE, 1), 1).run(1))
+
+
+def test_a_loss_that_is_no_number_ends_the_trial(task):
+    begun = training(task)
+    with torch.no_grad():
+        begun.network.classifier.bias[0] = math.nan
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 1") as error:
+        list(begun.run(1))
+    assert isinstance(error.value, EvaluationError)
+
+
+def test_learning_rate():
+    recipe = replace(RECIPE, epochs=10, warm_up=2.0, learning_rate=0.4)
+    assert learning_rate(recipe, 1.0) == pytest.approx(0.2)
+    assert learning_rate(recipe, 2.0) == pytest.approx(0.4)
+    assert learning_rate(recipe, 6.0) == pytest.approx(0.2)
+    assert learning_rate(recipe, 10.0) == pytest.approx(0.0)
+
+
+def test_the_optimiser_follows_the_schedule(task):
+    begun = training(task)
+    list(begun.run(3))
+    last = RECIPE.learning_rate * 0.5 * (1 + math.cos(math.pi * 11 / 12))
+    assert begun.optimizer.param_groups[0]["lr"] == pytest.approx(last)
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_biases_and_norms_decay_if_asked(task, decay_all):
+    recipe = replace(RECIPE, decay_all=decay_all, weight_decay=0.1)
+    groups = training(task, recipe).optimizer.param_groups
+    decays = {p.ndim > 1: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays == {True: 0.1, False: 0.1 if decay_all else 0.0}
+
+
+def test_averaged_weights_are_measured_and_put_back(task):
+    begun = training(task)
+    list(begun.run(1))
+    raw = weights(begun)
+    with begun.averaged() as network:
+        assert all(
+            torch.equal(value, begun.average[name]) for name, value in network.state_dict().items()
+        )
+    assert all(torch.equal(value, raw[name]) for name, value in weights(begun).items())
+    assert not torch.equal(raw["classifier.weight"], begun.average["classifier.weight"])
+
+
+def test_top_1_and_top_5():
+    class Fixed(nn.Module):
+        def forward(self, images):
+            return -torch.arange(8.0).repeat(len(images), 1)  # ranks the classes 0, 1, 2, ...
+
+    class Batches:
+        def epoch(self, number):
+            yield torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 4, 5])
+            yield torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([3])
+
+    assert accuracy(Fixed(), Batches(), Normalisation()) == pytest.approx((2 / 5, 4 / 5))
+
+
+class TestAugmentation:
+    images = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8)
+
+    def test_normalisation(self):
+        found = Normalisation.of(self.images)(self.images)
+        assert found.mean((0, 2, 3)).abs().max() < 1e-5
+        assert (found.std((0, 2, 3)) - 1).abs().max() < 1e-3
+        as_fractions = Normalisation.of(self.images)(self.images.float() / 255)
+        torch.testing.assert_close(found, as_fractions)
+
+    def test_half_are_mirrored_as_a_whole(self):
+        augment = Augmentation(replace(RECIPE, cutout=0), Normalisation())
+        torch.manual_seed(0)
+        found, plain = augment(self.images), Normalisation()(self.images)
+        same = (found == plain).flatten(1).all(1)
+        mirrored = (found == plain.flip(-1)).flatten(1).all(1)
+        assert (same | mirrored).all()
+        assert 20 < mirrored.sum() < 44
+
+    def test_a_square_is_cut_out(self):
+        augment = Augmentation(replace(RECIPE, cutout=5, flip=False), Normalisation())
+        torch.manual_seed(0)
+        cut = (augment(self.images) == 0).all(1)  # (B, R, R)
+        sizes = cut.flatten(1).sum(1)
+        assert sizes.max() == 25
+        assert sizes.min() >= 9  # a corner
+        rows, columns = cut.any(2).sum(1), cut.any(1).sum(1)
+        assert torch.equal(rows * columns, sizes)
+
+    @pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10"])
+    def test_policies(self, policy):
+        pytest.importorskip("kornia")
+        augment = Augmentation(replace(RECIPE, policy=policy, cutout=0), Normalisation())
+        found = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            found.append(augment(self.images))
+        assert torch.equal(*found)
+        assert found[0].isfinite().all()
+        assert not torch.equal(found[0], Normalisation()(self.images))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    assert find_recipe(name, epochs=7).epochs == 7
+    assert 0 < find_recipe(name).learning_rate < 1
+
+
+def test_unknown_recipes():
+    with pytest.raises(EvaluatorConfigError, match="unknown recipe 'x': choose from nasbench201"):
+        find_recipe("x")
+    with pytest.raises(EvaluatorConfigError, match="at least 1"):
+        find_recipe("small", epochs=0)
+
+
+class TestTrainingEvaluator:
+    def evaluator(self, data, tmp_path, **changes):
+        options = ImageOptions(data=data, resolution=16, held_out=9)
+        place = Place(cache=tmp_path / "cache", checkpoints=tmp_path / "checkpoints")
+        task = ImageTask(options, NASBENCH201, place)
+        return TrainingEvaluator(NASBENCH201, task, replace(RECIPE, **changes), RECIPE.epochs)
+
+    def test_measurement(self, data, tmp_path):
+        arch = NASBENCH201.from_str(CONV)
+        found = self.evaluator(data, tmp_path).evaluate(arch, seed=3)
+        assert len(found.curve) == 3
+        assert found.curve[-1] == found.value
+        assert 0 <= found.metrics["test"] <= 1
+        assert cost(arch, Task(3, 16)).items() <= found.metrics.items()
+        assert found.seconds > 0
+
+    def test_more_epochs_of_a_training_go_on_with_it(self, data, tmp_path):
+        arch = NASBENCH201.from_str(CONV)
+        brief, whole = (self.evaluator(data, tmp_path / name) for name in ("brief", "whole"))
+        first = brief.at(1).evaluate(arch, seed=3)
+        assert len(first.curve) == 1
+        (checkpoint,) = (tmp_path / "brief" / "checkpoints").iterdir()
+        steps = []
+        original = Training._one_step
+
+        def counted(training, images, labels):
+            steps.append(training.step)
+            return original(training, images, labels)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Training, "_one_step", counted)
+            after = brief.evaluate(arch, seed=77)  # another trial of the same architecture
+        assert steps == list(range(4, 12))
+        undisturbed = whole.evaluate(arch, seed=3)
+        assert (after.curve, after.metrics) == (undisturbed.curve, undisturbed.metrics)
+        assert after.curve[0] == first.value
+        checkpoint.write_bytes(b"damaged")
+        assert brief.at(1).evaluate(arch, seed=3).curve == first.curve
+
+    def test_another_recipe_or_network_is_another_training(self, data, tmp_path):
+        arch, other = NASBENCH201.from_str(CONV), NASBENCH201.from_str(POOL)
+        first, second = (
+            self.evaluator(data, tmp_path, **changes) for changes in ({}, {"learning_rate": 0.05})
+        )
+        assert len({first._name(arch), first._name(other), second._name(arch)}) == 3
+        assert first._name(arch) == first.at(1)._name(arch)
+
+    def test_epochs_beyond_the_recipe(self, data, tmp_path):
+        with pytest.raises(EvaluatorConfigError, match="4 epochs of training: choose 1 to 3"):
+            self.evaluator(data, tmp_path).at(4)
+
+
+class TestSupernet:
+    @pytest.fixture
+    def task(self, data, tmp_path):
+        options = ImageOptions(data=data, resolution=32, held_out=9)
+        return ImageTask(options, MOBILENETV3, Place(cache=tmp_path / "cache"))
+
+    @pytest.fixture
+    def supernet(self, task):
+        """Batch norms that have seen nothing: only calibration makes it see colours."""
+        torch.manual_seed(0)
+        return Supernet(3).eval()
+
+    def test_evaluation(self, task, supernet):
+        evaluator = SupernetEvaluator(task, RECIPE, supernet)
+        before = {name: value.clone() for name, value in supernet.state_dict().items()}
+        found = evaluator.evaluate(SMALLEST, seed=0)
+        assert evaluator.evaluate(SMALLEST, seed=1).value == found.value
+        assert cost(SMALLEST, Task(3, 32)).items() <= found.metrics.items()
+        assert all(
+            torch.equal(value, before[name]) for name, value in supernet.state_dict().items()
+        )
+
+    def test_batch_norms_are_those_of_the_subnet(self, task, supernet, monkeypatch):
+        networks = []
+        monkeypatch.setattr(
+            "trainers.inherited.accuracy", lambda network, *_: (networks.append(network), (0, 0))[1]
+        )
+        monkeypatch.setattr(ImageTask, "_test_images", lambda *_: None)
+        monkeypatch.setattr("trainers.inherited._BATCH", 12)
+        recipe = replace(RECIPE, batch_size=12)
+        SupernetEvaluator(task, RECIPE, supernet).evaluate(SMALLEST, seed=0)
+        (network,) = networks
+        batches = list(task.training_images(recipe, 2_000).epoch(0))
+        assert [len(set(labels.tolist())) for _, labels in batches] == [3, 3, 3]  # not by class
+        images = torch.cat([x for x, _ in batches])
+        seen = []
+        network.first_conv.conv.register_forward_hook(lambda m, i, output: seen.append(output))
+        with torch.no_grad():
+            network.eval()(task.normalisation(recipe)(images))
+        mean = seen[0].mean((0, 2, 3))
+        torch.testing.assert_close(network.first_conv.bn.running_mean, mean, rtol=0.01, atol=0.01)
+
+    def test_one_step_reaches_the_networks_it_should(self, task, supernet):
+        """The gradient is the mean of those of labels and of imitations, by their definition."""
+        backward, images = sandwich(1, 0.1), torch.randn(4, 3, 32, 32)
+        labels = torch.tensor([0, 1, 2, 0])
+        torch.manual_seed(5)
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        (drawn,) = MOBILENETV3.sample(1, rng)
+        logits = supernet(images, LARGEST)
+        expected = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+        taught = logits.detach().softmax(-1)
+        total = expected
+        for arch in (SMALLEST, drawn):
+            total = total - (taught * supernet(images, arch).log_softmax(-1)).sum(-1).mean()
+        supernet.zero_grad()
+        (0.5 * total / 3).backward()
+        gradients = {name: p.grad for name, p in supernet.named_parameters()}
+        supernet.zero_grad()
+        torch.manual_seed(5)
+        loss = backward(supernet, images, labels, 0.5)
+        torch.testing.assert_close(loss, expected.detach())
+        for name, parameter in supernet.named_parameters():
+            if gradients[name] is None:  # a kernel's transform that none of the three needs
+                assert parameter.grad is None
+            else:
+                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)

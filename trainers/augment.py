@@ -1,0 +1,87 @@
+"""From pictures as they are loaded to what a network sees, on the network's device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainers.base import EvaluatorConfigError
+from trainers.recipe import Policy, Recipe
+
+Normalise = Callable[[Tensor], Tensor]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of intensities in [0, 1]."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Normalisation":
+        """That of images (B, 3, R, R) uint8."""
+        x = images.double() / 255
+        mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+        return cls(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) intensities in [0, 1], or uint8 -> normalised, float32, channels last."""
+        scale = 255 if images.dtype == torch.uint8 else 1
+        mean, std = (
+            torch.tensor(numbers, device=images.device).view(3, 1, 1) * scale
+            for numbers in (self.mean, self.std)
+        )
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Augmentation:
+    """Flip, policy, normalisation and cutout of a batch; random numbers are torch's global ones.
+
+    Raises EvaluatorConfigError where the policy needs a package that is not installed.
+    """
+
+    def __init__(self, recipe: Recipe, normalise: Normalisation) -> None:
+        self._flip, self._cutout = recipe.flip, recipe.cutout
+        self._normalise, self._policy = normalise, _policy(recipe.policy)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) uint8 -> float32."""
+        if self._flip:
+            mirrored = torch.rand(len(images)) < 0.5
+            images = torch.where(_each(mirrored, images), images.flip(-1), images)
+        if self._policy is not None:
+            images = self._policy(images.float() / 255)
+        x = self._normalise(images)
+        return _cut_out(x, self._cutout) if self._cutout else x
+
+
+def _each(numbers: Tensor, images: Tensor) -> Tensor:
+    return numbers.to(images.device).view(-1, 1, 1, 1)
+
+
+def _cut_out(x: Tensor, side: int) -> Tensor:
+    """Set a square around a random pixel of every image to the mean (DeVries & Taylor, 2017)."""
+    size = x.shape[-1]
+    pixels = torch.arange(size, device=x.device)
+    rows, columns = (
+        (pixels >= start.to(x.device)) & (pixels < start.to(x.device) + side)
+        for start in torch.randint(size, (2, len(x), 1)) - side // 2
+    )  # (B, R) each
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _policy(name: Policy) -> Callable[[Tensor], Tensor] | None:
+    if name == "none":
+        return None
+    try:
+        from kornia.augmentation.auto import AutoAugment, RandAugment
+    except ImportError:
+        raise EvaluatorConfigError(
+            f"the augmentation {name} needs kornia: pip install 'diffusionnag-bo[imagenet]'"
+        ) from None
+    if name == "randaugment":
+        return RandAugment(n=2, m=9)
+    return AutoAugment(name.removeprefix("autoaugment-"))

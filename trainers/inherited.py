@@ -1,0 +1,45 @@
+"""An evaluator that takes every network out of a supernet, with the weights it has there."""
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from torch.optim.swa_utils import update_bn
+
+from nag.spaces import Architecture
+from trainers.base import Measurement
+from trainers.cost import cost
+from trainers.ofa import Supernet
+from trainers.recipe import Recipe
+from trainers.task import ImageTask
+from trainers.training import accuracy
+
+_BATCH = 128  # the same however the supernet was trained: batch norms are calibrated batch by batch
+
+
+@dataclass(frozen=True)
+class SupernetEvaluator:
+    """The value is the accuracy on held-out images, without any training.
+
+    Batch norms are calibrated first: means and variances of a subnet's activations are its own
+    (once-for-all, section 3). Metrics: those of `ImageTask.reported`, `macs` and `params`.
+
+    calibration: how many training images that is done with.
+    """
+
+    task: ImageTask
+    recipe: Recipe
+    supernet: Supernet
+    calibration: int = 2_000
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        """The same for every seed."""
+        started = perf_counter()
+        task, recipe = self.task, replace(self.recipe, batch_size=_BATCH)
+        normalise = task.normalisation(recipe)
+        network = self.supernet.extract(arch).to(task.device)
+        images = task.training_images(recipe, self.calibration)
+        update_bn((normalise(x) for x, _ in images.epoch(0)), network)
+        value, _ = accuracy(network, task.held_out_images(recipe), normalise)
+        metrics = cost(arch, task.network_task(self.supernet.width))
+        metrics |= task.reported(network, recipe, normalise)
+        return Measurement(value, metrics, seconds=perf_counter() - started)

@@ -1,0 +1,116 @@
+"""How networks are trained on images: recipes by name."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from trainers.base import FULL_EPOCHS, EvaluatorConfigError
+from trainers.images import Crop
+
+Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "randaugment"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Stochastic gradient descent with momentum and a cosine schedule, and what goes with it.
+
+    epochs: of a full training; the schedule is laid out for so many.
+    learning_rate: at the top of the schedule, which ends at zero.
+    warm_up: epochs of linear increase from zero.
+    decay_all: weight decay also for biases and batch norms.
+    clip: largest norm of the gradient; 0 is any.
+    ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last ones.
+    drop_path: rate at the last block; it grows linearly from zero at the first.
+    crop, flip, policy, cutout: augmentation; cutout is the side of a square, in pixels.
+    centre: how images are cropped that accuracies are measured by.
+    statistics: mean and standard deviation that images are normalised by: those of ImageNet, or of
+        the training images themselves.
+    bfloat16: products of matrices in bfloat16 on a GPU; weights and sums stay float32.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0
+    decay_all: bool = True
+    warm_up: float = 0.0
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    crop: Crop = Crop(scale=(0.08, 1.0))
+    centre: Crop = Crop(ratio=0.875)
+    flip: bool = True
+    policy: Policy = "none"
+    cutout: int = 0
+    statistics: Literal["imagenet", "data"] = "imagenet"
+    bfloat16: bool = True
+
+
+RECIPES: dict[str, Recipe] = {
+    # Dong & Yang, ICLR 2020, table 1: what every accuracy of the benchmark was found by.
+    "nasbench201": Recipe(
+        epochs=FULL_EPOCHS,
+        batch_size=256,
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        crop=Crop.shifted(padding=4),
+        centre=Crop.center(ratio=1.0),
+        statistics="data",
+        bfloat16=False,
+    ),
+    # An et al., ICLR 2024, appendix: from the weights of a supernet to another data set.
+    "transfer": Recipe(
+        epochs=20,
+        batch_size=96,
+        learning_rate=0.01,
+        nesterov=False,
+        weight_decay=4e-5,
+        clip=5.0,
+        dropout=0.2,
+        drop_path=0.2,
+        crop=Crop.center(ratio=1.0),
+        centre=Crop.center(ratio=1.0),
+        policy="autoaugment-cifar10",
+        cutout=16,
+        statistics="data",
+    ),
+    # Cai et al., ICLR 2020, appendix A, for one GPU's share of the batch.
+    "imagenet": Recipe(
+        epochs=180,
+        batch_size=256,
+        learning_rate=0.325,
+        weight_decay=3e-5,
+        decay_all=False,
+        warm_up=5.0,
+        label_smoothing=0.1,
+        ema=0.9999,
+        dropout=0.1,
+        policy="randaugment",
+    ),
+    # For thousands of small pictures, on a CPU or one GPU.
+    "small": Recipe(
+        epochs=30,
+        batch_size=64,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        decay_all=False,
+        warm_up=2.0,
+        label_smoothing=0.1,
+        clip=5.0,
+        crop=Crop.random_resized(scale=(0.35, 1.0)),
+        centre=Crop.center(ratio=1.0),
+    ),
+}
+
+
+def find_recipe(name: str, epochs: int | None = None) -> Recipe:
+    """The recipe of that name, laid out for so many epochs; raises EvaluatorConfigError."""
+    if name not in RECIPES:
+        raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
+    if epochs is not None and epochs < 1:
+        raise EvaluatorConfigError(f"{epochs} epochs of training: at least 1 is needed")
+    recipe = RECIPES[name]
+    return recipe if epochs is None else replace(recipe, epochs=epochs)

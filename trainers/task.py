@@ -1,0 +1,238 @@
+"""A classification task: a folder of images, split three ways, at one resolution."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from torch import nn
+
+from nag.spaces import SearchSpace
+from nag.spaces.nasbench201 import NASBENCH201
+from trainers.augment import Normalisation
+from trainers.base import EvaluatorConfigError
+from trainers.cost import Task
+from trainers.images import (
+    Crop,
+    Loader,
+    Split,
+    default_cache,
+    fraction,
+    hold_out,
+    open_images,
+)
+from trainers.recipe import Recipe
+from trainers.training import TrainingSet, accuracy
+
+_MOST_HELD_OUT = 10_000
+_FOR_STATISTICS = 2_000  # images
+_SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the work is done; nothing here changes its results, but for the last bits.
+
+    Parameters
+    ----------
+    device
+        Device of networks: auto is a GPU where this process sees one.
+    workers
+        Processes that decode images; by default as many as there are cores, at most 8.
+    cache
+        Folder for decoded images, where all of them fit into a quarter of the memory; by default
+        beside the data.
+    checkpoints
+        Folder for trainings that are under way, which are continued; by default nothing is kept.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    cache: Path | None = None
+    checkpoints: Path | None = None
+
+    def torch_device(self) -> torch.device:
+        """Raises EvaluatorConfigError for a device that is not there."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise EvaluatorConfigError(f"no device {self.device!r} here: {error}") from None
+        return device
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What networks are trained on and measured by.
+
+    Parameters
+    ----------
+    data
+        Images: a folder with train/CLASS/ and val/CLASS/, tar files of one, or a parquet file.
+    resolution
+        Side of the images as networks see them, pixels; by default 224, and 32 for nasbench201.
+    held_out
+        Training images, evenly of all classes, that nothing is trained on and the objective is
+        measured by; by default a fifth, at most 10,000. Those in val are reported only.
+    train_fraction
+        Share of the other training images that is used.
+    """
+
+    data: Path | None = None
+    resolution: int | None = None
+    held_out: int | None = None
+    train_fraction: float = 1.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(ImageOptions):
+    """How networks become good at a task, for the evaluators supernet and train.
+
+    Parameters
+    ----------
+    weights
+        Supernet: an official once-for-all checkpoint (ofa_mbv3_d234_e346_k357_w1.0, or w1.2), or
+        one that trainers.train_supernet made.
+    recipe
+        Recipe of training: nasbench201, transfer, imagenet or small; by default nasbench201 for
+        that space, else transfer with weights and imagenet without.
+    epochs
+        Epochs of a full training, instead of the recipe's.
+    calibration
+        Training images by which the batch norms of a subnet are calibrated.
+    """
+
+    weights: Path | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    calibration: int = 2_000
+
+
+@cache
+def digest_of_images(data: Path) -> str:
+    """The same for the same images in the same classes; raises EvaluatorConfigError."""
+    digest = hashlib.sha256()
+    for name, split in sorted(open_images(data).splits.items()):
+        digest.update(f"{name} {split.classes}".encode())
+        digest.update("\n".join(split.names).encode() + split.labels.tobytes())
+    return digest.hexdigest()
+
+
+class ImageTask:
+    """The images of a task; raises EvaluatorConfigError where they are not what is needed.
+
+    classes: names, in the order of the labels.
+    train, held_out: indices into the training images.
+    """
+
+    def __init__(self, options: ImageOptions, space: SearchSpace, place: Place) -> None:
+        if options.data is None:
+            raise EvaluatorConfigError("images are needed: --data, a folder with train/ and val/")
+        if not 0 < options.train_fraction <= 1:
+            raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
+        small = space.name == NASBENCH201.name
+        self.resolution = options.resolution or (32 if small else 224)
+        if self.resolution < 8:
+            raise EvaluatorConfigError("--resolution must be at least 8")
+        self._images, self.path = open_images(options.data), options.data
+        self._split = self._images.split("train")
+        count = options.held_out or min(len(self._split) // 5, _MOST_HELD_OUT)
+        rest, self.held_out = hold_out(self._split, count, _SPLIT_SEED)
+        self.train = fraction(self._split, rest, options.train_fraction, _SPLIT_SEED)
+        self.place, self.device = place, place.torch_device()
+
+    @property
+    def identity(self) -> str:
+        """The same for the same images, split in the same way, at the same resolution."""
+        parts = (self.digest, len(self.train), len(self.held_out), self.resolution)
+        return "-".join(map(str, parts))
+
+    @property
+    def digest(self) -> str:
+        return digest_of_images(self.path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._images.classes
+
+    def network_task(self, width: float = 1.0) -> Task:
+        """What networks of it cost."""
+        return Task(len(self.classes), self.resolution, width)
+
+    def training_set(self, recipe: Recipe, seed: int) -> TrainingSet:
+        """For a training from that seed."""
+        return TrainingSet(
+            train=self._mixed(self.train, recipe.batch_size, recipe.crop, seed),
+            held_out=self.held_out_images(recipe),
+            normalise=self.normalisation(recipe),
+        )
+
+    def held_out_images(self, recipe: Recipe) -> Loader:
+        return self._loader(self._split, self.held_out, recipe.batch_size, recipe.centre)
+
+    def _test_images(self, recipe: Recipe) -> Loader | None:
+        split = self._images.splits.get("val")
+        if split is None:
+            return None
+        everything = np.arange(len(split))
+        return self._loader(split, everything, recipe.batch_size, recipe.centre)
+
+    def reported(
+        self, network: nn.Module, recipe: Recipe, normalise: Normalisation
+    ) -> dict[str, float]:
+        """Accuracy on the images of val, `test` and `test_top5`; nothing if there are none."""
+        images = self._test_images(recipe)
+        if images is None:
+            return {}
+        return dict(zip(("test", "test_top5"), accuracy(network, images, normalise), strict=True))
+
+    def training_images(self, recipe: Recipe, count: int) -> Loader:
+        """So many training images, cropped as those that are measured by, in mixed batches."""
+        share = min(1.0, count / len(self.train))
+        few = fraction(self._split, self.train, share, _SPLIT_SEED)
+        return self._mixed(few, recipe.batch_size, recipe.centre, seed=0)
+
+    def normalisation(self, recipe: Recipe) -> Normalisation:
+        if recipe.statistics == "imagenet":
+            return Normalisation()
+        images = [x.cpu() for x, _ in self.training_images(recipe, _FOR_STATISTICS).epoch(0)]
+        return Normalisation.of(torch.cat(images))
+
+    def _mixed(self, indices: np.ndarray, batch_size: int, crop: Crop, seed: int) -> Loader:
+        """Training images in random order, in whole batches if there are enough for one."""
+        whole = len(indices) > batch_size
+        return self._loader(
+            self._split, indices, batch_size, crop, seed=seed, shuffle=True, drop_last=whole
+        )
+
+    def _loader(
+        self,
+        split: Split,
+        indices: np.ndarray,
+        batch_size: int,
+        crop: Crop,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> Loader:
+        return Loader(
+            split,
+            indices,
+            batch_size=batch_size,
+            resolution=self.resolution,
+            crop=crop,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            device=self.device,
+            workers=self.place.workers,
+            cache=self.place.cache or default_cache(self._images, split, crop, self.resolution),
+        )

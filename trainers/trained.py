@@ -1,0 +1,111 @@
+"""An evaluator that trains every network: from scratch, or from the weights of a supernet."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from nag.spaces import Architecture, SearchSpace
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from trainers.base import EvaluatorConfigError, Measurement
+from trainers.cells import CellNetwork
+from trainers.cost import cost
+from trainers.ofa import Supernet, build_network
+from trainers.recipe import Recipe
+from trainers.task import ImageTask
+from trainers.training import NoCheckpointError, Training, seed_of
+
+
+@dataclass(frozen=True)
+class TrainingEvaluator:
+    """The value is the accuracy on held-out images after the last epoch.
+
+    Metrics: those of `ImageTask.reported`, the `loss` of the last epoch, `macs` and `params`. What
+    is under way is saved in `task.place.checkpoints`, so a training that was cut
+    off, or was one of fewer epochs, goes on where it was; one that has ended leaves its weights.
+
+    supernet: whose weights networks begin with; `origin` tells it from others.
+    epochs: to end after, of those that the recipe is laid out for.
+    """
+
+    space: SearchSpace
+    task: ImageTask
+    recipe: Recipe
+    epochs: int
+    supernet: Supernet | None = None
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epochs <= self.recipe.epochs:
+            raise EvaluatorConfigError(
+                f"{self.epochs} epochs of training: choose 1 to {self.recipe.epochs}"
+            )
+        if self.supernet is not None and self.space.name != MOBILENETV3.name:
+            raise EvaluatorConfigError(f"there are no supernets for the space {self.space.name}")
+
+    def at(self, epochs: int) -> "TrainingEvaluator":
+        """The first epochs of the same training."""
+        return replace(self, epochs=epochs)
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        """Train, or go on to train, one network; raises DivergedError.
+
+        seed: of a training that begins.
+        """
+        started = perf_counter()
+        training, checkpoint = self.training(arch, seed)
+        earlier = sum(epoch.seconds for epoch in training.curve)
+        for _ in training.run(self.epochs, checkpoint):
+            pass
+        width = 1.0 if self.supernet is None else self.supernet.width
+        metrics = cost(arch, self.task.network_task(width))
+        metrics["loss"] = training.curve[-1].loss
+        with training.averaged() as network:
+            metrics |= self.task.reported(network, self.recipe, training.images.normalise)
+        return Measurement(
+            training.curve[-1].accuracy,
+            metrics,
+            seconds=earlier + perf_counter() - started,
+            curve=tuple(epoch.accuracy for epoch in training.curve),
+        )
+
+    def training(self, arch: Architecture, seed: int) -> tuple[Training, Path | None]:
+        """That of a network, as far as it has come, and where it is saved."""
+        folder = self.task.place.checkpoints
+        if folder is None:
+            return self._begin(arch, seed), None
+        checkpoint = folder / f"{self._name(arch)}.safetensors"
+        begun = seed_of(checkpoint)
+        training = self._begin(arch, seed if begun is None else begun)
+        if begun is not None:
+            try:
+                training.load(checkpoint)
+            except NoCheckpointError:  # damaged
+                training = self._begin(arch, seed)
+        return training, checkpoint
+
+    def _begin(self, arch: Architecture, seed: int) -> Training:
+        torch.manual_seed(seed)
+        network = self._network(arch).to(self.task.device)
+        return Training(network, self.recipe, self.task.training_set(self.recipe, seed), seed)
+
+    def _name(self, arch: Architecture) -> str:
+        """Of the checkpoint: the same for the same training only, whatever its seed.
+
+        What was begun in one trial may go on in another one.
+        """
+        record = [self.space.to_str(arch), asdict(self.recipe), self.task.identity]
+        text = json.dumps([*record, self.origin], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def _network(self, arch: Architecture) -> nn.Module:
+        if self.space.name != MOBILENETV3.name:
+            return CellNetwork(arch, len(self.task.classes))
+        dropout = {"dropout": self.recipe.dropout, "drop_path": self.recipe.drop_path}
+        if self.supernet is None:
+            return build_network(arch, num_classes=len(self.task.classes), **dropout)
+        return self.supernet.extract(arch, num_classes=len(self.task.classes), **dropout)

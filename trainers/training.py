@@ -1,0 +1,306 @@
+"""Training a network on images, epoch by epoch; stopped anywhere, it continues where it was.
+
+A step draws its random numbers from (seed, step) alone and batches come from (seed, epoch), so a
+training that was resumed equals one that was not, bit by bit on the same device.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers.augment import Augmentation, Normalisation
+from trainers.base import EvaluationError
+from trainers.images import Loader
+from trainers.recipe import Recipe
+
+_SAVE_SECONDS = 300.0
+
+
+class DivergedError(EvaluationError):
+    """The loss is no number any more."""
+
+
+class NoCheckpointError(Exception):
+    """A file holds no training that could be continued."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of training came to.
+
+    loss: mean over its training batches.
+    accuracy: of the network on held-out images afterwards; a fraction.
+    """
+
+    epoch: int  # 1, 2, ...
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Loaders whose batches are on the device of the network, and how to normalise them."""
+
+    train: Loader
+    held_out: Loader
+    normalise: Normalisation
+
+
+Backward = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""(network, images (B, 3, R, R), labels (B,), share) -> the loss, whose gradient times `share` it
+adds to those of the parameters."""
+
+
+def cross_entropy(smoothing: float) -> Backward:
+    """With smoothed labels (Szegedy et al., 2016)."""
+
+    def backward(network: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        loss = F.cross_entropy(network(images), labels, label_smoothing=smoothing)
+        (share * loss).backward()
+        return loss.detach()
+
+    return backward
+
+
+class Training:
+    """All that a training is, between two steps.
+
+    parts: into which a batch is split so that it fits into memory; doubled when it does not. Batch
+        norms see one part at a time.
+    curve: the epochs that have ended.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        images: TrainingSet,
+        seed: int,
+        *,
+        backward: Backward | None = None,
+        measure: Callable[[nn.Module], float] | None = None,
+        identity: str = "",
+    ) -> None:
+        """Begin.
+
+        backward, measure: by default cross-entropy and the accuracy on held-out images.
+        identity: of checkpoints; others are refused.
+        """
+        self.identity = identity
+        self.network, self.recipe, self.images, self.seed = network, recipe, images, seed
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.SGD(
+            _groups(network, recipe),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+        )
+        self.average = {k: v.clone() for k, v in network.state_dict().items()} if recipe.ema else {}
+        self.step, self.parts = 0, 1
+        self.curve: list[Epoch] = []
+        self._augment = Augmentation(recipe, images.normalise)
+        self._backward = backward or cross_entropy(recipe.label_smoothing)
+        self._measure = measure or (
+            lambda network: accuracy(network, images.held_out, images.normalise)[0]
+        )
+        self._losses, self._seconds = 0.0, 0.0  # of the epoch that is under way
+
+    def run(self, epochs: int, checkpoint: Path | None = None) -> Iterator[Epoch]:
+        """Train until so many epochs have ended, yielding each, and save every five minutes.
+
+        Raises DivergedError. Where the checkpoint cannot be written, training goes on without.
+        """
+        steps = self.images.train.steps
+        saved = perf_counter()
+        while len(self.curve) < epochs:
+            started = perf_counter() - self._seconds
+            epoch, first = divmod(self.step, steps)
+            for images, labels in self.images.train.epoch(epoch, first):
+                self._losses += self._fitting_step(images, labels)
+                self.step += 1
+                self._seconds = perf_counter() - started
+                if checkpoint and perf_counter() - saved > _SAVE_SECONDS:
+                    self.save(checkpoint)
+                    saved = perf_counter()
+            with self.averaged() as network:
+                top1 = self._measure(network)
+            seconds = perf_counter() - started
+            self.curve.append(Epoch(epoch + 1, self._losses / steps, top1, seconds))
+            self._losses, self._seconds = 0.0, 0.0
+            if checkpoint:
+                self.save(checkpoint)
+                saved = perf_counter()
+            yield self.curve[-1]
+
+    def _fitting_step(self, images: Tensor, labels: Tensor) -> float:
+        """A step in as many parts as memory needs: its loss."""
+        while True:
+            try:
+                return self._one_step(images, labels)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(images) < 4 * self.parts:
+                    raise
+                self.parts *= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _one_step(self, images: Tensor, labels: Tensor) -> float:
+        recipe = self.recipe
+        torch.manual_seed(_mixed(self.seed, self.step))
+        progress = self.step / self.images.train.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        half = recipe.bfloat16 and self.device.type == "cuda"
+        x = self._augment(images)
+        for part, truth in zip(
+            x.tensor_split(self.parts), labels.tensor_split(self.parts), strict=True
+        ):
+            share = len(part) / len(x)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                total += share * self._backward(self.network, part, truth, share)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        value = total.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} in epoch {1 + int(progress)}")
+        self.optimizer.step()
+        self._update_average()
+        return value
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.network.state_dict().items() if self.average else ():
+            average = self.average[name]
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network, with its averaged weights for as long as this lasts."""
+        if not self.average:
+            yield self.network
+            return
+        raw = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average)
+        try:
+            yield self.network
+        finally:
+            self.network.load_state_dict(raw)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint aside, then rename it; what cannot be written is left."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors[f"momentum.{number}"] = state["momentum_buffer"]
+        record = {
+            "identity": self.identity,
+            "seed": self.seed,
+            "step": self.step,
+            "parts": self.parts,
+            "losses": self._losses,
+            "seconds": self._seconds,
+            "curve": [asdict(epoch) for epoch in self.curve],
+        }
+        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(plain, aside, metadata={"record": json.dumps(record)})
+            aside.replace(path)
+        except (OSError, SafetensorError):  # e.g. a full disk; the next one may have more luck
+            with suppress(OSError):
+                aside.unlink()
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint; raises NoCheckpointError."""
+        try:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                record: dict[str, Any] = json.loads(file.metadata()["record"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (record["identity"], record["seed"]) != (self.identity, self.seed):
+                raise NoCheckpointError(f"{path} is of another training: {record['identity']}")
+            self.network.load_state_dict(_group(tensors, "network."))
+            self.average = _group(tensors, "average.")
+            momentum = {
+                int(number): {"momentum_buffer": buffer}
+                for number, buffer in _group(tensors, "momentum.").items()
+            }
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momentum})
+            self.step, self.parts = record["step"], record["parts"]
+            self._losses, self._seconds = record["losses"], record["seconds"]
+            self.curve = [Epoch(**epoch) for epoch in record["curve"]]
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise NoCheckpointError(f"{path}: {error}") from error
+
+
+def seed_of(path: Path) -> int | None:
+    """Of the training that a checkpoint holds; None where there is no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["record"])["seed"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """After so many epochs: linear warm-up, then half a cosine to zero at the last epoch."""
+    if progress < recipe.warm_up:
+        return recipe.learning_rate * progress / recipe.warm_up
+    done = (progress - recipe.warm_up) / (recipe.epochs - recipe.warm_up)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, loader: Loader, normalise: Normalisation) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy, as fractions, of a network in evaluation mode."""
+    network.eval()
+    hits, seen = torch.zeros(2), 0
+    for images, labels in loader.epoch(0):
+        logits = network(normalise(images))
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        hits += torch.stack([best[:, 0].sum(), best.sum()]).cpu()
+        seen += len(labels)
+    top1, top5 = (hits / seen).tolist()
+    return top1, top5
+
+
+def _groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters with weight decay and, unless all have it, those without."""
+    decayed = [p for p in network.parameters() if recipe.decay_all or p.ndim > 1]
+    others = [p for p in network.parameters() if not (recipe.decay_all or p.ndim > 1)]
+    groups = [(decayed, recipe.weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has a class for it on GPUs, and only words on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
