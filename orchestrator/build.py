@@ -24,7 +24,7 @@ from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.bayesopt import BayesianOptimizer
-from orchestrator.config import RunConfig, Runtime, wants_gpu
+from orchestrator.config import RunConfig, Runtime, place_of, wants_gpu
 from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
 from orchestrator.halving import SuccessiveHalving
@@ -32,8 +32,9 @@ from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.trial import Executor
 from trainers.base import LOW_EPOCHS, BenchmarkEvaluator, Evaluator, Measurement, at_epochs
-from trainers.build import build_evaluator
+from trainers.build import Settings, build_evaluator
 from trainers.constraints import build_constraints
+from trainers.task import Place
 
 
 def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
@@ -135,17 +136,21 @@ class WithProperties:
         return replace(self, evaluator=at_epochs(self.evaluator, epochs))
 
 
-def make_evaluator(config: RunConfig) -> Evaluator:
+def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     """Build an evaluator in the process that will use it.
 
     Raises EvaluatorConfigError, also where it lacks a fidelity that the run asks for.
     """
     evaluator = build_evaluator(
         SPACES[config.space],
-        evaluator=config.evaluator_name,
-        table=config.table,
-        dataset=config.dataset,
-        objective=config.objective,
+        config.evaluator_name,
+        Settings(
+            table=config.table,
+            dataset=config.dataset,
+            objective=config.objective,
+            networks=config.networks,
+            place=place,
+        ),
     )
     if config.strategy == MULTI_FIDELITY:
         at_epochs(evaluator, LOW_EPOCHS)
@@ -155,7 +160,9 @@ def make_evaluator(config: RunConfig) -> Evaluator:
 
 def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
     """The executor of a run; raises UserError, in one line, for what cannot be set up."""
-    evaluator: Callable[[], Evaluator] = partial(make_evaluator, config.absolute())
+    evaluator: Callable[[], Evaluator] = partial(
+        make_evaluator, config.absolute(), place_of(runtime)
+    )
     build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
     try:
         if runtime.executor == "local":

@@ -33,9 +33,10 @@ _UNSAID: Mapping[str, Any] = {  # what a record need not say
     "prior": [],
 }
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
-_TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table")
+_NETWORKS = ("data", "resolution", "held_out", "train_fraction", "recipe", "epochs", "weights")
+_TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
 _PANEL = (*_TASK, "batch_size")
-_PATHS = ("table", "weights", "latency_table")
+_PATHS = ("table", "data", "weights", "score_weights", "latency_table")
 _NAMES = ("surrogate", "strategy", "acq")
 _PRESETS: Mapping[tuple[str, ...], str] = {
     method.parts: name
@@ -240,7 +241,7 @@ def read_run(path: Location) -> Run:
         epochs = [row.get("epochs") for row in rows]
         low = np.array([one is not None for one in epochs], dtype=bool)
         failed = np.isnan(columns["value"])
-        for name in ACCURACIES:
+        for name in columns.keys() & set(ACCURACIES):
             columns[name][low] = np.nan
         return Run(
             path,

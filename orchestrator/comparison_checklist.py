@@ -18,6 +18,9 @@ WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
         "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
         "see docs/surrogate.md.",
         "table": "Values are looked up in a benchmark table; no network was trained.",
+        "supernet": "Values are accuracies, on held-out training images, of networks with the "
+        "weights they have in a supernet; trained by themselves they reach others.",
+        "train": "Values are accuracies on held-out training images after training.",
         "toy": "Values are synthetic: a formula, which measures nothing.",
     }
 )
@@ -50,6 +53,8 @@ def searched_on(config: Mapping[str, Any]) -> str:
     source = {
         "surrogate": "as estimated by the embedded surrogate, not trained",
         "table": f"looked up in {config.get('table')}, not trained",
+        "supernet": f"on held-out images of {config.get('data')}, with weights of a supernet",
+        "train": f"on held-out images of {config.get('data')}, after training",
     }.get(config["evaluator"], f"by the evaluator {config['evaluator']}")
     return f"{split} accuracy{dataset}, {source}"
 

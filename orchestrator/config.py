@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, WholeNumber, find_space
+from nag.cli import UserError, WholeNumber, find_space, user_errors
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
@@ -31,6 +31,7 @@ from orchestrator.methods import (
 )
 from trainers.build import EVALUATORS
 from trainers.latency import file_and_key
+from trainers.task import NetworkOptions, Place, digest_of_images
 
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "
@@ -54,8 +55,9 @@ class RunConfig:
         Search space: mobilenetv3, nasbench201, or the small synthetic toy.
     evaluator
         What evaluates an architecture: surrogate (embedded estimate of ImageNet-1K top-1, for
-        mobilenetv3), table (a benchmark table, for nasbench201) or toy. By default the one that
-        fits the space.
+        mobilenetv3), table (a benchmark table, for nasbench201), supernet (its accuracy on --data
+        with the weights it has in a once-for-all supernet), train (after training on --data) or
+        toy. By default the first that fits the space.
     table
         Parquet file of the table evaluator.
     dataset
@@ -76,9 +78,11 @@ class RunConfig:
         Acquisition function: expected improvement, probability of improvement, independent
         Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a
         surrogate.
+    networks
+        What networks are trained on and measured by, for the evaluators supernet and train.
     score
         Score of the diffusion model: the trained network, or the closed form.
-    weights
+    score_weights
         Score-network weights, instead of those that come with the package.
     sigma_min
         Smallest noise level; must be that of the weights.
@@ -145,8 +149,9 @@ class RunConfig:
     surrogate: SurrogateName | None = None
     strategy: StrategyName | None = None
     acq: AcquisitionName | None = None
+    networks: NetworkOptions = NetworkOptions()
     score: Literal["network", "exact"] = "network"
-    weights: Path | None = None
+    score_weights: Path | None = None
     sigma_min: float = 0.1
     sigma_max: float = 5.0
     sampler: str = DEFAULT_SAMPLER
@@ -209,7 +214,7 @@ class RunConfig:
 
     @property
     def evaluator_name(self) -> str:
-        fitting = (name for name, (space, _) in EVALUATORS.items() if space == self.space)
+        fitting = (name for name, (spaces, _) in EVALUATORS.items() if self.space in spaces)
         return self.evaluator or next(fitting, "table")
 
     def scale(self) -> Ladder | Calibrated:
@@ -230,7 +235,7 @@ class RunConfig:
         return GeneratorConfig(
             space=self.space,
             score=self.score,
-            weights=self.weights,
+            weights=self.score_weights,
             sigma_min=self.sigma_min,
             sigma_max=self.sigma_max,
             sampler=self.sampler,
@@ -245,7 +250,12 @@ class RunConfig:
         return replace(
             self,
             table=self.table and self.table.resolve(),
-            weights=self.weights and self.weights.resolve(),
+            score_weights=self.score_weights and self.score_weights.resolve(),
+            networks=replace(
+                self.networks,
+                data=self.networks.data and self.networks.data.resolve(),
+                weights=self.networks.weights and self.networks.weights.resolve(),
+            ),
             latency_table=self.latency_table and os.path.abspath(self.latency_table),
         )
 
@@ -255,13 +265,19 @@ class RunConfig:
         Files are known by their names and what is in them, so a run may move with its files.
         """
         record = asdict(replace(self, prior=())) | {"evaluator": self.evaluator_name}
-        del record["budget"], record["method"], record["prior"]
+        del record["budget"], record["method"], record["prior"], record["networks"]
+        if self.networks != NetworkOptions():
+            record |= asdict(self.networks)
+            record["data"] = self.networks.data and self.networks.data.name
         record["constraint"] = list(self.constraint)
         files = self._files()
         for name, path in files.items():
             record[name] = str(record[name]).replace(str(path), path.name)
         if files:
             record["sha256"] = {name: _sha256(path) for name, path in files.items()}
+        if self.networks.data:
+            digest = user_errors(digest_of_images, self.networks.data.resolve())
+            record.setdefault("sha256", {})["data"] = digest
         if self.prior:
             record["prior"] = [run.content for run in self.prior]
         return record
@@ -269,7 +285,12 @@ class RunConfig:
     def _files(self) -> dict[str, Path]:
         """The files that settings name."""
         latency = self.latency_table and file_and_key(self.latency_table)[0]
-        named = {"table": self.table, "weights": self.weights, "latency_table": latency}
+        named = {
+            "table": self.table,
+            "weights": self.networks.weights,
+            "score_weights": self.score_weights,
+            "latency_table": latency,
+        }
         return {name: path for name, path in named.items() if path}
 
     def hash(self) -> str:
@@ -313,6 +334,14 @@ class Runtime:
         Port on which a Ray of its own offers its metrics to Prometheus; by default Ray chooses one.
     retries
         How often an evaluation is tried again after an error or a lost worker.
+    eval_device
+        Device on which networks are trained and measured: auto takes a GPU where an evaluation has
+        one (--gpus-per-eval).
+    image_workers
+        Processes that decode images for an evaluation; by default as many as it has CPUs.
+    cache
+        Folder for decoded images, where all of them fit into a quarter of the memory; by default
+        beside the data.
     """
 
     out: OptionalPathOrURI = None
@@ -330,6 +359,9 @@ class Runtime:
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
     metrics_port: WholeNumber | None = None
     retries: WholeNumber = 2
+    eval_device: str = "auto"
+    image_workers: WholeNumber | None = None
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -346,6 +378,19 @@ class Runtime:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UserError("--timeout must be more than 0 seconds")
+
+
+def place_of(runtime: Runtime) -> Place:
+    """Where networks are trained and measured; trainings under way are kept with the run."""
+    out = runtime.out
+    return Place(
+        device=runtime.eval_device,
+        workers=max(1, int(runtime.cpus_per_eval))
+        if runtime.image_workers is None
+        else runtime.image_workers,
+        cache=runtime.cache and runtime.cache.resolve(),
+        checkpoints=out.resolve() / "checkpoints" if isinstance(out, Path) else None,
+    )
 
 
 def wants_gpu(device: str) -> bool:

@@ -23,7 +23,7 @@ _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
 # In a file, paths start from its folder.
-_PATHS = ("table", "weights", "latency_table", "networks")
+_PATHS = ("table", "data", "weights", "score_weights", "latency_table", "networks")
 _LISTS = ("constraint", "prior")
 
 Settings = dict[str, Any]

@@ -125,6 +125,27 @@ def _draw_trials(
     axes.set_ylim(bottom=bottom)
 
 
+def draw_curves(curves: Sequence[Sequence[float]], best: int) -> str:
+    """Accuracy after each epoch of trainings; `best` is the one that stands out."""
+    with rc_context(STYLE):
+        figure, axes = _axes()
+        for number, curve in enumerate(curves):
+            chosen = number == best
+            axes.plot(
+                range(1, len(curve) + 1),
+                [100 * value for value in curve],
+                label={0: "trial", best: "best trial"}.get(number),
+                marker=".",
+                color=BLUE if chosen else GREY,
+                lw=1.8 if chosen else 0.8,
+                zorder=3 if chosen else 2,
+            )
+        axes.set(ylabel="accuracy on held-out images, %")
+        _count_along_x(axes, "epoch", max(map(len, curves)))
+        _legend_above(axes)
+        return to_svg(figure, "curves")
+
+
 def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
     """Predictions (n,) against what was then observed."""
     with rc_context(STYLE):

@@ -30,7 +30,7 @@ from nag.spaces import Architecture, StagedSpace
 from orchestrator.config import RunConfig
 from orchestrator.figures import draw_densities
 from trainers.base import EvaluationError, Evaluator, Measurement
-from trainers.build import build_evaluator
+from trainers.build import Settings, build_evaluator
 
 GROUPS = (
     "random",
@@ -130,9 +130,8 @@ def main(
     evaluator: Evaluator = user_errors(
         build_evaluator,
         search_space,
-        evaluator=config.evaluator_name,
-        table=table,
-        dataset=dataset,
+        config.evaluator_name,
+        Settings(table=table, dataset=dataset),
     )
     generator_config = GeneratorConfig(
         space, score, weights, steps=steps, device=device, threads=threads

@@ -16,6 +16,7 @@ from orchestrator.comparison_checklist import WHAT_VALUES_ARE, Answer, run_check
 from orchestrator.drawing import draw, legend
 from orchestrator.figures import (
     draw_calibration,
+    draw_curves,
     draw_guidance,
     draw_pareto,
     draw_pools,
@@ -151,6 +152,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         pareto=_pareto(full, limits),
         legend=legend(store.space),
         progress=_progress(full),
+        curves=_curves(finished),
         strategies=_by_strategy(full),
         checklist=_checklist(record, float(store.spent), store.rounds, finished),
         **_calibration(Calibration.of(full)),
@@ -193,6 +195,15 @@ def _progress(finished: Sequence[Finished]) -> str | None:
         np.array([outcome.value for _, outcome in finished], dtype=float),
         np.array([trial.strategy == "initial" for trial, _ in finished]),
     )
+
+
+def _curves(finished: Sequence[Finished]) -> str | None:
+    """Of all trials that were trained, however many epochs."""
+    outcomes = [outcome for _, outcome in finished if outcome.curve]
+    if not outcomes:
+        return None
+    values = [outcome.value or -np.inf for outcome in outcomes]
+    return draw_curves([outcome.curve for outcome in outcomes], int(np.argmax(values)))
 
 
 def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:

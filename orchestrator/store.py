@@ -210,7 +210,10 @@ class RunStore:
     def record(self, outcome: Outcome) -> None:
         """Keep an outcome, in the journal before this returns; a second one is ignored."""
         if outcome.trial not in self.outcomes:
-            self._append({"event": "finished", **asdict(outcome)}, worth=outcome.seconds)
+            event = {"event": "finished", **asdict(outcome)}
+            if not outcome.curve:
+                del event["curve"]
+            self._append(event, worth=outcome.seconds)
 
     def compact(self) -> None:
         """Save the journal, and rewrite trials.parquet from it."""
@@ -222,7 +225,8 @@ class RunStore:
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
 
-        With their `epochs` where not all are of full fidelity, which has none.
+        With their `epochs` where not all are of full fidelity, which has none, and the `curve` of
+        their training where there was one.
         """
         rows = []
         one_fidelity = all(trial.epochs is None for trial in self.trials)
@@ -234,6 +238,9 @@ class RunStore:
             metrics = row.pop("metrics")
             if one_fidelity:
                 del row["epochs"]
+            row["curve"] = [100 * value for value in outcome.curve]
+            if not row["curve"]:
+                del row["curve"]
             for name in ("predicted_mean", "predicted_std"):
                 row[name] = None if row[name] is None else 100 * row[name]
             row |= percent({"value": row["value"]})

@@ -51,6 +51,7 @@ class Outcome:
     seconds: float = 0.0
     error: str | None = None
     attempts: int = 1
+    curve: Sequence[float] = ()  # values after each epoch of a training
 
     @property
     def out_of_memory(self) -> bool:
@@ -114,6 +115,7 @@ def evaluate_trial(
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
             seconds = float(found.seconds)
+            curve = tuple(float(number) for number in found.curve)
         except (EvaluationError, MemoryError, torch.OutOfMemoryError) as error:
             return _failed(trial, error, started, attempt)
         except _DeadlineExceeded:
@@ -126,7 +128,7 @@ def evaluate_trial(
             if not math.isfinite(value):
                 not_finite = EvaluationError(f"the value is {value}")
                 return _failed(trial, not_finite, started, attempt)
-            return Outcome(trial.trial, "ok", value, metrics, seconds, None, attempt)
+            return Outcome(trial.trial, "ok", value, metrics, seconds, None, attempt, curve)
     raise AssertionError("unreachable")
 
 

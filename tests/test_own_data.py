@@ -101,7 +101,7 @@ def test_samples_follow_the_list(weights):
 def test_the_prior_is_at_the_mean_of_the_list(weights):
     """Also where a search or a sampler loads the weights."""
     sde = sde_of(ListLaw(TOY, tuple(LIST), {}))
-    config = RunConfig(space="toy", weights=weights).generator("cpu")
+    config = RunConfig(space="toy", score_weights=weights).generator("cpu")
     for loaded in (load_network(weights, TOY).sde, DiffusionGenerator(config).sde):
         torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor(sde.mean))
     assert loaded.mean[0] == (1, -1, -1)
@@ -133,7 +133,7 @@ def search(out, *options):
 def test_a_search_with_these_weights(weights, tmp_path):
     """Guided so weakly that what is proposed tells what the network generates."""
     weakly = ["--guidance-scale", 0.01]
-    trials = search(tmp_path / "own", "--weights", weights, *weakly)
+    trials = search(tmp_path / "own", "--score-weights", weights, *weakly)
     assert set(trials.status) == {"ok"}
     assert list(trials.strategy) == ["initial"] * 8 + ["guided"] * 10
     assert trials.arch.is_unique
@@ -145,7 +145,7 @@ def test_a_search_with_these_weights(weights, tmp_path):
 
 def test_a_guided_search_with_these_weights(weights, tmp_path):
     """The default guidance: proposals are better than the list is."""
-    trials = search(tmp_path / "run", "--weights", weights)
+    trials = search(tmp_path / "run", "--score-weights", weights)
     path, out = tmp_path / "list.txt", tmp_path / "values.parquet"
     path.write_text("".join(TOY.to_str(arch) + "\n" for arch in LIST))
     command(evaluate_app, *("--space", "toy", "--evaluator", "toy", "--archs", path, "--out", out))
@@ -159,7 +159,7 @@ def test_from_samples_to_proposals(weights, tmp_path):
     command(sample_app, *space, "--weights", weights, "--num", 40, "--out", samples)
     samples.write_text("INVALID\n" + samples.read_text())
     command(evaluate_app, *space, "--evaluator", "toy", "--archs", samples, "--out", values)
-    options = ["--weights", weights, "--pool-size", 8, "--batch-size", 8]
+    options = ["--score-weights", weights, "--pool-size", 8, "--batch-size", 8]
     command(propose_app, *space, "--values", values, "--out", out, *options)
     assert not set(pd.read_parquet(out).arch) & set(pd.read_parquet(values).arch)
 

@@ -32,6 +32,7 @@ from orchestrator.store import COLUMNS, RunStore
 from orchestrator.view import View
 from trainers.cost import cost_property
 from trainers.latency import latency_property
+from trainers.task import NetworkOptions
 from trainers.toy import ToyEvaluator
 
 ROOT = Path(__file__).parent.parent
@@ -629,7 +630,7 @@ def weights(tmp_path_factory):
 
 
 def test_weights_of_ones_own(weights, tmp_path, capsys):
-    search(capsys, QUICK, score="network", weights=weights, out=tmp_path / "run")
+    search(capsys, QUICK, score="network", score_weights=weights, out=tmp_path / "run")
     assert len(found(tmp_path / "run")) == 8
 
 
@@ -682,7 +683,7 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"sigma_min": 5}, "sigma_min 5 must be positive and below sigma_max 5"),
         ({"colour": "red"}, "--colour"),
         ({"table": "t.parquet"}, "the toy evaluator reads no table"),
-        ({"weights": "W.safetensors", "score": "network"}, "no such file: W.safetensors"),
+        ({"score_weights": "W.safetensors", "score": "network"}, "no such file: W.safetensors"),
         ({"score": "network"}, "no trained weights ship for space 'toy'"),
     ],
     ids=str,
@@ -737,7 +738,7 @@ def test_an_argument_that_belongs_to_no_option(capsys):
     assert "stray" in refusal(capsys, QUICK | {"--dashboard": "stray"}, out="run")
 
 
-@pytest.mark.parametrize("name", ["out", "weights"])
+@pytest.mark.parametrize("name", ["out", "score_weights"])
 def test_a_name_that_is_too_long(name, capsys):
     changes = {"out": "run", "score": "network", name: "x" * 300}
     assert "x" * 300 in refusal(capsys, QUICK, **changes)
@@ -807,14 +808,14 @@ def test_what_the_surrogate_does_not_have(changes, message, capsys):
     ids=str,
 )
 def test_weights_of_something_else(weights, changes, message, capsys):
-    settings = QUICK | {"--score": "network", "--weights": weights}
+    settings = QUICK | {"--score": "network", "--score-weights": weights}
     assert message in refusal(capsys, settings, out="run", **changes)
 
 
 def test_damaged_weights(weights, capsys):
     Path("W.json").write_bytes(weights.with_suffix(".json").read_bytes())
     Path("W.safetensors").write_bytes(weights.read_bytes()[:-1])
-    settings = QUICK | {"--score": "network", "--weights": "W.safetensors"}
+    settings = QUICK | {"--score": "network", "--score-weights": "W.safetensors"}
     assert "W.safetensors does not match the hash" in refusal(capsys, settings, out="run")
 
 
@@ -862,10 +863,13 @@ def test_a_cluster_that_is_not_there(how, address, message, monkeypatch, capsys)
 # Help
 
 
+OPTIONS = [name for name in RunConfig.__dataclass_fields__ if name != "networks"]
+
+
 def test_help_names_every_option(capsys):
     code, out, err = run_here(capsys, {}, help="")
     assert (code, err) == (0, "")
-    for name in (*RunConfig.__dataclass_fields__, *Runtime.__dataclass_fields__):
+    for name in (*OPTIONS, *NetworkOptions.__dataclass_fields__, *Runtime.__dataclass_fields__):
         assert f"--{name.replace('_', '-')} " in out
     for name in (*STRATEGIES, *ACQUISITIONS):
         assert name in out

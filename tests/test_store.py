@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from orchestrator.earlier import EarlierRun
 from orchestrator.record import check_same_run
 from orchestrator.store import COLUMNS, RunStore
 from orchestrator.trial import SCHEMA, Outcome
+from trainers.task import NetworkOptions
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)
 INITIAL = ("aa/aa", "ab/c-", "c-/bb")
@@ -483,7 +485,7 @@ DIFFERENCES = {
     "acq": "ucb",
     "strategy": "random",
     "score": "network",
-    "weights": Path("w.safetensors"),
+    "score_weights": Path("w.safetensors"),
     "sigma_min": 0.2,
     "sigma_max": 10.0,
     "sampler": "ancestral",
@@ -511,7 +513,10 @@ NEEDED = {  # else it is not allowed
 }
 
 
-@pytest.mark.parametrize("name", [f for f in RunConfig.__dataclass_fields__ if f != "method"])
+SETTINGS = [name for name in RunConfig.__dataclass_fields__ if name not in ("method", "networks")]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_but_the_budget_makes_another_run(store, name):
     """A new setting must be added here, and so to the identity of a run."""
     before = state(store)
@@ -528,6 +533,34 @@ def test_every_setting_but_the_budget_makes_another_run(store, name):
         assert message.endswith("choose another --out")
 
 
+NETWORKS = {
+    "resolution": 64,
+    "held_out": 9,
+    "train_fraction": 0.5,
+    "weights": Path("w.pt"),
+    "recipe": "small",
+    "epochs": 3,
+    "calibration": 100,
+}
+
+
+@pytest.mark.parametrize("name", [f for f in NetworkOptions.__dataclass_fields__ if f != "data"])
+def test_every_setting_of_networks_makes_another_run(store, name):
+    store.close()
+    networks = NetworkOptions(**{name: NETWORKS[name]})
+    assert f"{name} is " in refusal(store.out, replace(CONFIG, networks=networks))
+
+
+def test_other_images_make_another_run_wherever_they_are(out, tmp_path):
+    def config(name, classes):
+        data = pictures.folder(tmp_path / name / "pictures", classes=classes)
+        return replace(CONFIG, networks=NetworkOptions(data=data))
+
+    RunStore.open(out, config("here", ("cat", "dog")), TOY).close()
+    RunStore.open(out, config("elsewhere", ("cat", "dog")), TOY).close()
+    assert "sha256 is " in refusal(out, config("new", ("cat", "owl")))
+
+
 def test_several_differences_are_all_named(store):
     message = refusal(store.out, replace(CONFIG, seed=8, acq="pi"))
     assert "(acq is 'ei' there, 'pi' here, seed is 7 there, 8 here)" in message
@@ -540,7 +573,7 @@ def test_the_way_a_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
         RunStore.open(out, replace(CONFIG, table=spelling), TOY).close()
 
 
-@pytest.mark.parametrize("setting", ["table", "weights", "latency_table"])
+@pytest.mark.parametrize("setting", ["table", "score_weights", "latency_table"])
 def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, setting):
     def config(folder, content):
         file = tmp_path / folder / "t.json"

@@ -13,7 +13,7 @@ from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from trainers.base import EvaluatorConfigError
-from trainers.build import EVALUATORS, build_evaluator
+from trainers.build import EVALUATORS, Settings, build_evaluator
 from trainers.evaluate import app
 
 TOY_TEXTS = [
@@ -25,7 +25,11 @@ TOY_TEXTS = [
 @pytest.mark.parametrize(
     ("space", "arguments", "message"),
     [
-        ("toy", {"evaluator": "oracle"}, "unknown evaluator 'oracle'.*surrogate, table, toy"),
+        (
+            "toy",
+            {"evaluator": "oracle"},
+            "unknown evaluator 'oracle'.*surrogate, table, toy, supernet, train",
+        ),
         ("toy", {"evaluator": "surrogate"}, "knows the space mobilenetv3, not toy"),
         ("nasbench201", {"evaluator": "table"}, "needs a table"),
         ("mobilenetv3", {"evaluator": "surrogate", "dataset": "cifar10"}, "choose from imagenet"),
@@ -35,15 +39,15 @@ TOY_TEXTS = [
 )
 def test_arguments_that_do_not_fit(space, arguments, message):
     with pytest.raises(EvaluatorConfigError, match=message):
-        build_evaluator(SPACES[space], **arguments)
+        build_evaluator(SPACES[space], arguments.pop("evaluator"), Settings(**arguments))
 
 
 def test_every_evaluator_names_a_space():
-    assert {space for space, _ in EVALUATORS.values()} <= set(SPACES)
+    assert {space for spaces, _ in EVALUATORS.values() for space in spaces} <= set(SPACES)
 
 
 def test_toy_values_have_one_optimum_that_an_additive_model_misses():
-    evaluator = build_evaluator(TOY, evaluator="toy")
+    evaluator = build_evaluator(TOY, "toy")
     values = {t: evaluator.evaluate(TOY.from_str(t), seed=0).value for t in TOY_TEXTS}
     assert all(0 < value < 1 for value in values.values())
     ranked = sorted(values, key=values.__getitem__)
@@ -75,7 +79,7 @@ def test_command_keeps_order_and_writes_percent(tmp_path, rng):
     frame = pd.read_parquet(out)
     assert list(frame) == ["arch", "value", "status", "error", "seconds", "macs", "params"]
     assert frame.arch.tolist() == [MOBILENETV3.to_str(network) for network in networks]
-    evaluator = build_evaluator(MOBILENETV3, evaluator="surrogate")
+    evaluator = build_evaluator(MOBILENETV3, "surrogate")
     expected = [100 * evaluator.evaluate(network, seed=0).value for network in networks]
     assert frame.value.tolist() == pytest.approx(expected)
     assert (frame.status == "ok").all()

@@ -1,72 +1,148 @@
 """Evaluators by name. To add one, write its file and add its line to EVALUATORS."""
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nag.spaces import SearchSpace
+from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
+from trainers.inherited import SupernetEvaluator
+from trainers.ofa import load_supernet
+from trainers.recipe import find_recipe
 from trainers.surrogate import DATASET, SurrogateEvaluator
 from trainers.table import TableEvaluator
+from trainers.task import ImageTask, NetworkOptions, Place
 from trainers.toy import ToyEvaluator
+from trainers.trained import TrainingEvaluator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What evaluators are built from.
+
+    table: parquet file of the `table` evaluator.
+    dataset: None is the evaluator's own default.
+    objective: "valid", or "test" where the evaluator may search on test accuracies.
+    networks: of the `supernet` and `train` evaluators.
+    place: where these work.
+    """
+
+    table: Path | None = None
+    dataset: str | None = None
+    objective: str = "valid"
+    networks: NetworkOptions = NetworkOptions()
+    place: Place = Place()
 
 
 def build_evaluator(
     space: SearchSpace,
-    *,
     evaluator: str,
-    table: Path | None = None,
-    dataset: str | None = None,
-    objective: str = "valid",
+    settings: Settings = Settings(),
 ) -> Evaluator:
-    """Build an evaluator from plain arguments, so that a worker process can do it for itself.
+    """Build an evaluator, one of EVALUATORS, from what a worker process can be sent.
 
-    evaluator: one of EVALUATORS.
-    table: parquet file of the `table` evaluator.
-    dataset: None is the evaluator's own default.
-    objective: "valid", or "test" where the evaluator has test accuracies.
-
-    Raises EvaluatorConfigError, in one line, when the arguments do not fit each other.
+    Raises EvaluatorConfigError, in one line, when the settings do not fit each other.
     """
     if evaluator not in EVALUATORS:
         raise EvaluatorConfigError(
             f"unknown evaluator {evaluator!r}: choose from {', '.join(EVALUATORS)}"
         )
-    space_name, build = EVALUATORS[evaluator]
-    if space.name != space_name:
+    spaces, build = EVALUATORS[evaluator]
+    if space.name not in spaces:
         raise EvaluatorConfigError(
-            f"the {evaluator} evaluator knows the space {space_name}, not {space.name}"
+            f"the {evaluator} evaluator knows the space {' and '.join(spaces)}, not {space.name}"
         )
-    if table is not None and evaluator != "table":
+    if settings.table is not None and evaluator != "table":
         raise EvaluatorConfigError(f"the {evaluator} evaluator reads no table")
-    return build(table, dataset, objective)
+    if settings.networks != NetworkOptions() and evaluator not in _ON_IMAGES:
+        raise EvaluatorConfigError(
+            f"the {evaluator} evaluator sees no images: --data, --weights and what goes with them "
+            f"are for {' and '.join(_ON_IMAGES)}"
+        )
+    return build(space, settings)
 
 
-def _table(table: Path | None, dataset: str | None, objective: str) -> Evaluator:
-    if table is None:
+def _table(space: SearchSpace, settings: Settings) -> Evaluator:
+    if settings.table is None:
         raise EvaluatorConfigError("the table evaluator needs a table: the path of a parquet file")
-    return TableEvaluator(table, dataset or "cifar10", objective)
+    return TableEvaluator(settings.table, settings.dataset or "cifar10", settings.objective)
 
 
-def _surrogate(table: Path | None, dataset: str | None, objective: str) -> Evaluator:
-    if dataset not in (None, DATASET):
+def _surrogate(space: SearchSpace, settings: Settings) -> Evaluator:
+    if settings.dataset not in (None, DATASET):
         raise EvaluatorConfigError(
-            f"the surrogate evaluator has no data set {dataset!r}: choose from {DATASET}"
+            f"the surrogate evaluator has no data set {settings.dataset!r}: choose from {DATASET}"
         )
-    if objective != "valid":
-        raise EvaluatorConfigError(
-            f"the surrogate evaluator has no objective {objective!r}: choose from valid"
-        )
+    _only_valid("surrogate", settings)
     return SurrogateEvaluator()
 
 
-def _toy(table: Path | None, dataset: str | None, objective: str) -> Evaluator:
+def _toy(space: SearchSpace, settings: Settings) -> Evaluator:
     return ToyEvaluator()  # synthetic: there is no data set and no split to choose
 
 
-# Name -> the space it knows, and how it is built from (table, dataset, objective).
-_Builder = Callable[[Path | None, str | None, str], Evaluator]
-EVALUATORS: dict[str, tuple[str, _Builder]] = {
-    "surrogate": ("mobilenetv3", _surrogate),
-    "table": ("nasbench201", _table),
-    "toy": ("toy", _toy),
+def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
+    networks = settings.networks
+    if networks.weights is None:
+        raise EvaluatorConfigError("the supernet evaluator needs --weights: those of a supernet")
+    supernet = load_supernet(networks.weights)
+    if networks.resolution is None and "resolution" in supernet.meta:
+        networks = replace(networks, resolution=supernet.meta["resolution"])
+    task = _task("supernet", space, replace(settings, networks=networks))
+    if supernet.meta.get("images") == task.digest and supernet.meta["held_out"] < len(
+        task.held_out
+    ):
+        raise EvaluatorConfigError(
+            f"{networks.weights} was trained with {supernet.meta['held_out']} of these images held "
+            f"out: --held-out {len(task.held_out)} would measure by some that it has seen"
+        )
+    if supernet.num_classes != len(task.classes):
+        raise EvaluatorConfigError(
+            f"{networks.weights} tells {supernet.num_classes} classes apart, {networks.data} has "
+            f"{len(task.classes)}: train a supernet on it (python -m trainers.train_supernet), or "
+            "let --evaluator train begin with these weights"
+        )
+    recipe = find_recipe(networks.recipe or supernet.meta.get("recipe", "imagenet"))
+    return SupernetEvaluator(task, recipe, supernet, networks.calibration)
+
+
+def _train(space: SearchSpace, settings: Settings) -> Evaluator:
+    networks, task = settings.networks, _task("train", space, settings)
+    name = "imagenet" if networks.weights is None else "transfer"
+    if space.name == NASBENCH201.name:
+        name = NASBENCH201.name
+    recipe = find_recipe(networks.recipe or name, networks.epochs)
+    if networks.weights is None:
+        return TrainingEvaluator(space, task, recipe, recipe.epochs)
+    origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest()
+    return TrainingEvaluator(
+        space, task, recipe, recipe.epochs, load_supernet(networks.weights), origin
+    )
+
+
+def _task(evaluator: str, space: SearchSpace, settings: Settings) -> ImageTask:
+    _only_valid(evaluator, settings)
+    if settings.dataset is not None:
+        raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, and no data set")
+    return ImageTask(settings.networks, space, settings.place)
+
+
+def _only_valid(evaluator: str, settings: Settings) -> None:
+    if settings.objective != "valid":
+        raise EvaluatorConfigError(
+            f"the {evaluator} evaluator has no objective {settings.objective!r}: choose from valid"
+        )
+
+
+# Name -> the spaces it knows, and how it is built.
+_Builder = Callable[[SearchSpace, Settings], Evaluator]
+EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
+    "surrogate": (("mobilenetv3",), _surrogate),
+    "table": (("nasbench201",), _table),
+    "toy": (("toy",), _toy),
+    "supernet": (("mobilenetv3",), _supernet),
+    "train": (("mobilenetv3", "nasbench201"), _train),
 }
+_ON_IMAGES = ("supernet", "train")

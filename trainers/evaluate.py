@@ -2,7 +2,9 @@
 
 import time
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import track
 
@@ -17,8 +19,9 @@ from nag.cli import (
 )
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator
-from trainers.build import build_evaluator
+from trainers.build import Settings, build_evaluator
 from trainers.rows import percent, write_rows
+from trainers.task import NetworkOptions, Place
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
 
@@ -36,6 +39,8 @@ def main(
     dataset: str | None = None,
     objective: str = "valid",
     seed: WholeNumber = 0,
+    networks: NetworkOptions = NetworkOptions(),
+    place: Annotated[Place, Parameter(name="*")] = Place(),
 ) -> None:
     """Write one row per architecture, in the order of the list.
 
@@ -47,7 +52,7 @@ def main(
     space
         Search space of the architectures.
     evaluator
-        surrogate, table or toy.
+        surrogate, table, supernet, train or toy.
     archs
         Text file with one architecture per line, in the notation of the space.
     out
@@ -60,15 +65,17 @@ def main(
         valid or test.
     seed
         Seed passed to every evaluation.
+    networks
+        Of the evaluators supernet and train.
+    place
+        Where networks are trained and measured.
     """
     search_space = find_space(space)
     built: Evaluator = user_errors(
         build_evaluator,
         search_space,
-        evaluator=evaluator,
-        table=table,
-        dataset=dataset,
-        objective=objective,
+        evaluator,
+        Settings(table=table, dataset=dataset, objective=objective, networks=networks, place=place),
     )
     architectures = read_architectures(archs, search_space)
     if not out.parent.is_dir():

@@ -1,0 +1,197 @@
+"""Commands that train and measure real networks, on made pictures. Synthetic, and tiny."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pictures import colours
+
+from nag.cli import run
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.run_bo import app as run_bo
+from trainers.evaluate import app as evaluate
+from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
+from trainers.sandwich import SMALLEST
+from trainers.train_supernet import app as train_supernet
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ("--resolution", 32, "--recipe", "small", "--batch-size", 6, "--random", 1)
+SEARCH = ("--executor", "local", "--strategy", "random", "--surrogate", "none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def supernet(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("supernet") / "W.pt"
+    code, _, err = outcome(train_supernet, "--data", data, *TRAIN, "--epochs", 1, "--out", out)
+    assert code == 0, err
+    return out
+
+
+def outcome(command, *argv):
+    """Exit code, stdout and stderr of a command run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        out, err = Captured(), Captured()
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit) as exit_:
+            run(command, [str(argument) for argument in argv])
+    return exit_.value.code, out.text, err.text
+
+
+class Captured:
+    text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+
+def lines(out):
+    found = [json.loads(line) for line in out.with_name(f"{out.name}.jsonl").open()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+def test_a_supernet_says_how_it_was_made(supernet, data):
+    made = load_supernet(supernet).meta
+    assert made["classes"] == ["blue", "green", "red"]
+    assert (made["resolution"], made["held_out"], made["train"]) == (32, 9, 36)
+    (line,) = lines(supernet)
+    assert line.keys() == {"epoch", "loss", "largest", "smallest"}
+    assert not supernet.with_name("W.pt.training").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path):
+    argv = ["--data", data, *TRAIN, "--epochs", 2, "--cache", tmp_path / "cache"]
+    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    assert outcome(train_supernet, *argv, "--out", whole)[0] == 0
+    command = [sys.executable, "-m", "trainers.train_supernet", *map(str, argv), "--out", killed]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stderr=subprocess.DEVNULL,
+    )
+    while not killed.with_name("killed.pt.training").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    code, _, err = outcome(train_supernet, *argv, "--out", killed)
+    assert (code, "continuing after 1 epochs" in err) == (0, True)
+    first, second = (load_supernet(path).state_dict() for path in (whole, killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert lines(whole)[-1] == lines(killed)[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--random": -1}, "--random and --seed must not be negative"),
+        ({"--width": 0.123}, "--width must be more than 0, at most 4, and in hundredths"),
+        ({"--recipe": "tasty"}, "unknown recipe 'tasty': choose from nasbench201, transfer, "),
+        ({"--data": "nowhere"}, "nowhere"),
+        ({"--out": "no/where.pt"}, "no such folder: no"),
+        ({"--held-out": 45}, "cannot hold out 45 of 45 pictures"),
+        ({"--device": "luck"}, "no device 'luck' here"),
+    ],
+)
+def test_bad_settings_of_a_supernet_training(data, changes, message):
+    settings = {"--data": data, "--out": "W.pt", **changes}
+    code, out, err = outcome(train_supernet, *itertools.chain(*settings.items()))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_evaluate_by_a_supernet(supernet, data, tmp_path):
+    archs, out = tmp_path / "archs.txt", tmp_path / "found.parquet"
+    archs.write_text("".join(MOBILENETV3.to_str(a) + "\n" for a in (SMALLEST, LARGEST)))
+    argv = ["--space", "mobilenetv3", "--evaluator", "supernet", "--archs", archs, "--out", out]
+    code, _, err = outcome(evaluate, *argv, "--weights", supernet, "--data", data)
+    assert code == 0, err
+    found = pd.read_parquet(out)
+    assert list(found["status"]) == ["ok", "ok"]
+    (line,) = lines(supernet)
+    assert found["value"].tolist() == pytest.approx([line["smallest"], line["largest"]], abs=0.01)
+    assert found["macs"].is_monotonic_increasing
+    assert found["test"].between(0, 100).all()
+
+
+class TestSupernetsThatDoNotFit:
+    ARGV = ("--evaluator", "supernet", *SEARCH)
+
+    def refusal(self, *argv):
+        code, out, err = outcome(run_bo, *self.ARGV, "--out", "run", *argv)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    def test_none(self, data):
+        assert "the supernet evaluator needs --weights" in self.refusal("--data", data)
+
+    def test_no_images(self, supernet):
+        assert "images are needed: --data" in self.refusal("--weights", supernet)
+
+    def test_another_number_of_classes(self, data, tmp_path):
+        path = tmp_path / "W.pt"
+        save_supernet(Supernet(7), path, {})
+        message = self.refusal("--weights", path, "--data", data)
+        assert f"{path} tells 7 classes apart, {data} has 3: train a supernet on it" in message
+
+    def test_images_that_it_has_seen(self, supernet, data):
+        message = self.refusal("--weights", supernet, "--data", data, "--held-out", 12)
+        assert "was trained with 9 of these images held out: --held-out 12 would" in message
+
+    def test_no_checkpoint(self, data, tmp_path):
+        path = tmp_path / "notes.txt"
+        path.write_text("hello")
+        assert f"{path} is damaged, or no file" in self.refusal("--weights", path, "--data", data)
+
+    def test_images_for_a_table(self, data):
+        code, _, err = outcome(run_bo, "--evaluator", "surrogate", "--data", data, *SEARCH)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "the surrogate evaluator sees no images" in err
+
+
+def test_a_search_by_a_supernet(supernet, data, tmp_path):
+    out = tmp_path / "run"
+    argv = ("--evaluator", "supernet", "--weights", supernet, "--data", data, "--out", out)
+    code, said, err = outcome(run_bo, *argv, *SEARCH, "--budget", 3, "--n-init", 2)
+    assert code == 0, said + err
+    found = pd.read_parquet(out / "trials.parquet")
+    assert len(found) == 3
+    assert {"value", "test", "test_top5", "macs", "params"} <= set(found.columns)
+    assert json.loads((out / "config.json").read_text())["config"]["weights"] == "W.pt"
+
+
+def test_a_search_by_training(data, tmp_path):
+    out = tmp_path / "run"
+    argv = ["--space", "nasbench201", "--evaluator", "train", "--data", data, "--resolution", 8]
+    argv += ["--recipe", "small", "--epochs", 2, *SEARCH, "--n-init", 2, "--out", out]
+    code, said, err = outcome(run_bo, *argv, "--budget", 2)
+    assert code == 0, said + err
+    found = pd.read_parquet(out / "trials.parquet")
+    assert [len(curve) for curve in found["curve"]] == [2, 2]
+    assert [curve[-1] for curve in found["curve"]] == pytest.approx(found["value"].tolist())
+    assert len(list((out / "checkpoints").iterdir())) == 2
+    assert "Learning curves" in (out / "report.html").read_text()
+    assert outcome(run_bo, *argv, "--budget", 3)[0] == 0
+    again = pd.read_parquet(out / "trials.parquet")
+    assert again["value"].tolist()[:2] == found["value"].tolist()
