@@ -14,6 +14,7 @@ has after 50 or 100 of them; and the simulated time until then, in that of the s
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,6 +83,17 @@ class _Recorder:
         self.at.append(self.executor.clock)
 
 
+def kept(config: RunConfig, workers: int, keep: Path) -> Found:
+    """The result of a run, from its file in `keep` where there is one."""
+    path = keep / f"{config.hash()[:24]}-{workers}.npz"
+    if not path.exists():
+        aside = path.with_suffix(".tmp.npz")
+        np.savez(aside, **search(config, workers)._asdict())
+        aside.replace(path)
+    with np.load(path) as file:
+        return Found(file["best"], file["at"], float(file["utilisation"]))
+
+
 def search(config: RunConfig, workers: int) -> Found:
     """One run in a directory that is thrown away."""
     torch.set_num_threads(1)
@@ -108,6 +120,7 @@ def main(
     seeds: int = 20,
     budget: int = 150,
     jobs: int | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Run the comparison and write benchmarks/results/asynchronous.md.
 
@@ -123,6 +136,8 @@ def main(
         Evaluations of a run.
     jobs
         Runs at a time; by default one for each CPU.
+    keep
+        Folder of runs that have ended: repeated with it, the command continues.
     """
     if seeds < 1 or budget < max(GOALS):
         raise UserError(f"--seeds must be at least 1, --budget at least {max(GOALS)}")
@@ -143,9 +158,11 @@ def main(
         for mode in MODES
         for seed in range(seeds)
     ]
-    found = _all(
-        [partial(search, config.absolute(), mode.workers) for _, mode, config in cases], jobs
-    )
+    one: Callable[[RunConfig, int], Found] = search
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        one = partial(kept, keep=keep.resolve())
+    found = _all([partial(one, config.absolute(), mode.workers) for _, mode, config in cases], jobs)
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
