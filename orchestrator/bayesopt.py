@@ -4,7 +4,7 @@ Algorithms 1 and 2 of DiffusionNAG's appendix; which of them is the candidate st
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +14,7 @@ from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
 from acquisition.strategies import ConstrainedGeneration
 from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
+from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
@@ -129,6 +130,24 @@ class BayesianOptimizer:
             none = Observations((), np.empty(0))
             archs += self.rare.propose(short, none, None, unwanted | set(archs), rng).archs
         return archs
+
+
+def with_early_values(
+    optimizer: BayesianOptimizer, full: Observations, early: Observations
+) -> tuple[BayesianOptimizer, Observations]:
+    """An optimizer, and what to suggest from, where trainings are stopped early.
+
+    full: values of whole trainings.
+    early: those after an epoch that all trainings reach, of the whole ones too. To the Gaussian
+        process they are an earlier run on another task. As long as there are not enough full ones
+        they are all there is.
+    """
+    known = full if len(full) >= MIN_OBSERVATIONS else early
+    predictor = optimizer.predictor
+    if isinstance(predictor, GaussianProcess) and not set(early.archs) <= set(known.archs):
+        of_early = predictor.fit(early, np.random.default_rng(0))
+        predictor = replace(predictor, priors=(*predictor.priors, of_early))
+    return replace(optimizer, predictor=predictor), known
 
 
 def _prediction(candidate: Candidate) -> tuple[float, float]:

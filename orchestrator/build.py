@@ -1,6 +1,6 @@
 """The composition root: the only place where names become objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,7 +31,15 @@ from orchestrator.halving import SuccessiveHalving
 from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.trial import Executor
-from trainers.base import LOW_EPOCHS, BenchmarkEvaluator, Evaluator, Measurement, at_epochs
+from trainers.base import (
+    LOW_EPOCHS,
+    BenchmarkEvaluator,
+    Evaluator,
+    EvaluatorConfigError,
+    Measurement,
+    at_epochs,
+    in_steps,
+)
 from trainers.build import Settings, build_evaluator
 from trainers.constraints import build_constraints
 from trainers.task import Place
@@ -117,6 +125,7 @@ def plan_of(config: RunConfig) -> Plan:
         seed=config.seed,
         schedule=config.schedule,
         window=config.window,
+        grace=None if config.early_stopping == "none" else config.grace_epochs,
     )
 
 
@@ -128,12 +137,22 @@ class WithProperties:
     properties: tuple[Property, ...]
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        found = self.evaluator.evaluate(arch, seed=seed)
+        return self._with_properties(arch, self.evaluator.evaluate(arch, seed=seed))
+
+    def _with_properties(self, arch: Architecture, found: Measurement) -> Measurement:
         known = {quantity.name: float(quantity([arch])[0]) for quantity in self.properties}
         return replace(found, metrics={**known, **found.metrics})
 
     def at(self, epochs: int) -> "WithProperties":
         return replace(self, evaluator=at_epochs(self.evaluator, epochs))
+
+    @property
+    def epochs(self) -> int:
+        return in_steps(self.evaluator).epochs
+
+    def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
+        for found in in_steps(self.evaluator).epoch_by_epoch(arch, seed=seed):
+            yield self._with_properties(arch, found)
 
 
 def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
@@ -154,6 +173,12 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     )
     if config.strategy == MULTI_FIDELITY:
         at_epochs(evaluator, LOW_EPOCHS)
+    if config.early_stopping != "none":
+        whole = in_steps(evaluator).epochs
+        if whole <= config.grace_epochs:
+            raise EvaluatorConfigError(
+                f"--grace-epochs {config.grace_epochs} must be less than the {whole} of a training"
+            )
     properties = tuple(constraint.quantity for constraint in constraints_of(config))
     return WithProperties(evaluator, properties) if properties else evaluator
 
@@ -164,6 +189,8 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
         make_evaluator, config.absolute(), place_of(runtime)
     )
     build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
+    if config.early_stopping != "none" and runtime.executor != "tune":
+        raise UserError("--early-stopping goes with --executor tune")
     try:
         if runtime.executor == "local":
             generator = config.generator(runtime.device)

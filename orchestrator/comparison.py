@@ -239,7 +239,13 @@ def read_run(path: Location) -> Run:
         columns = {n: np.array([row[n] for row in rows], dtype=float) for n in _NUMBERS}
         columns |= {n: np.array([row.get(n) for row in rows], dtype=float) for n in _OPTIONAL}
         epochs = [row.get("epochs") for row in rows]
-        low = np.array([one is not None for one in epochs], dtype=bool)
+        low = np.array(
+            [
+                one is not None or row.get("stopped") is not None
+                for one, row in zip(epochs, rows, strict=True)
+            ],
+            dtype=bool,
+        )
         failed = np.isnan(columns["value"])
         for name in columns.keys() & set(ACCURACIES):
             columns[name][low] = np.nan

@@ -133,6 +133,12 @@ class RunConfig:
         Rounds that may be open at a time: with 2 a round begins while the one before it still
         runs, whose outcomes it does not use. Workers wait less, and the trials are still the same
         on any cluster.
+    early_stopping
+        asha: trainings that are not among the best third of those that came as far, after
+        grace-epochs, three and nine times as many, are stopped; with --evaluator train and
+        --executor tune. One that was stopped counts as an evaluation.
+    grace_epochs
+        Epochs before which no training is stopped. The surrogate learns from the accuracies then.
     seed
         Seed of the whole run.
     threads
@@ -173,6 +179,8 @@ class RunConfig:
     batch_size: WholeNumber = 1
     schedule: Literal["rounds", "async"] = "rounds"
     window: WholeNumber = 1
+    early_stopping: Literal["none", "asha"] = "none"
+    grace_epochs: WholeNumber = 1
     seed: WholeNumber = 0
     threads: WholeNumber = 1
 
@@ -181,7 +189,15 @@ class RunConfig:
         parts = resolve(self.method, self.surrogate, self.strategy, self.acq)
         for name, value in {**parts._asdict(), "method": None}.items():
             object.__setattr__(self, name, value)
-        for name in ("n_init", "pool_size", "batch_size", "window", "steps", "threads"):
+        for name in (
+            "n_init",
+            "pool_size",
+            "batch_size",
+            "window",
+            "steps",
+            "grace_epochs",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.budget < self.n_init:
@@ -194,6 +210,8 @@ class RunConfig:
             raise UserError("--batch-size and --window go with --schedule rounds, not with async")
         if self.strategy == MULTI_FIDELITY and (self.schedule, self.window) != ("rounds", 1):
             raise UserError(f"{MULTI_FIDELITY} goes with --schedule rounds and --window 1")
+        if self.strategy == MULTI_FIDELITY and self.early_stopping != "none":
+            raise UserError(f"{MULTI_FIDELITY} goes with --early-stopping none")
         if self.seed < 0:
             raise UserError("--seed must not be negative")
         if (self.guidance_form == "target") != (self.target is not None):

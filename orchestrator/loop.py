@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from orchestrator.bayesopt import BayesianOptimizer, Suggestion
+from orchestrator.bayesopt import BayesianOptimizer, Suggestion, with_early_values
 from orchestrator.halving import SuccessiveHalving
 from orchestrator.pace import NowAndThen
 from orchestrator.store import RunStore
@@ -38,6 +38,8 @@ class Plan:
     workers nor on who finished first. By `async` whenever workers have nothing to do, with a trial
     for each of them, and uses all outcomes that are there. What is without a known outcome is
     pending.
+
+    grace: the epoch before which no training is stopped; None where none is.
     """
 
     budget: int
@@ -46,6 +48,7 @@ class Plan:
     seed: int
     schedule: Literal["rounds", "async"] = "rounds"
     window: int = 1
+    grace: int | None = None
 
 
 def run_study(
@@ -131,7 +134,10 @@ class _Proposer:
         if store.next_iteration == 0:
             return self._optimizer.initial(seen, self._plan.n_init, rng)
         if isinstance(self._optimizer, BayesianOptimizer):
-            observations, pending = store.observations(known), store.unknown(known)
-            return self._optimizer.suggest(observations, seen, count, rng, pending)
+            optimizer, observations = self._optimizer, store.observations(known)
+            if self._plan.grace is not None:
+                early = store.after(self._plan.grace, known)
+                optimizer, observations = with_early_values(optimizer, observations, early)
+            return optimizer.suggest(observations, seen, count, rng, store.unknown(known))
         low, rung = store.low_fidelity(), store.rung()
         return self._optimizer.suggest(store.observations(), low, rung, seen, count, rng)

@@ -41,6 +41,11 @@ class Finished(NamedTuple):
     trial: Trial
     outcome: Outcome
 
+    @property
+    def is_full(self) -> bool:
+        """Whether its value is that of a whole evaluation."""
+        return self.trial.epochs is None and self.outcome.stopped is None
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -127,7 +132,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         for trial in store.trials
         if trial.trial in store.outcomes
     ]
-    full = [pair for pair in finished if pair.trial.epochs is None]
+    full = [pair for pair in finished if pair.is_full]
     environment = Environment(
         loader=PackageLoader("orchestrator"),
         autoescape=True,
@@ -296,7 +301,7 @@ def _checklist(
         record,
         evaluations=evaluations,
         failed=sum(outcome.value is None for _, outcome in finished),
-        low_fidelity=sum(trial.epochs is not None for trial, _ in finished),
+        low_fidelity=sum(not pair.is_full for pair in finished),
         search_seconds=float(sum(spent.values())),
         evaluation_seconds=evaluation,
         has_test=any("test" in outcome.metrics for _, outcome in finished),

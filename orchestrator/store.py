@@ -77,6 +77,7 @@ class RunStore:
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
         self._full, self._low = Successes(), Successes()
+        self._curves: dict[int, Sequence[float]] = {}  # of trials that were trained
         self._epochs = 0  # that the outcomes have cost
         self._num_saved = 0  # outcomes that outlive this process
         self._journal = journal  # None: to look at only
@@ -162,6 +163,17 @@ class RunStore:
         open_ends = [trial for trial in self._pending.values() if trial.trial < end]
         return tuple(trial.arch for trial in open_ends + self.trials[end:])
 
+    def after(self, epoch: int, before: int | None = None) -> Observations:
+        """What the trials of rounds before `before` had after that epoch of their training."""
+        end = self._end(before)
+        found = sorted(
+            (number, curve[epoch - 1])
+            for number, curve in self._curves.items()
+            if number < end and len(curve) >= epoch
+        )
+        archs = tuple(self.trials[number].arch for number, _ in found)
+        return Observations(archs, np.array([value for _, value in found], dtype=float))
+
     def low_fidelity(self, before: int | None = None) -> Observations:
         """The other successful trials, in the same order."""
         return self._low.between(0, self._end(before))
@@ -211,8 +223,9 @@ class RunStore:
         """Keep an outcome, in the journal before this returns; a second one is ignored."""
         if outcome.trial not in self.outcomes:
             event = {"event": "finished", **asdict(outcome)}
-            if not outcome.curve:
-                del event["curve"]
+            for name in ("curve", "stopped"):
+                if not event[name]:
+                    del event[name]
             self._append(event, worth=outcome.seconds)
 
     def compact(self) -> None:
@@ -225,8 +238,8 @@ class RunStore:
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
 
-        With their `epochs` where not all are of full fidelity, which has none, and the `curve` of
-        their training where there was one.
+        With their `epochs` where not all are of full fidelity, which has none; with the `curve` of
+        their training where there was one, and the epoch after which it was `stopped`.
         """
         rows = []
         one_fidelity = all(trial.epochs is None for trial in self.trials)
@@ -239,8 +252,9 @@ class RunStore:
             if one_fidelity:
                 del row["epochs"]
             row["curve"] = [100 * value for value in outcome.curve]
-            if not row["curve"]:
-                del row["curve"]
+            for name in ("curve", "stopped"):
+                if not row[name]:
+                    del row[name]
             for name in ("predicted_mean", "predicted_std"):
                 row[name] = None if row[name] is None else 100 * row[name]
             row |= percent({"value": row["value"]})
@@ -315,6 +329,10 @@ class RunStore:
         trial, value = self._pending.pop(outcome.trial), outcome.value
         self._epochs += FULL_EPOCHS if trial.epochs is None else trial.epochs
         if value is None:
+            return
+        if outcome.curve:
+            self._curves[trial.trial] = outcome.curve
+        if outcome.stopped is not None:
             return
         (self._full if trial.epochs is None else self._low).add(trial, value)
         if trial.epochs is None and (

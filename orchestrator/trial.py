@@ -52,6 +52,7 @@ class Outcome:
     error: str | None = None
     attempts: int = 1
     curve: Sequence[float] = ()  # values after each epoch of a training
+    stopped: int | None = None  # the epoch after which a training was stopped early
 
     @property
     def out_of_memory(self) -> bool:

@@ -14,7 +14,7 @@ other. See docs/tune.md.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,8 @@ from ray.tune.search import Searcher
 from nag.cli import UserError, choose, find_space, user_errors
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
-from nag.predictors.gp import GaussianProcess
 from nag.spaces import Architecture
-from orchestrator.bayesopt import MIN_OBSERVATIONS, BayesianOptimizer
+from orchestrator.bayesopt import BayesianOptimizer, with_early_values
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.methods import MULTI_FIDELITY
@@ -144,23 +143,15 @@ class BOSearcher(Searcher):
         early = _observations(
             (t.arch, t.early) for t in trials if t.state != "failed" and self._max_t is not None
         )
-        known = full if len(full) >= MIN_OBSERVATIONS else early
-        predictor = optimizer.predictor
-        if isinstance(predictor, GaussianProcess) and not set(early.archs) <= set(known.archs):
-            of_early = predictor.fit(early, np.random.default_rng(0))
-            predictor = replace(predictor, priors=(*predictor.priors, of_early))
+        optimizer, known = with_early_values(optimizer, full, early)
         pending = (t.arch for t in trials if t.state == "running")
-        return (
-            replace(optimizer, predictor=predictor)
-            .suggest(
-                known,
-                frozenset(t.arch for t in trials),
-                1,
-                np.random.default_rng([self._config.seed, iteration]),
-                tuple(arch for arch in pending if arch not in known.archs),
-            )
-            .archs
-        )
+        return optimizer.suggest(
+            known,
+            frozenset(t.arch for t in trials),
+            1,
+            np.random.default_rng([self._config.seed, iteration]),
+            tuple(arch for arch in pending if arch not in known.archs),
+        ).archs
 
     def _is_full(self, trial: _Trial) -> bool:
         return trial.state == "ended" and (self._max_t is None or trial.time >= self._max_t)

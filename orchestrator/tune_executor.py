@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -19,19 +19,21 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output is never quit
 
 import ray
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from nag.cli import UserError
 from nag.generator import DiffusionGenerator
-from nag.spaces import SPACES
+from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig, Runtime
 from orchestrator.ray_cluster import ClusterError, Machines, connect, evaluation_request
 from orchestrator.ray_executor import in_flight
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
-from trainers.base import Evaluator
+from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 
 _HEARTBEAT_SECONDS = 1.0
+_REDUCTION = 3  # of the trainings that came as far, one in so many goes on
 _CLOSE_SECONDS = 30.0  # for Tune to end when it is told to
 
 
@@ -57,6 +59,7 @@ class TuneExecutor:
             raise ClusterError(
                 f"--workers {self.slots}: the cluster has room for {most} evaluators"
             )
+        self._grace = config.grace_epochs if config.early_stopping == "asha" else None
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
             f"{self.slots} evaluator(s), dashboard {dashboard or 'off'}"
@@ -106,14 +109,26 @@ class TuneExecutor:
                 evaluator=self._evaluator,
                 retries=runtime.retries,
                 timeout=runtime.timeout,
+                watched=self._grace is not None,
+            )
+            scheduler = self._grace and ASHAScheduler(
+                time_attr="epoch",
+                metric="value",
+                mode="max",
+                max_t=sys.maxsize,
+                grace_period=self._grace,
+                reduction_factor=_REDUCTION,
             )
             tune.Tuner(
                 tune.with_resources(evaluation, self._resources),
                 tune_config=tune.TuneConfig(
                     search_alg=self._queues,
+                    scheduler=scheduler or None,
                     num_samples=-1,
                     max_concurrent_trials=self.slots,
-                    reuse_actors=True,
+                    # A trial that Tune gives a dead actor again fails by it again and again;
+                    # trainings that are worth watching are worth the start of a process.
+                    reuse_actors=self._grace is None,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
                 ),
@@ -146,8 +161,11 @@ class _Evaluation(tune.Trainable):
         evaluator: Callable[[], Evaluator],
         retries: int,
         timeout: float | None,
+        watched: bool,
     ) -> None:
         self._retries, self._timeout = retries, timeout
+        self._watched = watched
+        self._training: _Epochs | None = None
         self._problem = None
         try:
             self._evaluator = evaluator()
@@ -160,12 +178,40 @@ class _Evaluation(tune.Trainable):
         space = SPACES[self.config["space"]]
         fields = {name: x for name, x in self.config.items() if name != "space"}
         trial = Trial(**fields | {"arch": space.from_str(fields["arch"])})
-        outcome = evaluate_trial(self._evaluator, trial, self._retries, self._timeout)
+        evaluator = self._evaluator
+        if self._watched:
+            evaluator = self._training = self._training or _Epochs(in_steps(evaluator))
+        outcome = evaluate_trial(evaluator, trial, self._retries, self._timeout)
+        epoch = len(outcome.curve)
+        done = self._training is None or epoch in (0, self._training.whole)
+        if not done:
+            outcome = replace(outcome, stopped=epoch)  # if this is how far it came
         value = {} if outcome.value is None else {"value": outcome.value}
-        return {**outcome.metrics, **value, "outcome": outcome, "done": True}
+        return {**outcome.metrics, **value, "epoch": epoch, "outcome": outcome, "done": done}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._training = None
         return True
+
+
+class _Epochs:
+    """A training as an evaluator: every evaluation is an epoch more.
+
+    After an error the training goes on, in another attempt, where it was saved.
+    """
+
+    def __init__(self, evaluator: TrainingInSteps) -> None:
+        self._evaluator, self.whole = evaluator, evaluator.epochs
+        self._epochs: Iterator[Measurement] | None = None
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        if self._epochs is None:
+            self._epochs = self._evaluator.epoch_by_epoch(arch, seed=seed)
+        try:
+            return next(self._epochs)
+        except BaseException:
+            self._epochs = None
+            raise
 
 
 class _Queues(Searcher):

@@ -88,14 +88,15 @@ class View:
         elif not self._progress:
             self._console.print(
                 f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
-                f"value {100 * outcome.value:.3f} %{_after(trial)}  {_best(store)}  "
+                f"value {100 * outcome.value:.3f} %{_after(trial, outcome)}  {_best(store)}  "
                 f"{time.monotonic() - self._started:.0f} s",
                 soft_wrap=True,
             )
 
 
-def _after(trial: Trial) -> str:
-    return "" if trial.epochs is None else f" after {trial.epochs} epochs"
+def _after(trial: Trial, outcome: Outcome) -> str:
+    epochs = trial.epochs if outcome.stopped is None else outcome.stopped
+    return "" if epochs is None else f" after {epochs} epochs"
 
 
 def _best(store: RunStore) -> str:

@@ -500,6 +500,8 @@ DIFFERENCES = {
     "constraint": ("macs<=300e6",),
     "latency_table": "/tables/phone.json:160",
     "prior": (EarlierRun(Path("earlier"), "toy", "toy", ("a", "b"), (0.5, 0.6)),),
+    "early_stopping": "asha",
+    "grace_epochs": 2,
     "n_init": 4,
     "pool_size": 50,
     "batch_size": 1,

@@ -1,6 +1,6 @@
 """Evaluators: architecture -> measurement. The one thing the search pays for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,23 @@ class MultiFidelityEvaluator(Evaluator, Protocol):
 
 
 @runtime_checkable
+class TrainingInSteps(Evaluator, Protocol):
+    """An evaluator whose trainings can be watched, and cut short."""
+
+    @property
+    def epochs(self) -> int:
+        """Of a whole training."""
+        ...
+
+    def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
+        """The measurement after every epoch that there is still to train; the last is whole.
+
+        As `evaluate`, which gives the last one. To ask for no more stops the training.
+        """
+        ...
+
+
+@runtime_checkable
 class BenchmarkEvaluator(Evaluator, Protocol):
     """An evaluator that knows the best value there is."""
 
@@ -55,6 +72,15 @@ class BenchmarkEvaluator(Evaluator, Protocol):
     def optimum(self) -> float:
         """The largest value of any architecture."""
         ...
+
+
+def in_steps(evaluator: Evaluator) -> TrainingInSteps:
+    """`evaluator` as one that trains in steps; raises EvaluatorConfigError where it does not."""
+    if not isinstance(evaluator, TrainingInSteps):
+        raise EvaluatorConfigError(
+            "there is no training here that could be stopped early: choose --evaluator train"
+        )
+    return evaluator
 
 
 def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:

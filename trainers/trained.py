@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -56,20 +57,31 @@ class TrainingEvaluator:
 
         seed: of a training that begins.
         """
-        started = perf_counter()
+        *_, last = self.epoch_by_epoch(arch, seed=seed)
+        return last
+
+    def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
+        """The measurement after every epoch that is still to train; `test` is that of the last."""
         training, checkpoint = self.training(arch, seed)
-        earlier = sum(epoch.seconds for epoch in training.curve)
+        while len(training.curve) < self.epochs - 1:
+            next(training.run(self.epochs, checkpoint))
+            yield self._measurement(arch, training)
         for _ in training.run(self.epochs, checkpoint):
             pass
-        width = 1.0 if self.supernet is None else self.supernet.width
-        metrics = cost(arch, self.task.network_task(width))
-        metrics["loss"] = training.curve[-1].loss
+        started = perf_counter()
         with training.averaged() as network:
-            metrics |= self.task.reported(network, self.recipe, training.images.normalise)
+            test = self.task.reported(network, self.recipe, training.images.normalise)
+        last = self._measurement(arch, training)
+        seconds = last.seconds + perf_counter() - started
+        yield replace(last, metrics={**last.metrics, **test}, seconds=seconds)
+
+    def _measurement(self, arch: Architecture, training: Training) -> Measurement:
+        """As far as the training has come."""
+        width = 1.0 if self.supernet is None else self.supernet.width
         return Measurement(
             training.curve[-1].accuracy,
-            metrics,
-            seconds=earlier + perf_counter() - started,
+            {**cost(arch, self.task.network_task(width)), "loss": training.curve[-1].loss},
+            seconds=sum(epoch.seconds for epoch in training.curve),
             curve=tuple(epoch.accuracy for epoch in training.curve),
         )
 
