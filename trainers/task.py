@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
+from trainers import parallel
 from trainers.augment import Normalisation
 from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
@@ -50,14 +52,14 @@ class Place:
     """
 
     device: str = "auto"
-    workers: int | None = None
+    workers: Annotated[int | None, Parameter(name="--image-workers")] = None
     cache: Path | None = None
     checkpoints: Path | None = None
 
     def torch_device(self) -> torch.device:
         """Raises EvaluatorConfigError for a device that is not there."""
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return parallel.local_device()
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
@@ -169,7 +171,13 @@ class ImageTask:
     def training_set(self, recipe: Recipe, seed: int) -> TrainingSet:
         """For a training from that seed."""
         return TrainingSet(
-            train=self._mixed(self.train, recipe.batch_size, recipe.crop, seed),
+            train=self._mixed(
+                self.train,
+                recipe.batch_size,
+                recipe.crop,
+                seed,
+                shard=(parallel.rank(), parallel.world()),
+            ),
             held_out=self.held_out_images(recipe),
             normalise=self.normalisation(recipe),
         )
@@ -205,11 +213,24 @@ class ImageTask:
         images = [x.cpu() for x, _ in self.training_images(recipe, _FOR_STATISTICS).epoch(0)]
         return Normalisation.of(torch.cat(images))
 
-    def _mixed(self, indices: np.ndarray, batch_size: int, crop: Crop, seed: int) -> Loader:
+    def _mixed(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        crop: Crop,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Loader:
         """Training images in random order, in whole batches if there are enough for one."""
-        whole = len(indices) > batch_size
         return self._loader(
-            self._split, indices, batch_size, crop, seed=seed, shuffle=True, drop_last=whole
+            self._split,
+            indices,
+            batch_size,
+            crop,
+            seed=seed,
+            shuffle=True,
+            drop_last=len(indices) > batch_size,
+            shard=shard,
         )
 
     def _loader(
@@ -222,6 +243,7 @@ class ImageTask:
         seed: int = 0,
         shuffle: bool = False,
         drop_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ) -> Loader:
         return Loader(
             split,
@@ -235,4 +257,5 @@ class ImageTask:
             device=self.device,
             workers=self.place.workers,
             cache=self.place.cache or default_cache(self._images, split, crop, self.resolution),
+            shard=shard,
         )

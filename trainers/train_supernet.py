@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from trainers import parallel
 from trainers.inherited import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet, save_supernet
 from trainers.recipe import Recipe, find_recipe
@@ -24,19 +25,55 @@ from trainers.training import Epoch, NoCheckpointError, Training
 app = command_line("python -m trainers.train_supernet")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SupernetOptions:
+    """How a supernet is trained.
+
+    Parameters
+    ----------
+    out
+        File for the weights: safetensors where it ends so, else the format of official
+        checkpoints.
+    recipe
+        Recipe of training: imagenet, or small for thousands of small pictures.
+    epochs
+        Epochs, instead of the recipe's.
+    batch_size
+        Images per step, of all processes together, instead of the recipe's.
+    learning_rate
+        Largest learning rate, instead of the recipe's, in proportion to the batch size.
+    width
+        Multiplier of all channels.
+    random
+        Random networks that a step trains besides the largest and the smallest.
+    seed
+        Seed of the training.
+    """
+
+    out: Path
+    recipe: str = "imagenet"
+    epochs: WholeNumber | None = None
+    batch_size: WholeNumber | None = None
+    learning_rate: float | None = None
+    width: float = 1.0
+    random: WholeNumber = 2
+    seed: WholeNumber = 0
+
+    def __post_init__(self) -> None:
+        if self.random < 0 or self.seed < 0:
+            raise UserError("--random and --seed must not be negative")
+        if not 0 < self.width <= 4 or self.width != round(self.width, 2):
+            raise UserError("--width must be more than 0, at most 4, and in hundredths")
+        if not self.out.parent.is_dir():
+            raise UserError(f"no such folder: {self.out.parent}")
+
+
 @app.default
 def main(
-    *,
-    out: Path,
+    options: SupernetOptions,
     images: ImageOptions = ImageOptions(),
     place: Annotated[Place, Parameter(name="*")] = Place(),
-    recipe: str = "imagenet",
-    epochs: WholeNumber | None = None,
-    batch_size: WholeNumber | None = None,
-    learning_rate: float | None = None,
-    width: float = 1.0,
-    random: WholeNumber = 2,
-    seed: WholeNumber = 0,
 ) -> None:
     """Train all networks of the once-for-all MobileNetV3 space at once, in one set of weights.
 
@@ -49,60 +86,67 @@ def main(
 
     python -m trainers.train_supernet --data DIR --resolution 64 --recipe small --out W.pt
 
-    Parameters
-    ----------
-    out
-        File for the weights: safetensors where it ends so, else the format of official
-        checkpoints.
-    recipe
-        Recipe of training: imagenet, or small for thousands of small pictures.
-    epochs
-        Epochs, instead of the recipe's.
-    batch_size
-        Images per step, instead of the recipe's.
-    learning_rate
-        Largest learning rate, instead of the recipe's, in proportion to the batch size.
-    width
-        Multiplier of all channels.
-    random
-        Random networks that a step trains besides the largest and the smallest.
-    seed
-        Seed of the training.
+    torchrun --nproc-per-node 8 -m trainers.train_supernet --data DIR --batch-size 2048 --out W.pt
+
+    python -m orchestrator.train_supernet --workers 32 --data DIR --batch-size 8192 --out W.pt
     """
-    if random < 0 or seed < 0:
-        raise UserError("--random and --seed must not be negative")
-    if not 0 < width <= 4 or width != round(width, 2):
-        raise UserError("--width must be more than 0, at most 4, and in hundredths")
-    if not out.parent.is_dir():
-        raise UserError(f"no such folder: {out.parent}")
-    if images.data is None:
-        raise UserError("--data is needed: a folder with train/CLASS/ and val/CLASS/")
+    parallel.join()
+    console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)
+    try:
+        train_supernet(options, images, place, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: repeat the command to continue", soft_wrap=True)
+        sys.exit(130)
+
+
+def train_supernet(
+    options: SupernetOptions, images: ImageOptions, place: Place, console: Console
+) -> None:
+    """What `main` does, in each of the processes that do it together; raises UserError."""
     task: ImageTask = user_errors(ImageTask, images, MOBILENETV3, place)
-    chosen = _recipe(recipe, epochs, batch_size, learning_rate)
+    recipe = _recipe(options.recipe, options.epochs, options.batch_size, options.learning_rate)
+    if recipe.batch_size % parallel.world():
+        raise UserError(
+            f"--batch-size {recipe.batch_size} does not go evenly into {parallel.world()} processes"
+        )
     made = {
-        "recipe": recipe,
-        "epochs": chosen.epochs,
-        "batch_size": chosen.batch_size,
-        "learning_rate": chosen.learning_rate,
-        "width": width,
-        "random": random,
-        "seed": seed,
+        "recipe": options.recipe,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "width": options.width,
+        "random": options.random,
+        "seed": options.seed,
+        "processes": parallel.world(),
         "resolution": task.resolution,
         "held_out": len(task.held_out),
         "train": len(task.train),
         "images": task.digest,
         "classes": list(task.classes),
     }
-    console = Console(stderr=True, highlight=False)
-    state = out.with_name(out.name + ".training")
-    try:
-        supernet = _train(task, chosen, made, state, out, console)
-    except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue", soft_wrap=True)
-        sys.exit(130)
-    save_supernet(supernet, out, made)
-    state.unlink(missing_ok=True)
-    console.print(f"weights: {out}", soft_wrap=True)
+    state = options.out.with_name(options.out.name + ".training")
+    training = _begin(task, recipe, options, json.dumps(made, sort_keys=True))
+    if state.exists():
+        try:
+            training.load(state)
+        except NoCheckpointError as error:
+            raise UserError(f"{error}: delete it to start again") from None
+        console.print(f"continuing after {len(training.curve)} epochs", soft_wrap=True)
+    console.print(
+        f"supernet of width {options.width:g} on {task.device}, {parallel.world()} process(es): "
+        f"{len(task.train)} images of {len(task.classes)} classes, {task.resolution} x "
+        f"{task.resolution} pixels",
+        soft_wrap=True,
+    )
+    for epoch in training.run(recipe.epochs, state):
+        if parallel.rank() == 0:
+            _report(epoch, training, task, options.out, console)
+    if parallel.rank() == 0:
+        with training.averaged() as network:
+            assert isinstance(network, Supernet)
+            save_supernet(network, options.out, made)
+        state.unlink(missing_ok=True)
+        console.print(f"weights: {options.out}", soft_wrap=True)
 
 
 def _recipe(
@@ -122,78 +166,47 @@ def _recipe(
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def _train(
-    task: ImageTask,
-    recipe: Recipe,
-    made: dict[str, object],
-    state: Path,
-    out: Path,
-    console: Console,
-) -> Supernet:
-    """The supernet at the end of its training, which goes on where `state` has left it."""
-    seed = int(str(made["seed"]))
-    torch.manual_seed(seed)
-    supernet = Supernet(len(task.classes), float(str(made["width"]))).to(task.device)
+def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: str) -> Training:
+    torch.manual_seed(options.seed)
+    supernet = Supernet(len(task.classes), options.width).to(task.device)
 
     def measure(network: nn.Module) -> float:
-        assert isinstance(network, Supernet)
-        evaluator = SupernetEvaluator(task, recipe, network)
-        return evaluator.evaluate(LARGEST, seed=0).value
+        return _accuracy(task, recipe, network, LARGEST)
 
-    training = Training(
+    return Training(
         supernet,
         recipe,
-        task.training_set(recipe, seed),
-        seed,
-        backward=sandwich(int(str(made["random"])), recipe.label_smoothing),
+        task.training_set(recipe, options.seed),
+        options.seed,
+        backward=sandwich(options.random, recipe.label_smoothing),
         measure=measure,
-        identity=json.dumps(made, sort_keys=True),
+        identity=identity,
     )
-    log = out.with_name(out.name + ".jsonl")
-    if state.exists():
-        try:
-            training.load(state)
-        except NoCheckpointError as error:
-            raise UserError(f"{error}: delete it to start again") from None
-        console.print(f"continuing after {len(training.curve)} epochs", soft_wrap=True)
-    console.print(
-        f"supernet of width {supernet.width:g} on {task.device}: {len(task.train)} images of "
-        f"{len(task.classes)} classes, {task.resolution} x {task.resolution} pixels",
-        soft_wrap=True,
-    )
-    for line in _lines(training, recipe.epochs, state, task):
-        with log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        console.print(
-            f"epoch {line['epoch']} of {recipe.epochs}: loss {line['loss']:.3f}, largest "
-            f"{line['largest']:.2f} %, smallest {line['smallest']:.2f} %, {line['seconds']:.0f} s",
-            soft_wrap=True,
-        )
+
+
+def _accuracy(task: ImageTask, recipe: Recipe, network: nn.Module, arch: Architecture) -> float:
+    assert isinstance(network, Supernet)
+    return SupernetEvaluator(task, recipe, network).evaluate(arch, seed=0).value
+
+
+def _report(epoch: Epoch, training: Training, task: ImageTask, out: Path, console: Console) -> None:
+    """A line of OUT.jsonl, and one for the person who waits."""
     with training.averaged() as network:
-        assert isinstance(network, Supernet)
-        trained = Supernet(network.num_classes, network.width)
-        trained.load_state_dict(network.state_dict())
-    return trained
-
-
-def _lines(
-    training: Training, epochs: int, state: Path, task: ImageTask
-) -> Iterator[dict[str, float]]:
-    for epoch in training.run(epochs, state):
-        with training.averaged() as network:
-            assert isinstance(network, Supernet)
-            found = SupernetEvaluator(task, training.recipe, network).evaluate(SMALLEST, seed=0)
-        yield _line(epoch, found.value)
-
-
-def _line(epoch: Epoch, smallest: float) -> dict[str, float]:
-    return {
+        smallest = _accuracy(task, training.recipe, network, SMALLEST)
+    line = {
         "epoch": epoch.epoch,
         "loss": round(epoch.loss, 4),
         "largest": round(100 * epoch.accuracy, 2),
         "smallest": round(100 * smallest, 2),
         "seconds": round(epoch.seconds, 1),
     }
+    with out.with_name(out.name + ".jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    console.print(
+        f"epoch {line['epoch']} of {training.recipe.epochs}: loss {line['loss']:.3f}, largest "
+        f"{line['largest']:.2f} %, smallest {line['smallest']:.2f} %, {line['seconds']:.0f} s",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

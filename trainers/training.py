@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers import parallel
 from trainers.augment import Augmentation, Normalisation
 from trainers.base import EvaluationError
 from trainers.images import Loader
@@ -136,8 +137,10 @@ class Training:
                 if checkpoint and perf_counter() - saved > _SAVE_SECONDS:
                     self.save(checkpoint)
                     saved = perf_counter()
-            with self.averaged() as network:
-                top1 = self._measure(network)
+            top1 = math.nan
+            if parallel.rank() == 0:
+                with self.averaged() as network:
+                    top1 = self._measure(network)
             seconds = perf_counter() - started
             self.curve.append(Epoch(epoch + 1, self._losses / steps, top1, seconds))
             self._losses, self._seconds = 0.0, 0.0
@@ -175,6 +178,7 @@ class Training:
             share = len(part) / len(x)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 total += share * self._backward(self.network, part, truth, share)
+        parallel.average(self.network, total)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         value = total.item()
@@ -209,6 +213,8 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint aside, then rename it; what cannot be written is left."""
+        if parallel.rank() > 0:
+            return
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for number, state in self.optimizer.state_dict()["state"].items():

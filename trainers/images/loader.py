@@ -62,8 +62,12 @@ class Loader:
         device: str | torch.device = "cpu",
         workers: int | None = None,
         cache: Path | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """Set up; decoding starts with the first epoch.
+
+        shard: (i, n) gives every n-th picture of each batch, from the i-th on, so that n processes
+            have a batch between them.
 
         workers: processes that decode; 0 is this one, None as many as there are cores, at most 8.
         cache: None decodes every picture in every epoch. A folder keeps decoded pixels, which are
@@ -81,7 +85,7 @@ class Loader:
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         whole, rest = divmod(len(indices), batch_size)
         self.steps = whole + (rest > 0 and not drop_last)
-        self.device = torch.device(device)
+        self.device, self._shard = torch.device(device), shard
         self.workers = min(cores(), MAX_WORKERS) if workers is None else workers
         self._skipped: dict[str, None] = {}
         self._keys: list[_Key] = []
@@ -109,7 +113,11 @@ class Loader:
         if self.shuffle:
             order = np.random.default_rng([self.seed, number, 0]).permutation(order)
         size = self.batch_size
-        keys = [_Key(number, i, order[i * size : (i + 1) * size]) for i in range(start, self.steps)]
+        first, step = self._shard
+        keys = [
+            _Key(number, i, order[i * size + first : (i + 1) * size : step])
+            for i in range(start, self.steps)
+        ]
         self._epoch = epoch = object()
         for batch in self._batches(keys):
             if isinstance(batch, EvaluatorConfigError):

@@ -1,0 +1,110 @@
+"""Train a supernet on a cluster: `python -m orchestrator.train_supernet --help`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.config import Runtime
+from trainers import parallel
+from trainers.task import ImageOptions, ImageTask, Place
+from trainers.train_supernet import SupernetOptions, train_supernet
+
+app = command_line("python -m orchestrator.train_supernet")
+
+
+@app.default
+def main(
+    options: SupernetOptions,
+    images: ImageOptions = ImageOptions(),
+    place: Annotated[Place, Parameter(name="*")] = Place(),
+    *,
+    workers: WholeNumber = 1,
+    gpus_per_worker: float = 0.0,
+    cpus_per_worker: float = 1.0,
+    address: str | None = None,
+    auth: str | None = None,
+) -> None:
+    """Train a once-for-all supernet in several processes on a cluster, by Ray Train.
+
+    As python -m trainers.train_supernet, which see. Every batch is divided among the workers.
+    Images and the folder of OUT are at the same path on all machines. A worker that is lost is
+    replaced, and the training goes on where it was saved.
+
+    Parameters
+    ----------
+    workers
+        Processes.
+    gpus_per_worker
+        GPUs that each reserves, usually 1.
+    cpus_per_worker
+        CPUs that each reserves.
+    address
+        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+    auth
+        Ray's token authentication, token or disabled; by default RAY_AUTH_MODE, else token.
+    """
+    if workers < 1:
+        raise UserError("--workers must be at least 1")
+    if images.data is None:
+        raise UserError("--data is needed: a folder with train/CLASS/ and val/CLASS/")
+    if auth not in (None, "token", "disabled"):
+        raise UserError(f"--auth {auth} must be token or disabled")
+    images = replace(images, data=images.data.resolve())
+    options = replace(options, out=options.out.resolve())
+    place = replace(place, cache=place.cache and place.cache.resolve())
+    user_errors(ImageTask, images, MOBILENETV3, place)  # bad settings are found here
+    fit(
+        {"options": options, "images": images, "place": place},
+        workers=workers,
+        request={"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})},
+        runtime=Runtime(address=address, auth=auth, dashboard=False),  # type: ignore[arg-type]
+        storage=options.out.with_name(options.out.name + ".ray"),
+    )
+
+
+def fit(
+    settings: dict[str, Any],
+    *,
+    workers: int,
+    request: dict[str, float],
+    runtime: Runtime,
+    storage: Path,
+) -> None:
+    """Run `_work` in so many processes; raises UserError where they give up."""
+    from ray import train  # Ray is slow to import
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.ray_cluster import connect
+
+    connect(runtime)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=settings,
+        scaling_config=train.ScalingConfig(
+            num_workers=workers, use_gpu="GPU" in request, resources_per_worker=request
+        ),
+        run_config=train.RunConfig(
+            storage_path=str(storage.parent),
+            name=storage.name,
+            failure_config=train.FailureConfig(max_failures=runtime.retries),
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.TrainingFailedError as error:
+        raise UserError(f"the training failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """In every process; Ray Train has made a process group of them."""
+    console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)
+    train_supernet(settings["options"], settings["images"], settings["place"], console)
+
+
+if __name__ == "__main__":
+    run(app)

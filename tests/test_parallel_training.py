@@ -1,0 +1,125 @@
+"""Training in two processes that have each batch between them; made pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import colours, folder
+from torch import distributed as dist
+from torch import multiprocessing, nn
+
+from trainers import parallel
+from trainers.images import Crop, Loader, open_images
+from trainers.ofa import load_supernet
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "0"]
+TRAIN += ["--epochs", "2"]
+
+
+def test_shards_make_up_the_batches(tmp_path):
+    split = open_images(folder(tmp_path / "data", train=7)).split("train")
+    settings = {"batch_size": 6, "resolution": 8, "crop": Crop.random_resized(), "seed": 1}
+    settings |= {"shuffle": True, "drop_last": True, "workers": 0}
+    whole, first, second = (
+        list(Loader(split, np.arange(14), shard=shard, **settings).epoch(3))
+        for shard in ((0, 1), (0, 2), (1, 2))
+    )
+    assert [len(labels) for _, labels in first + second] == [3] * 4
+    for (_, all_labels), (_, even), (_, odd) in zip(whole, first, second, strict=True):
+        assert torch.equal(all_labels[0::2], even)
+        assert torch.equal(all_labels[1::2], odd)
+
+
+def _average(rank, port, folder):
+    """One of two processes: the gradient of its half of a batch, averaged with the other's."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network, images = nn.Linear(3, 2), torch.randn(8, 3)
+    loss = network(images[rank::2]).square().mean()
+    loss.backward()
+    total = loss.detach()
+    parallel.average(network, total)
+    torch.save((network.weight.grad, total), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_are_those_of_the_whole_batch(tmp_path, free_port):
+    multiprocessing.spawn(_average, (free_port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    network, images = nn.Linear(3, 2), torch.randn(8, 3)
+    loss = network(images).square().mean()
+    loss.backward()
+    for rank in range(2):
+        gradient, total = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(gradient, network.weight.grad)
+        torch.testing.assert_close(total, loss.detach())
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run(*command):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def check(out, data):
+    made = load_supernet(out).meta
+    assert made["processes"] == 2
+    lines = [json.loads(line) for line in out.with_name(f"{out.name}.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert all(line["largest"] >= 0 for line in lines)
+    assert not out.with_name(f"{out.name}.training").exists()
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path, free_port):
+    data, out = colours(tmp_path / "data"), tmp_path / "W.pt"
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port]
+    done = run(*torchrun, "-m", "trainers.train_supernet", "--data", data, *TRAIN, "--out", out)
+    assert done.returncode == 0, done.stderr
+    check(out, data)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray(tmp_path):
+    data, out = colours(tmp_path / "data"), tmp_path / "W.pt"
+    command = ["orchestrator.train_supernet", "--workers", 2, "--auth", "disabled"]
+    done = run(*command, "--data", data, *TRAIN, "--out", out)
+    assert done.returncode == 0, done.stderr
+    check(out, data)
+    done = run(*command, "--data", data, *TRAIN, "--out", out, "--batch-size", "7")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--auth", "password"], "--auth password must be token or disabled"),
+    ],
+)
+def test_bad_settings(tmp_path, changes, message):
+    done = run("orchestrator.train_supernet", "--data", tmp_path, "--out", "W.pt", *changes)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr

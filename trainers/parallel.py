@@ -1,0 +1,51 @@
+"""Training in several processes at a time, which have each batch between them.
+
+They are started by torchrun, or by Ray Train (orchestrator/train_supernet.py): wherever a default
+process group of torch.distributed is. Gradients are averaged after every step; batch norms see the
+part of a process.
+"""
+
+import os
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+
+def join() -> None:
+    """Join the processes that torchrun has started, if it was that."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def rank() -> int:
+    """Number of this process; 0 saves and reports."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def average(network: nn.Module, loss: torch.Tensor) -> None:
+    """Make gradients, and the loss, the means over all processes.
+
+    All must have gradients of the same parameters.
+    """
+    if world() == 1:
+        return
+    tensors = [p.grad for p in network.parameters() if p.grad is not None] + [loss]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world()
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(mean.view_as(tensor))
