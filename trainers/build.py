@@ -9,7 +9,7 @@ from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
 from trainers.inherited import SupernetEvaluator
-from trainers.ofa import load_supernet
+from trainers.ofa import Supernet, load_supernet
 from trainers.recipe import find_recipe
 from trainers.surrogate import DATASET, SurrogateEvaluator
 from trainers.table import TableEvaluator
@@ -88,9 +88,7 @@ def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
     if networks.weights is None:
         raise EvaluatorConfigError("the supernet evaluator needs --weights: those of a supernet")
     supernet = load_supernet(networks.weights)
-    if networks.resolution is None and "resolution" in supernet.meta:
-        networks = replace(networks, resolution=supernet.meta["resolution"])
-    task = _task("supernet", space, replace(settings, networks=networks))
+    task = _task("supernet", space, settings, supernet)
     if supernet.meta.get("images") == task.digest and supernet.meta["held_out"] < len(
         task.held_out
     ):
@@ -109,24 +107,28 @@ def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
 
 
 def _train(space: SearchSpace, settings: Settings) -> Evaluator:
-    networks, task = settings.networks, _task("train", space, settings)
+    networks = settings.networks
+    supernet = load_supernet(networks.weights) if networks.weights else None
+    task = _task("train", space, settings, supernet)
     name = "imagenet" if networks.weights is None else "transfer"
     if space.name == NASBENCH201.name:
         name = NASBENCH201.name
     recipe = find_recipe(networks.recipe or name, networks.epochs)
-    if networks.weights is None:
-        return TrainingEvaluator(space, task, recipe, recipe.epochs)
-    origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest()
-    return TrainingEvaluator(
-        space, task, recipe, recipe.epochs, load_supernet(networks.weights), origin
-    )
+    origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest() if networks.weights else ""
+    return TrainingEvaluator(space, task, recipe, recipe.epochs, supernet, origin)
 
 
-def _task(evaluator: str, space: SearchSpace, settings: Settings) -> ImageTask:
+def _task(
+    evaluator: str, space: SearchSpace, settings: Settings, supernet: Supernet | None
+) -> ImageTask:
+    """At the resolution of the supernet, where that is known and no other is asked for."""
     _only_valid(evaluator, settings)
     if settings.dataset is not None:
         raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, and no data set")
-    return ImageTask(settings.networks, space, settings.place)
+    networks = settings.networks
+    if networks.resolution is None and supernet is not None:
+        networks = replace(networks, resolution=supernet.meta.get("resolution"))
+    return ImageTask(networks, space, settings.place)
 
 
 def _only_valid(evaluator: str, settings: Settings) -> None:

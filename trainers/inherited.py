@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from nag.spaces import Architecture
+from trainers.augment import Normalisation
 from trainers.base import Measurement
 from trainers.cost import cost
 from trainers.ofa import Supernet
@@ -31,8 +33,17 @@ class SupernetEvaluator:
     supernet: Supernet
     calibration: int = 2_000
 
+    @property
+    def width(self) -> float:
+        """Of the channels of its networks."""
+        return self.supernet.width
+
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """The same for every seed."""
+        return self.measure(arch)[0]
+
+    def measure(self, arch: Architecture) -> tuple[Measurement, nn.Module, Normalisation]:
+        """What `evaluate` finds, the network in evaluation mode, and what its images go through."""
         started = perf_counter()
         task, recipe = self.task, replace(self.recipe, batch_size=_BATCH)
         normalise = task.normalisation(recipe)
@@ -40,6 +51,6 @@ class SupernetEvaluator:
         images = task.training_images(recipe, self.calibration)
         update_bn((normalise(x) for x, _ in images.epoch(0)), network)
         value, _ = accuracy(network, task.held_out_images(recipe), normalise)
-        metrics = cost(arch, task.network_task(self.supernet.width))
+        metrics = cost(arch, task.network_task(self.width))
         metrics |= task.reported(network, recipe, normalise)
-        return Measurement(value, metrics, seconds=perf_counter() - started)
+        return Measurement(value, metrics, seconds=perf_counter() - started), network, normalise

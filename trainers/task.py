@@ -1,7 +1,8 @@
 """A classification task: a folder of images, split three ways, at one resolution."""
 
 import hashlib
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -150,6 +151,18 @@ class ImageTask:
         self.train = fraction(self._split, rest, options.train_fraction, _SPLIT_SEED)
         self.place, self.device = place, place.torch_device()
 
+    def with_all_images(self) -> "ImageTask":
+        """The same, but what is held out is trained on too, and tells nothing any more."""
+        task = copy(self)
+        task.train = np.sort(np.concatenate([self.train, self.held_out]))
+        return task
+
+    def in_folder(self, checkpoints: Path) -> "ImageTask":
+        """The same, with its trainings saved in that folder."""
+        task = copy(self)
+        task.place = replace(self.place, checkpoints=checkpoints)
+        return task
+
     @property
     def identity(self) -> str:
         """The same for the same images, split in the same way, at the same resolution."""
@@ -159,6 +172,11 @@ class ImageTask:
     @property
     def digest(self) -> str:
         return digest_of_images(self.path)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are images that are only reported."""
+        return "val" in self._images.splits
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
 from trainers.recipe import Recipe
 from trainers.task import ImageTask
-from trainers.training import NoCheckpointError, Training, seed_of
+from trainers.training import Epoch, NoCheckpointError, Training, seed_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class TrainingEvaluator:
         if self.supernet is not None and self.space.name != MOBILENETV3.name:
             raise EvaluatorConfigError(f"there are no supernets for the space {self.space.name}")
 
+    @property
+    def width(self) -> float:
+        """Of the channels of its networks."""
+        return 1.0 if self.supernet is None else self.supernet.width
+
     def at(self, epochs: int) -> "TrainingEvaluator":
         """The first epochs of the same training."""
         return replace(self, epochs=epochs)
@@ -57,33 +62,52 @@ class TrainingEvaluator:
 
         seed: of a training that begins.
         """
-        *_, last = self.epoch_by_epoch(arch, seed=seed)
-        return last
+        return self.train(arch, seed)[0]
+
+    def train(
+        self,
+        arch: Architecture,
+        seed: int,
+        progress: Callable[[Epoch], object] = lambda epoch: None,
+    ) -> tuple[Measurement, Training]:
+        """What `evaluate` finds, and the training at its end; raises DivergedError.
+
+        progress: called after each epoch.
+        """
+        training, checkpoint = self.training(arch, seed)
+        for epoch in training.run(self.epochs, checkpoint):
+            progress(epoch)
+        return self._at_the_end(arch, training), training
 
     def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
         """The measurement after every epoch that is still to train; `test` is that of the last."""
         training, checkpoint = self.training(arch, seed)
         while len(training.curve) < self.epochs - 1:
             next(training.run(self.epochs, checkpoint))
-            yield self._measurement(arch, training)
+            yield self._so_far(arch, training)
         for _ in training.run(self.epochs, checkpoint):
             pass
-        started = perf_counter()
-        with training.averaged() as network:
-            test = self.task.reported(network, self.recipe, training.images.normalise)
-        last = self._measurement(arch, training)
-        seconds = last.seconds + perf_counter() - started
-        yield replace(last, metrics={**last.metrics, **test}, seconds=seconds)
+        yield self._at_the_end(arch, training)
 
-    def _measurement(self, arch: Architecture, training: Training) -> Measurement:
-        """As far as the training has come."""
-        width = 1.0 if self.supernet is None else self.supernet.width
+    def _so_far(self, arch: Architecture, training: Training) -> Measurement:
         return Measurement(
             training.curve[-1].accuracy,
-            {**cost(arch, self.task.network_task(width)), "loss": training.curve[-1].loss},
+            {
+                **cost(arch, self.task.network_task(self.width)),
+                "loss": training.curve[-1].loss,
+            },
             seconds=sum(epoch.seconds for epoch in training.curve),
             curve=tuple(epoch.accuracy for epoch in training.curve),
         )
+
+    def _at_the_end(self, arch: Architecture, training: Training) -> Measurement:
+        """With what is reported of the network on the images of val."""
+        started = perf_counter()
+        with training.averaged() as network:
+            reported = self.task.reported(network, self.recipe, training.images.normalise)
+        found = self._so_far(arch, training)
+        seconds = found.seconds + perf_counter() - started
+        return replace(found, metrics={**found.metrics, **reported}, seconds=seconds)
 
     def training(self, arch: Architecture, seed: int) -> tuple[Training, Path | None]:
         """That of a network, as far as it has come, and where it is saved."""

@@ -1,0 +1,86 @@
+"""The model card of a finished network."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.stats import t as student
+
+_LEVEL = 0.95
+
+
+def model_card(spec: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Markdown, of what a folder's config.json says: `network` and the rest of it."""
+    environment = Environment(
+        loader=PackageLoader("trainers"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"accuracy": accuracy, "cell": _cell}
+    template = environment.get_template("card.md")
+    return template.render(spec=spec, **about, caveats=caveats(about))
+
+
+def accuracy(values: Sequence[float]) -> str:
+    """Percent: the mean of trainings with different seeds, with Student's 95 % interval."""
+    mean = f"{np.mean(values):.2f}"
+    if len(values) == 1:
+        return mean
+    half = student.ppf((1 + _LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1)
+    each = ", ".join(f"{value:.2f}" for value in values)
+    return f"{mean} ± {half / sqrt(len(values)):.2f} ({each})"
+
+
+def caveats(about: Mapping[str, Any]) -> list[str]:
+    """What the numbers of a card must not be taken for."""
+    found = []
+    search, results, how = about["search"], about["results"], about["how"]
+    if search is not None and search["same_images"] and "held_out" in results:
+        found.append(
+            f"The held-out images chose this architecture out of {search['trials']}: the accuracy "
+            "on them is too high, the more so the smaller they are in number."
+        )
+    if search is not None and search["objective"] == "test":
+        found.append(
+            f"It was chosen by its test accuracy on {search['searched_on']}: no accuracy on those "
+            "test images is a fair estimate."
+        )
+    if search is not None and search["evaluator"] == "surrogate":
+        found.append(
+            "The value in the search is the estimate of a surrogate of ImageNet-1K accuracy; "
+            "nothing was trained to find it."
+        )
+    if how == "supernet":
+        found.append(
+            "The weights are shared with all networks of a supernet; trained on its own the "
+            "network may be better, and the order of networks another one."
+        )
+    if how == "search":
+        found.append(
+            "The weights are those by which the search chose, the luckiest of its trainings."
+        )
+    if how == "train" and len(about["seeds"]) == 1:
+        found.append(
+            "It is one training: how much another seed would change the accuracy is not known."
+        )
+    if "held_out" in results and about["seen_held_out"]:
+        found.append(
+            "Whether the supernet that the weights come from was trained on held-out images is not "
+            "known; if it was, the accuracy on these is too high."
+        )
+    if "test" not in results:
+        found.append("There are no images in val: no accuracy is of images that chose nothing.")
+    found.append(
+        "Nothing was measured on pictures from elsewhere: other cameras, other places, other "
+        "classes, damaged ones, groups of people. Outputs are logits, not calibrated probabilities."
+    )
+    return found
+
+
+def _cell(text: object) -> str:
+    """Text for a cell of a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")

@@ -1,0 +1,113 @@
+"""The best architectures of a search, read from its folder: config.json and trials.parquet."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nag.cli import UserError, find_space
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """An architecture to be finished, and what its search knew of it.
+
+    trial, value: its trial there and the objective, a fraction; None for one that was given.
+    """
+
+    arch: Architecture
+    trial: int | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A run.
+
+    config: what it was asked to do, by the names of RunConfig.
+    sha256: of the files and images it read, by the settings that name them.
+    command, versions: what made it.
+    trials: how many of its trials have a value, at full fidelity.
+    finalists: the best of them, the best first; of equals the earlier.
+    """
+
+    path: Path
+    space: StagedSpace
+    config: Mapping[str, Any]
+    sha256: Mapping[str, str]
+    command: str
+    versions: Mapping[str, str]
+    trials: int
+    finalists: tuple[Finalist, ...]
+
+    @property
+    def evaluator(self) -> str:
+        return str(self.config["evaluator"])
+
+    @property
+    def searched_on(self) -> str:
+        """Name of its data."""
+        default = {"surrogate": "imagenet", "table": "cifar10"}.get(self.evaluator, "made-up data")
+        return str(self.config.get("data") or self.config.get("dataset") or default)
+
+
+def read_search(path: Path, top: int) -> Search:
+    """A run and its best `top` architectures; raises UserError in one line."""
+    record = _record(path)
+    config = record["config"]
+    space = find_space(config["space"])
+    trials = _trials(path / "trials.parquet")
+    if not trials:
+        raise UserError(f"{path} has no successful trial: nothing can be chosen")
+    best: dict[Architecture, Finalist] = {}
+    for trial, text, value in sorted(trials, key=lambda row: (-row[2], row[0])):
+        try:
+            arch = space.from_str(text)
+        except InvalidArchitectureError as error:
+            raise UserError(f"{path}, trial {trial}: {error}") from None
+        best.setdefault(arch, Finalist(arch, trial, value / 100))
+    return Search(
+        path=path,
+        space=space,
+        config=config,
+        sha256=config.get("sha256", {}),
+        command=record.get("command", ""),
+        versions=record.get("versions", {}),
+        trials=len(trials),
+        finalists=tuple(best.values())[:top],
+    )
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    file = path / "config.json"
+    try:
+        record: Mapping[str, Any] = json.loads(file.read_bytes())
+        if {"space", "evaluator"} <= record["config"].keys():
+            return record
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no run in {path}: give the --out of a run, a folder") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{file} is damaged")
+
+
+def _trials(file: Path) -> list[tuple[int, str, float]]:
+    """Number, architecture and value, percent, of the successful trials of full fidelity."""
+    if not file.exists():
+        raise UserError(f"no {file}: repeat the command of the run, which writes it")
+    try:
+        table = pq.read_table(file)
+        good = pc.is_valid(table["value"])
+        if "epochs" in table.column_names:  # those of low fidelity
+            good = pc.and_(good, pc.is_null(table["epochs"]))
+        found = table.filter(good)
+        columns = (found[name].to_pylist() for name in ("trial", "arch", "value"))
+        return list(zip(*columns, strict=True))
+    except (pa.ArrowException, KeyError):
+        raise UserError(f"{file} is damaged: delete it and repeat the command of the run") from None

@@ -1,0 +1,208 @@
+"""After a search: train its best networks and export them: `python -m trainers.finalize --help`."""
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    command_line,
+    find_space,
+    read_architectures,
+    user_errors,
+)
+from nag.cli import run as run_command
+from nag.spaces import StagedSpace
+from trainers.base import EvaluationError
+from trainers.build import Settings, build_evaluator
+from trainers.export import ONNX, ExportError, can_write_onnx
+from trainers.finalists import Finalist, Search, read_search
+from trainers.inherited import SupernetEvaluator
+from trainers.packaging import How, Packaging
+from trainers.recipe import RECIPES, Recipe
+from trainers.task import NetworkOptions, Place
+from trainers.trained import TrainingEvaluator
+
+app = command_line("python -m trainers.finalize")
+
+
+@app.default
+def main(
+    run: Path | None = None,
+    *,
+    out: Path,
+    archs: Path | None = None,
+    space: str = "mobilenetv3",
+    top: WholeNumber = 3,
+    seeds: WholeNumber = 1,
+    train: Annotated[bool, Parameter(negative="--no-train")] = True,
+    with_held_out: Annotated[bool, Parameter(negative=())] = False,
+    networks: NetworkOptions = NetworkOptions(),
+    place: Annotated[Place, Parameter(name="*")] = Place(),
+) -> int:
+    """Train the best networks of a search and export them, each into a folder OUT/RANK.
+
+    A folder holds model.onnx, model.pt2 (PyTorch), model.safetensors and config.json (this
+    program), arch.json (once-for-all's form, or that of NAS-Bench-201), preprocessing.json and
+    README.md, the model card. An interrupted command continues when it is repeated.
+
+    Examples:
+
+    python -m trainers.finalize runs/R --data PETS --weights ofa_mbv3_d234_e346_k357_w1.0
+    --seeds 3 --out best
+
+    python -m trainers.finalize runs/R --data ILSVRC2012 --weights W.pt --no-train --out best
+
+    Parameters
+    ----------
+    run
+        Folder of a run. Where it has seen images, --data are the same, and --resolution, --held-out
+        and --recipe are by default those of the run.
+    out
+        Folder to write to.
+    archs
+        Text file of architectures, instead of a run, the best first.
+    space
+        Search space of --archs.
+    top
+        How many of the best architectures.
+    seeds
+        Trainings of each, with the seeds 0, 1, ...; the weights are those of seed 0.
+    train
+        Without training the weights are those of the supernet, or those that the run has trained.
+    with_held_out
+        Train on held-out images, too; then there is only the accuracy on those in val.
+    networks
+        What networks are trained on and measured by.
+    place
+        Where; trainings are kept in OUT/checkpoints unless --checkpoints is given.
+    """
+    if min(top, seeds) < 1:
+        raise UserError("--top and --seeds must be at least 1")
+    if (run is None) == (archs is None):
+        raise UserError("give either the folder of a run or --archs, a list of architectures")
+    if not train and (seeds > 1 or with_held_out):
+        raise UserError("--seeds and --with-held-out do not go with --no-train")
+    search = None if run is None else read_search(run, top)
+    if search is not None:
+        networks = _as_in(search, networks, train)
+        found, finalists = search.space, search.finalists
+    else:
+        assert archs is not None
+        found = find_space(space)
+        finalists = tuple(map(Finalist, read_architectures(archs, found)[:top]))
+    packaging = _packaging(
+        found, search, networks, place, out, train=train, seeds=seeds, all_images=with_held_out
+    )
+    for rank, finalist in enumerate(finalists, start=1):
+        packaging.there(rank, finalist)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not can_write_onnx():
+        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'", soft_wrap=True)
+    failed = 0
+    try:
+        for rank, finalist in enumerate(finalists, start=1):
+            try:
+                said = packaging.package(rank, finalist, console)
+            except (EvaluationError, ExportError) as error:
+                failed, said = failed + 1, f"failed: {error}"
+            console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
+    except KeyboardInterrupt:
+        console.print("interrupted: repeat the command to continue", soft_wrap=True)
+        sys.exit(130)
+    return 1 if failed else 0
+
+
+def _as_in(search: Search, given: NetworkOptions, train: bool) -> NetworkOptions:
+    """Options that were not given are those of the run, where it has seen images.
+
+    A training in full does not take over what made those of the run short.
+    """
+    if search.evaluator not in ("supernet", "train"):
+        return given
+    weights = search.config.get("weights")
+    if weights and given.weights is None:
+        raise UserError(
+            f"{search.path} took weights from {weights}: give --weights, or list its "
+            "architectures in --archs to train them from scratch"
+        )
+    names = ["resolution", "held_out"]
+    if search.evaluator == "train" or not train:
+        names.append("recipe")
+    if not train:
+        names += ["epochs", "train_fraction", "calibration"]
+    default = NetworkOptions()
+    kept = {
+        name: search.config.get(name, getattr(default, name))
+        for name in names
+        if getattr(given, name) == getattr(default, name)
+    }
+    return replace(given, **kept)
+
+
+def _packaging(
+    space: StagedSpace,
+    search: Search | None,
+    networks: NetworkOptions,
+    place: Place,
+    out: Path,
+    *,
+    train: bool,
+    seeds: int,
+    all_images: bool,
+) -> Packaging:
+    """Raises UserError for what does not fit."""
+    how: How = "train" if train else "supernet"
+    if not train and search is not None and search.evaluator == "train":
+        how = "search"
+    evaluator: TrainingEvaluator | SupernetEvaluator = user_errors(
+        build_evaluator,
+        space,
+        "supernet" if how == "supernet" else "train",
+        Settings(networks=networks, place=place),
+    )
+    weights = None
+    if networks.weights is not None:
+        digest = hashlib.sha256(networks.weights.read_bytes()).hexdigest()
+        weights = {"name": networks.weights.name, "sha256": digest}
+    if search is not None:
+        if search.sha256.get("data", evaluator.task.digest) != evaluator.task.digest:
+            raise UserError(
+                f"{networks.data} does not hold the images that {search.path} was searched on: "
+                "list its architectures in --archs to train them on others"
+            )
+        if weights and not train and search.sha256.get("weights") not in (None, weights["sha256"]):
+            raise UserError(f"{networks.weights} is not what {search.path} took its weights from")
+    if all_images:
+        if not evaluator.task.has_test:
+            raise UserError(f"{networks.data} has no val: --with-held-out would leave no accuracy")
+        evaluator = replace(evaluator, task=evaluator.task.with_all_images())
+    here = search.path if how == "search" and search else out
+    return Packaging(
+        space=space,
+        evaluator=evaluator,
+        how=how,
+        recipe=next(n for n, recipe in RECIPES.items() if _like(recipe, evaluator.recipe)),
+        weights=weights,
+        seeds=seeds,
+        measured_by_held_out=not all_images,
+        search=search,
+        out=out,
+        checkpoints=place.checkpoints or here / "checkpoints",
+    )
+
+
+def _like(recipe: Recipe, other: Recipe) -> bool:
+    """Whether they differ in epochs at most."""
+    return replace(recipe, epochs=other.epochs) == other
+
+
+if __name__ == "__main__":
+    run_command(app)

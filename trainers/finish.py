@@ -1,0 +1,103 @@
+"""From an architecture to weights that are worth keeping: three ways."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nag.cli import UserError
+from nag.spaces import Architecture
+from trainers.augment import Normalisation
+from trainers.base import Measurement
+from trainers.classifier import Classifier, Spec
+from trainers.inherited import SupernetEvaluator
+from trainers.recipe import Recipe
+from trainers.task import ImageTask
+from trainers.trained import TrainingEvaluator
+from trainers.training import Epoch, Training
+
+_TRIED_ON = 32  # images that exported files are tried on
+
+Progress = Callable[[int, Epoch], object]  # (seed, epoch)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A network, what its images go through, and what each training of it came to.
+
+    The weights are those of the first training.
+    """
+
+    network: nn.Module
+    normalise: Normalisation
+    measurements: tuple[Measurement, ...]
+
+
+def train_anew(
+    evaluator: TrainingEvaluator, arch: Architecture, seeds: int, folder: Path, progress: Progress
+) -> Finished:
+    """Train with each of the seeds 0, 1, ..., or go on where `folder` has it; DivergedError."""
+    first: Training | None = None
+    measurements = []
+    for seed in range(seeds):
+        apart = replace(evaluator, task=evaluator.task.in_folder(folder / f"seed-{seed}"))
+        found, training = apart.train(arch, seed, partial(progress, seed))
+        measurements.append(found)
+        first = first or training
+    assert first is not None
+    return _of(first, measurements)
+
+
+def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: Path) -> Finished:
+    """What a search has trained and kept in its `folder`; raises UserError where it has not."""
+    kept = replace(evaluator, task=evaluator.task.in_folder(folder))
+    training, checkpoint = kept.training(arch, seed=0)
+    if len(training.curve) < kept.epochs:
+        raise UserError(
+            f"{checkpoint} holds no training of {kept.epochs} epochs of {kept.space.to_str(arch)}: "
+            "leave --no-train out to train it"
+        )
+    found, training = kept.train(arch, seed=0)
+    return _of(training, [found])
+
+
+def take_from_supernet(evaluator: SupernetEvaluator, arch: Architecture) -> Finished:
+    """As it is in a supernet, with batch norms of its own."""
+    found, network, normalise = evaluator.measure(arch)
+    return Finished(network.cpu().eval(), normalise, (found,))
+
+
+def _of(training: Training, measurements: list[Measurement]) -> Finished:
+    with training.averaged() as network:
+        weights = deepcopy(network).cpu().eval()
+    normalise = training.images.normalise
+    assert isinstance(normalise, Normalisation)
+    return Finished(weights, normalise, tuple(measurements))
+
+
+def classifier_of(
+    finished: Finished, task: ImageTask, recipe: Recipe, space: str, arch: str, width: float
+) -> Classifier:
+    """The network with the preprocessing that it was measured with."""
+    spec = Spec(
+        space=space,
+        arch=arch,
+        classes=task.classes,
+        resolution=task.resolution,
+        crop_ratio=recipe.centre.ratio,
+        width=width,
+        mean=finished.normalise.mean,
+        std=finished.normalise.std,
+    )
+    return Classifier(finished.network, spec)
+
+
+def some_images(task: ImageTask, recipe: Recipe) -> Tensor:
+    """Up to 32 held-out ones and at least two, (n, R, R, 3) uint8, on the CPU."""
+    images, _ = next(task.held_out_images(replace(recipe, batch_size=_TRIED_ON)).epoch(0))
+    pictures = images.cpu().permute(0, 2, 3, 1).contiguous()
+    return pictures if len(pictures) > 1 else torch.cat([pictures, pictures])

@@ -1,0 +1,224 @@
+"""A folder for each finished network: weights, exports, and a model card."""
+
+import json
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from nag.cli import UserError, package_version
+from nag.spaces import SearchSpace
+from trainers.card import accuracy, model_card
+from trainers.classifier import CONFIG, save_classifier
+from trainers.export import ONNX, PACKAGES, PROGRAM, ExportError, can_write_onnx, export
+from trainers.finalists import Finalist, Search
+from trainers.finish import (
+    Finished,
+    classifier_of,
+    some_images,
+    take_from_search,
+    take_from_supernet,
+    train_anew,
+)
+from trainers.inherited import SupernetEvaluator
+from trainers.ofa import Supernet
+from trainers.rows import percent
+from trainers.trained import TrainingEvaluator
+from trainers.training import Epoch
+
+How = Literal["train", "search", "supernet"]
+
+
+@dataclass(frozen=True)
+class Packaging:
+    """What all networks of a command have in common.
+
+    how: trained anew, as the search has trained them, or as they are in a supernet.
+    recipe: its name.
+    weights: file of the supernet that weights come from, and its SHA-256.
+    seeds: how many trainings.
+    measured_by_held_out: False where it is trained on.
+    checkpoints: folder of trainings; only `supernet` does without.
+    """
+
+    space: SearchSpace
+    evaluator: TrainingEvaluator | SupernetEvaluator
+    how: How
+    recipe: str
+    weights: Mapping[str, str] | None
+    seeds: int
+    measured_by_held_out: bool
+    search: Search | None
+    out: Path
+    checkpoints: Path
+
+    def package(self, rank: int, finalist: Finalist, console: Console) -> str:
+        """Make the folder OUT/RANK, whole or not at all, unless it is there; says what is in it.
+
+        Raises UserError where it holds something else, EvaluationError, and ExportError, also where
+        all was written but model.onnx.
+        """
+        folder = self.out / str(rank)
+        there = self.there(rank, finalist)
+        if there is not None and ((folder / ONNX).exists() or not can_write_onnx()):
+            return f"{_summary(there)}: {folder} is there"
+        finished = self._finish(rank, finalist, console)
+        task, recipe = self.evaluator.task, self.evaluator.recipe
+        text = self.space.to_str(finalist.arch)
+        classifier = classifier_of(
+            finished, task, recipe, self.space.name, text, self.evaluator.width
+        )
+        aside = self.out / f".{rank}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        images = some_images(task, recipe)
+        differences, problem = export(classifier, images, aside)
+        about = {
+            "rank": rank,
+            **self._about(finalist, finished),
+            "export": differences,
+            "tried_on": len(images),
+            "asked": self._asked(finalist),
+        }
+        save_classifier(classifier, aside, about)
+        card = model_card(asdict(classifier.spec), about)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        if problem:
+            raise ExportError(f"{folder} is written but for {ONNX}: {problem}")
+        worst = max(differences.values())
+        files = " and ".join(differences)
+        return f"{_summary(about)}: {folder}; outputs of {files} differ by {worst:.1g} at most"
+
+    def there(self, rank: int, finalist: Finalist) -> Mapping[str, Any] | None:
+        """What the config.json of OUT/RANK says, if there is one; raises UserError for another."""
+        folder = self.out / str(rank)
+        record = _read(folder)
+        if record is not None and record["asked"] != _as_json(self._asked(finalist)):
+            raise UserError(f"{folder} holds another network: choose another --out")
+        return record
+
+    def _finish(self, rank: int, finalist: Finalist, console: Console) -> Finished:
+        evaluator, arch = self.evaluator, finalist.arch
+        if isinstance(evaluator, SupernetEvaluator):
+            return take_from_supernet(evaluator, arch)
+        if self.how == "search":
+            return take_from_search(evaluator, arch, self.checkpoints)
+        epochs = evaluator.epochs
+
+        def progress(seed: int, epoch: Epoch) -> None:
+            held_out = f", held out {100 * epoch.accuracy:.2f} %" * self.measured_by_held_out
+            console.print(
+                f"network {rank}, seed {seed}, epoch {epoch.epoch} of {epochs}: loss "
+                f"{epoch.loss:.3f}{held_out}, {epoch.seconds:.0f} s",
+                soft_wrap=True,
+            )
+
+        return train_anew(evaluator, arch, self.seeds, self.checkpoints, progress)
+
+    def _asked(self, finalist: Finalist) -> dict[str, Any]:
+        """Equal for equal work; what it is done with is in it."""
+        evaluator = self.evaluator
+        return {
+            "space": self.space.name,
+            "arch": self.space.to_str(finalist.arch),
+            "how": self.how,
+            "recipe": asdict(evaluator.recipe),
+            "images": evaluator.task.identity,
+            "weights": self.weights and self.weights["sha256"],
+            "seeds": self.seeds,
+            "calibration": getattr(evaluator, "calibration", None),
+        }
+
+    def _about(self, finalist: Finalist, finished: Finished) -> dict[str, Any]:
+        task = self.evaluator.task
+        packages = ("diffusionnag-bo", "torch", *(PACKAGES if can_write_onnx() else ()))
+        return {
+            "how": self.how,
+            "seeds": list(range(self.seeds)),
+            "data": {
+                "name": task.path.name,
+                "digest": task.digest,
+                "train": len(task.train),
+                "held_out": len(task.held_out),
+            },
+            "recipe": self.recipe,
+            "weights": self.weights,
+            "seen_held_out": self._may_have_seen_held_out(),
+            "results": self._results(finished),
+            "search": self.search and self._found(self.search, finalist),
+            "versions": {
+                "Python": platform.python_version(),
+                **{name: package_version(name) for name in packages},
+            },
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        }
+
+    def _results(self, finished: Finished) -> dict[str, Any]:
+        """Accuracies, percent, and seconds of each training; `macs` and `params`."""
+        first = finished.measurements[0].metrics
+        metrics = [percent(one.metrics) for one in finished.measurements]
+        found: dict[str, Any] = {name: first[name] for name in ("macs", "params")}
+        found["seconds"] = [one.seconds for one in finished.measurements]
+        if self.measured_by_held_out:
+            found["held_out"] = [100 * one.value for one in finished.measurements]
+        tests = [name for name in ("test", "test_top5") if name in first]
+        return found | {name: [one[name] for one in metrics] for name in tests}
+
+    def _found(self, search: Search, finalist: Finalist) -> dict[str, Any]:
+        """How a search came by it."""
+        assert finalist.value is not None
+        names = ("evaluator", "objective", "surrogate", "strategy", "acq", "seed")
+        return {
+            "run": search.path.name,
+            "trial": finalist.trial,
+            "value": 100 * finalist.value,
+            "trials": search.trials,
+            "searched_on": search.searched_on,
+            "same_images": search.sha256.get("data") == self.evaluator.task.digest,
+            **{name: search.config.get(name) for name in names},
+            "command": search.command,
+            "versions": dict(search.versions),
+        }
+
+    def _may_have_seen_held_out(self) -> bool:
+        supernet: Supernet | None = self.evaluator.supernet
+        if supernet is None:
+            return False
+        task, made = self.evaluator.task, supernet.meta
+        same = made.get("images") == task.digest
+        return not same or made["held_out"] < len(task.held_out)
+
+
+def _read(folder: Path) -> Mapping[str, Any] | None:
+    """What config.json says; None where there is no folder."""
+    if not folder.exists():
+        return None
+    try:
+        record: Mapping[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        if {"asked", "results"} <= record.keys() and (folder / PROGRAM).exists():
+            return record
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise UserError(f"{folder} exists and is no finished network: choose another --out")
+
+
+def _as_json(record: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(record))
+
+
+def _summary(about: Mapping[str, Any]) -> str:
+    results = about["results"]
+    said = [
+        f"{name} {accuracy(results[key])} %"
+        for key, name in (("test", "val"), ("held_out", "held out"))
+        if key in results
+    ]
+    return ", ".join([*said, f"{results['macs'] / 1e6:.3g} M MACs"])
