@@ -104,8 +104,6 @@ def main(
         packaging.there(rank, finalist)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    if not can_write_onnx():
-        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'", soft_wrap=True)
     failed = 0
     try:
         for rank, finalist in enumerate(finalists, start=1):
@@ -117,6 +115,8 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue", soft_wrap=True)
         sys.exit(130)
+    if not can_write_onnx():
+        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'", soft_wrap=True)
     return 1 if failed else 0
 
 

@@ -1,0 +1,463 @@
+"""After a search: training, exports and model cards, on made pictures. Synthetic, and tiny."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from ofa_package import OFAMobileNetV3
+from pictures import colours
+from PIL import Image
+from safetensors.torch import load_file
+
+from nag.cli import UserError, run
+from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
+from orchestrator.run_bo import app as run_bo
+from trainers import export as export_module
+from trainers.base import EvaluatorConfigError
+from trainers.card import accuracy, caveats
+from trainers.classifier import load_classifier
+from trainers.finalists import read_search
+from trainers.finalize import app
+from trainers.ofa import Supernet, save_supernet
+from trainers.rows import write_rows
+from trainers.sandwich import SMALLEST
+from trainers.training import Training
+
+ROOT = Path(__file__).parent.parent
+POOL, SKIP, CONV = (
+    f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|"
+    for op in ("avg_pool_3x3", "skip_connect", "nor_conv_1x1")
+)
+CELLS = ("--space", "nasbench201", "--resolution", "8", "--recipe", "small", "--held-out", "9")
+ONE = ("--top", 1, "--epochs", 2)
+FILES = {
+    *("README.md", "arch.json", "config.json", "model.pt2", "model.safetensors"),
+    *("preprocessing.json", "model.onnx"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def searched(data, tmp_path_factory):
+    """A run that has trained two cells for two epochs."""
+    out = tmp_path_factory.mktemp("search") / "run"
+    argv = [*CELLS, "--evaluator", "train", "--data", data, "--epochs", 2, "--out", out]
+    argv += ["--executor", "local", "--strategy", "random", "--surrogate", "none"]
+    code = exit_code(run_bo, *argv, "--n-init", 2, "--budget", 2)
+    assert code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(searched, data, tmp_path_factory):
+    """Its best cell, trained with two seeds for longer."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    argv = ("--data", data, "--top", 1, "--seeds", 2, "--epochs", 4, "--out", out)
+    assert exit_code(app, searched, *argv) == 0
+    return out / "1"
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """The part of a command line that gives two cells."""
+    path = tmp_path / "cells.txt"
+    path.write_text(f"{POOL}\n{CONV}\n")
+    return ("--archs", path, *CELLS)
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+
+def exit_code(command, *argv):
+    with pytest.raises(SystemExit) as exit_:
+        run(command, [str(argument) for argument in argv])
+    return exit_.value.code
+
+
+def refusal(capsys, *argv):
+    """The one line that a command ends with which cannot be done."""
+    code = exit_code(app, *argv)
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def pictures(data, split="val"):
+    """The pictures of a split as (n, 8, 8, 3) uint8, and their labels, without our loader."""
+    files = sorted((data / split).rglob("*.png"))
+    squares = [Image.open(file).resize((8, 8), Image.Resampling.BILINEAR) for file in files]
+    names = ["blue", "green", "red"]
+    return np.stack(squares), np.array([names.index(file.parent.name) for file in files])
+
+
+def written_run(path, trials, **changes):
+    """The folder of a run with made trials: number, architecture, value in percent, epochs."""
+    path.mkdir()
+    config = {"space": "nasbench201", "evaluator": "table", "objective": "valid", **changes}
+    (path / "config.json").write_text(json.dumps({"config": config, "command": "python x"}))
+    names = ("trial", "arch", "value", "epochs")
+    write_rows(
+        [dict(zip(names, row, strict=True)) for row in trials], names, path / "trials.parquet"
+    )
+    return path
+
+
+class TestReadingARun:
+    def test_best_first_and_of_equals_the_earlier(self, tmp_path):
+        rows = [(0, POOL, 50.0, None), (1, CONV, 60.0, None), (2, SKIP, 60.0, None)]
+        search = read_search(written_run(tmp_path / "run", rows), top=2)
+        assert [(one.trial, one.value) for one in search.finalists] == [(1, 0.6), (2, 0.6)]
+        assert search.trials == 3
+
+    def test_failures_and_low_fidelity_do_not_count(self, tmp_path):
+        rows = [(0, POOL, 50.0, None), (1, CONV, None, None), (2, SKIP, 99.0, 12)]
+        search = read_search(written_run(tmp_path / "run", rows), top=3)
+        assert [one.trial for one in search.finalists] == [0]
+
+    def test_architectures_of_another_space(self, tmp_path):
+        path = written_run(tmp_path / "run", [(7, "nonsense", 50.0, None)])
+        with pytest.raises(UserError, match=r"trial 7: .*nonsense"):
+            read_search(path, top=1)
+
+
+def test_the_best_of_a_run_is_trained_with_every_seed(searched, finished):
+    trials = pd.read_parquet(searched / "trials.parquet")
+    best = trials.loc[trials["value"].idxmax()]
+    found = config(finished)
+    assert {path.name for path in finished.iterdir()} == FILES
+    assert found["network"]["arch"] == best["arch"]
+    assert (found["search"]["trial"], found["search"]["value"]) == (best["trial"], best["value"])
+    assert found["search"]["same_images"]
+    assert len(found["results"]["held_out"]) == len(found["results"]["test"]) == 2
+    assert found["asked"]["recipe"]["epochs"] == 4
+    assert found["network"]["resolution"] == 8
+    kept = finished.parent / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_all_files_compute_the_same_for_any_number_of_pictures(finished, data):
+    images, labels = pictures(data)
+    session = onnxruntime.InferenceSession(finished / "model.onnx")
+    program = torch.export.load(finished / "model.pt2").module()
+    classifier = load_classifier(finished)
+    assert not classifier.training
+    for batch in (images, images[:1], images[:5]):
+        with torch.no_grad():
+            expected = classifier(torch.from_numpy(batch)).numpy()
+        (found,) = session.run(None, {"images": batch})
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        found = program(torch.from_numpy(batch)).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    (logits,) = session.run(None, {"images": images})
+    right = 100 * (logits.argmax(1) == labels).mean()
+    assert right == pytest.approx(config(finished)["results"]["test"][0])
+    assert np.ptp(logits, axis=0).min() > 0.1  # pictures do matter
+
+
+def test_what_the_card_says_to_run_does_run(finished, data, tmp_path):
+    card = (finished / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 4
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for path in finished.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    Image.open(data / "val" / "red" / "0.png").save(folder / "picture.jpg", quality=100)
+    said = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    image = torch.from_numpy(np.array(Image.open(folder / "picture.jpg").resize((8, 8), 2)))
+    best = load_classifier(folder)(image[None]).argmax()
+    assert said.stdout.split() == [("blue", "green", "red")[best]] * 3
+
+
+def test_the_card_tells_seeds_search_and_what_not_to_believe(finished):
+    card = (finished / "README.md").read_text()
+    assert accuracy(config(finished)["results"]["test"]) in card
+    for said in (
+        "Trial ",
+        "number 1 of 2 by value",
+        "by the evaluator train",
+        "36 trained on, 9 held out",
+    ):
+        assert said in card
+    assert "The held-out images chose this architecture out of 2" in card
+    assert not re.search(r"\{[{%]|None|Undefined", card.replace("[None]", ""))
+
+
+def test_an_interval_of_seeds():
+    assert accuracy([2.0]) == "2.00"
+    assert accuracy([1.0, 2.0, 3.0]) == "2.00 ± 2.48 (1.00, 2.00, 3.00)"  # 4.303 / sqrt(3)
+
+
+def test_as_the_search_has_trained_it(searched, data, tmp_path, capsys, no_onnx):
+    argv = ("--data", data, "--no-train", "--top", 1, "--out", tmp_path / "out")
+    assert exit_code(app, searched, *argv) == 0
+    found = config(tmp_path / "out" / "1")
+    assert found["results"]["held_out"] == [pytest.approx(found["search"]["value"])]
+    checkpoints = [load_file(path) for path in (searched / "checkpoints").iterdir()]
+    weights = load_file(tmp_path / "out" / "1" / "model.safetensors")
+    same = [
+        kept.keys() >= {f"network.{name}" for name in weights}
+        and all(torch.equal(kept[f"network.{name}"], value) for name, value in weights.items())
+        for kept in checkpoints
+    ]
+    assert sum(same) == 1
+    argv = (*argv[:-1], tmp_path / "other", "--epochs", 3)
+    capsys.readouterr()
+    assert "holds no training of 3 epochs of |" in refusal(capsys, searched, *argv)
+
+
+def test_a_network_of_a_supernet(data, tmp_path):
+    width = 0.5
+    torch.manual_seed(0)
+    save_supernet(Supernet(3, width), tmp_path / "W.pt", {"resolution": 32})
+    (tmp_path / "archs.txt").write_text(MOBILENETV3.to_str(SMALLEST))
+    argv = ["--archs", tmp_path / "archs.txt", "--weights", tmp_path / "W.pt", "--no-train"]
+    assert exit_code(app, *argv, "--data", data, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "1"
+    assert {path.name for path in folder.iterdir()} == FILES
+    found, arch = config(folder), json.loads((folder / "arch.json").read_text())
+    assert (found["network"]["width"], arch["w"], arch["r"]) == (width, width, [32])
+    classifier = load_classifier(folder)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (logits,) = session.run(None, {"images": images})
+    with torch.no_grad():
+        expected = classifier(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    official = OFAMobileNetV3(
+        n_classes=3,
+        width_mult=arch["w"],
+        ks_list=list(KERNELS),
+        expand_ratio_list=list(EXPANDS),
+        depth_list=list(DEPTHS),
+    )
+    official.set_active_subnet(ks=arch["ks"], e=arch["e"], d=arch["d"])
+    subnet = official.get_active_subnet(preserve_weight=False)
+    counts = [sum(p.numel() for p in net.parameters()) for net in (subnet, classifier)]
+    assert counts[0] == counts[1] == found["results"]["params"]
+
+
+class TestRepeatedCommands:
+    def test_what_is_there_is_left(self, cells, data, tmp_path, capsys, no_onnx):
+        argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")
+        assert exit_code(app, *argv) == 0
+        before = (tmp_path / "out" / "1" / "config.json").stat()
+        capsys.readouterr()
+        assert exit_code(app, *argv) == 0
+        said = capsys.readouterr().err
+        assert "1 is there" in said
+        assert "epoch" not in said
+        assert (tmp_path / "out" / "1" / "config.json").stat() == before
+        other = (*argv, "--seeds", 2)
+        assert "holds another network: choose another --out" in refusal(capsys, *other)
+
+    def test_onnx_comes_when_it_is_installed(self, cells, data, tmp_path, capsys):
+        argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "onnxruntime", None)
+            assert exit_code(app, *argv) == 0
+        folder = tmp_path / "out" / "1"
+        said = capsys.readouterr().err
+        assert "no model.onnx: pip install 'diffusionnag-bo[export]'\n" in said
+        assert {path.name for path in folder.iterdir()} == FILES - {"model.onnx"}
+        assert "onnx" not in (folder / "README.md").read_text()
+        weights = (folder / "model.safetensors").read_bytes()
+        assert exit_code(app, *argv) == 0
+        assert "epoch" not in capsys.readouterr().err  # it was trained before
+        assert {path.name for path in folder.iterdir()} == FILES
+        assert (folder / "model.safetensors").read_bytes() == weights
+
+    def test_after_an_interruption(self, cells, data, tmp_path, capsys, monkeypatch, no_onnx):
+        argv = (*cells, "--data", data, "--seeds", 2, "--epochs", 2)
+        assert exit_code(app, *argv, "--out", tmp_path / "whole") == 0
+        capsys.readouterr()
+        one_step, steps = Training._one_step, []
+
+        def interrupted(self, images, labels):
+            steps.append(self.step)
+            if len(steps) == 6:  # of 2 networks, 2 seeds, 2 epochs of 1 step
+                raise KeyboardInterrupt
+            return one_step(self, images, labels)
+
+        monkeypatch.setattr(Training, "_one_step", interrupted)
+        assert exit_code(app, *argv, "--out", tmp_path / "cut") == 130
+        assert capsys.readouterr().err.endswith("interrupted: repeat the command to continue\n")
+        assert {path.name for path in (tmp_path / "cut").iterdir()} == {"1", "checkpoints"}
+        assert exit_code(app, *argv, "--out", tmp_path / "cut") == 0
+        assert len(steps) == 6 + 3  # the one that was interrupted, and the two of seed 1
+        for rank in ("1", "2"):
+            whole, cut = (tmp_path / name / rank for name in ("whole", "cut"))
+            name = "model.safetensors"
+            assert (whole / name).read_bytes() == (cut / name).read_bytes()
+            assert config(whole)["results"]["test"] == config(cut)["results"]["test"]
+
+
+def test_an_export_that_computes_something_else(cells, data, tmp_path, capsys, monkeypatch):
+    real = export_module._onnx
+    monkeypatch.setattr(
+        export_module, "_onnx", lambda path: lambda images: 1.001 * real(path)(images)
+    )
+    argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")
+    assert exit_code(app, *argv) == 1
+    said = capsys.readouterr().err
+    assert "1 is written but for model.onnx: model.onnx computes something else" in said
+    assert {path.name for path in (tmp_path / "out" / "1").iterdir()} == FILES - {"model.onnx"}
+
+
+def test_training_on_held_out_images_too(cells, data, tmp_path, no_onnx):
+    argv = (*cells, *ONE, "--data", data, "--with-held-out", "--out", tmp_path / "out")
+    assert exit_code(app, *argv) == 0
+    found = config(tmp_path / "out" / "1")
+    assert found["data"]["train"] == 45
+    assert "held_out" not in found["results"]
+    assert len(found["results"]["test"]) == 1
+    card = (tmp_path / "out" / "1" / "README.md").read_text()
+    assert "45 trained on, none held out" in card
+
+
+class TestCommandsThatCannotBeDone:
+    def argv(self, *argv):
+        return (*argv, "--out", "out")
+
+    def test_no_run(self, capsys):
+        assert "no run in nowhere: give the --out of a run" in refusal(
+            capsys, *self.argv("nowhere")
+        )
+
+    def test_neither_run_nor_list(self, capsys):
+        assert "give either the folder of a run or --archs" in refusal(capsys, *self.argv())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--top", 0), "--top and --seeds must be at least 1"),
+            (("--seeds", 0), "--top and --seeds must be at least 1"),
+            (("--no-train", "--seeds", 2), "do not go with --no-train"),
+            (("--no-train", "--with-held-out"), "do not go with --no-train"),
+            (("--recipe", "tasty"), "unknown recipe 'tasty': choose from nasbench201"),
+            (("--device", "luck"), "no device 'luck' here"),
+        ],
+    )
+    def test_options(self, capsys, searched, data, options, message):
+        argv = self.argv(searched, "--data", data, *options)
+        assert message in refusal(capsys, *argv)
+
+    def test_no_images(self, capsys, searched):
+        assert "images are needed: --data" in refusal(capsys, *self.argv(searched))
+
+    def test_other_images(self, capsys, searched, tmp_path):
+        other = colours(tmp_path / "other", train=16)
+        err = refusal(capsys, *self.argv(searched, "--data", other))
+        assert f"{other} does not hold the images that {searched} was searched on" in err
+
+    def test_a_run_whose_trials_failed(self, capsys, data, tmp_path):
+        path = written_run(tmp_path / "run", [(0, POOL, None, None)])
+        err = refusal(capsys, *self.argv(path, "--data", data))
+        assert f"{path} has no successful trial" in err
+
+    def test_a_space_without_networks(self, capsys, data, tmp_path):
+        rows = [(0, "ca/bc", 50.0, None)]
+        path = written_run(tmp_path / "run", rows, space="toy", evaluator="toy")
+        err = refusal(capsys, *self.argv(path, "--data", data))
+        assert "the train evaluator knows the space mobilenetv3 and nasbench201, not toy" in err
+
+    @pytest.mark.parametrize("damage", ["", "{}", '{"config": 3}', '{"config": {"space": "toy"}}'])
+    def test_a_damaged_record(self, capsys, tmp_path, damage):
+        path = written_run(tmp_path / "run", [(0, POOL, 50.0, None)])
+        (path / "config.json").write_text(damage)
+        assert f"{path / 'config.json'} is damaged" in refusal(capsys, *self.argv(path))
+
+    def test_damaged_trials(self, capsys, tmp_path):
+        path = written_run(tmp_path / "run", [(0, POOL, 50.0, None)])
+        (path / "trials.parquet").write_text("PAR1")
+        assert "trials.parquet is damaged" in refusal(capsys, *self.argv(path))
+        (path / "trials.parquet").unlink()
+        assert "repeat the command of the run" in refusal(capsys, *self.argv(path))
+
+    def test_weights_of_the_run(self, capsys, data, tmp_path):
+        rows = [(0, MOBILENETV3.to_str(SMALLEST), 50.0, None)]
+        about = {"evaluator": "supernet", "weights": "W.pt", "sha256": {"weights": "0" * 64}}
+        path = written_run(tmp_path / "run", rows, space="mobilenetv3", **about)
+        argv = self.argv(path, "--data", data, "--no-train")
+        assert f"{path} took weights from W.pt: give --weights" in refusal(capsys, *argv)
+        other = tmp_path / "other.pt"
+        save_supernet(Supernet(3), other, {})
+        err = refusal(capsys, *argv, "--weights", other, "--resolution", 32)
+        assert f"{other} is not what {path} took its weights from" in err
+        save_supernet(Supernet(7), other, {})
+        err = refusal(capsys, *argv, "--weights", other)
+        assert "tells 7 classes apart" in err
+
+    def test_nothing_to_report(self, capsys, cells, data, tmp_path):
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "train").symlink_to(data / "train")
+        argv = self.argv(*cells, "--data", other, "--with-held-out")
+        assert "--with-held-out would leave no accuracy" in refusal(capsys, *argv)
+
+    def test_a_folder_of_something_else(self, capsys, cells, data, tmp_path):
+        (tmp_path / "out" / "1").mkdir(parents=True)
+        err = refusal(capsys, *cells, "--data", data, "--out", tmp_path / "out")
+        assert "exists and is no finished network" in err
+
+
+def test_models_that_are_not_there(finished, tmp_path):
+    with pytest.raises(EvaluatorConfigError, match=f"no model in {tmp_path}"):
+        load_classifier(tmp_path)
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_text("x")
+    with pytest.raises(EvaluatorConfigError, match="is damaged"):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"how": "supernet"}, "shared with all networks of a supernet"),
+        ({"how": "search"}, "the luckiest of its trainings"),
+        ({"search": {"objective": "test"}}, "no accuracy on those test images is a fair estimate"),
+        ({"search": {"evaluator": "surrogate"}}, "estimate of a surrogate"),
+        ({"seen_held_out": True}, "was trained on held-out images is not known"),
+        ({"results": {"held_out": [1.0]}}, "no images in val"),
+        ({"seeds": [0]}, "It is one training"),
+    ],
+)
+def test_caveats(changes, said):
+    search = {"same_images": False, "objective": "valid", "evaluator": "table", "trials": 3}
+    about = {
+        "search": search | {"searched_on": "cifar10"},
+        "results": {"held_out": [1.0], "test": [1.0]},
+        "how": "train",
+        "seeds": [0, 1],
+        "seen_held_out": False,
+    }
+    assert said not in " ".join(caveats(about))
+    if "search" in changes:
+        changes = {"search": about["search"] | changes["search"]}
+    assert said in " ".join(caveats(about | changes))
