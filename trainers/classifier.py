@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from nag.checkpoint import save_tensors
 from nag.spaces import SPACES, InvalidArchitectureError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.base import EvaluatorConfigError
@@ -95,7 +94,7 @@ class Classifier(nn.Module):
 def save_classifier(classifier: Classifier, folder: Path, about: Mapping[str, Any]) -> None:
     """Write the weights and all that they are for; `about`, for JSON, is kept beside."""
     state = classifier.network.state_dict()
-    save_tensors({k: v.contiguous().cpu() for k, v in state.items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save({k: v.contiguous().cpu() for k, v in state.items()}))
     spec = classifier.spec
     write_json(folder / CONFIG, {"format": 1, "network": asdict(spec), **about})
     write_json(folder / "arch.json", spec.architecture())
