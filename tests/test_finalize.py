@@ -31,7 +31,7 @@ from trainers.finalize import app
 from trainers.ofa import Supernet, save_supernet
 from trainers.rows import write_rows
 from trainers.sandwich import SMALLEST
-from trainers.training import Training
+from trainers.training import DivergedError, Training
 
 ROOT = Path(__file__).parent.parent
 POOL, SKIP, CONV = (
@@ -286,7 +286,7 @@ class TestRepeatedCommands:
         assert "epoch" not in said
         assert (tmp_path / "out" / "1" / "config.json").stat() == before
         other = (*argv, "--seeds", 2)
-        assert "holds another network: choose another --out" in refusal(capsys, *other)
+        assert "1 holds a network of other seeds: choose another --out" in refusal(capsys, *other)
 
     def test_onnx_comes_when_it_is_installed(self, cells, data, tmp_path, capsys):
         argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")
@@ -394,6 +394,13 @@ class TestCommandsThatCannotBeDone:
         argv = self.argv(searched, "--data", data, *options)
         assert message in refusal(capsys, *argv)
 
+    def test_a_recipe_that_needs_what_is_not_there(
+        self, capsys, monkeypatch, searched, data, tmp_path
+    ):
+        monkeypatch.setitem(sys.modules, "kornia.augmentation.auto", None)
+        argv = (searched, "--data", data, "--recipe", "imagenet", "--out", tmp_path / "out")
+        assert "needs kornia: pip install 'diffusionnag-bo[imagenet]'" in refusal(capsys, *argv)
+
     def test_no_images(self, capsys, searched):
         assert "images are needed: --data" in refusal(capsys, *self.argv(searched))
 
@@ -451,6 +458,23 @@ class TestCommandsThatCannotBeDone:
         (tmp_path / "out" / "1").mkdir(parents=True)
         err = refusal(capsys, *cells, "--data", data, "--out", tmp_path / "out")
         assert "exists and is no finished network" in err
+
+
+def test_a_training_that_diverges_fails_its_own_network(cells, data, tmp_path, capsys, no_onnx):
+    one_step, diverged = Training._one_step, []
+
+    def diverging(self, images, labels):
+        if not diverged:
+            diverged.append(True)
+            raise DivergedError("the loss is nan in epoch 1")
+        return one_step(self, images, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_one_step", diverging)
+        argv = (*cells, "--data", data, "--epochs", 1, "--out", tmp_path / "out")
+        assert exit_code(app, *argv) == 1
+    assert "1 of 2: failed: the loss is nan in epoch 1\n" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"2", "checkpoints"}
 
 
 def test_models_that_are_not_there(finished, tmp_path):

@@ -17,9 +17,11 @@ from pictures import colours
 from nag.cli import run
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.run_bo import app as run_bo
+from trainers.build import Settings, build_evaluator
 from trainers.evaluate import app as evaluate
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
 from trainers.sandwich import SMALLEST
+from trainers.task import NetworkOptions
 from trainers.train_supernet import app as train_supernet
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +121,13 @@ def test_bad_settings_of_a_supernet_training(data, changes, message):
     code, out, err = outcome(train_supernet, *itertools.chain(*settings.items()))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_training_from_a_supernet_is_at_its_resolution(supernet, data):
+    for resolution, expected in ((None, 32), (64, 64)):
+        networks = NetworkOptions(data=data, weights=supernet, resolution=resolution)
+        evaluator = build_evaluator(MOBILENETV3, "train", Settings(networks=networks))
+        assert evaluator.task.resolution == expected
 
 
 def test_evaluate_by_a_supernet(supernet, data, tmp_path):

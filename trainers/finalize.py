@@ -19,10 +19,11 @@ from nag.cli import (
 )
 from nag.cli import run as run_command
 from nag.spaces import StagedSpace
-from trainers.base import EvaluationError
+from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
 from trainers.export import ONNX, ExportError, can_write_onnx
 from trainers.finalists import Finalist, Search, read_search
+from trainers.images import LoaderError
 from trainers.inherited import SupernetEvaluator
 from trainers.packaging import How, Packaging
 from trainers.recipe import RECIPES, Recipe
@@ -50,7 +51,8 @@ def main(
 
     A folder holds model.onnx, model.pt2 (PyTorch), model.safetensors and config.json (this
     program), arch.json (once-for-all's form, or that of NAS-Bench-201), preprocessing.json and
-    README.md, the model card. An interrupted command continues when it is repeated.
+    README.md, the model card. An interrupted command continues when it is repeated; trainings are
+    kept in OUT/checkpoints unless --checkpoints is given.
 
     Examples:
 
@@ -81,7 +83,7 @@ def main(
     networks
         What networks are trained on and measured by.
     place
-        Where; trainings are kept in OUT/checkpoints unless --checkpoints is given.
+        Where.
     """
     if min(top, seeds) < 1:
         raise UserError("--top and --seeds must be at least 1")
@@ -109,9 +111,11 @@ def main(
         for rank, finalist in enumerate(finalists, start=1):
             try:
                 said = packaging.package(rank, finalist, console)
-            except (EvaluationError, ExportError) as error:
+            except (EvaluationError, ExportError, LoaderError) as error:
                 failed, said = failed + 1, f"failed: {error}"
             console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
+    except EvaluatorConfigError as error:
+        raise UserError(str(error)) from None
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue", soft_wrap=True)
         sys.exit(130)

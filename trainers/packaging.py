@@ -101,8 +101,13 @@ class Packaging:
         """What the config.json of OUT/RANK says, if there is one; raises UserError for another."""
         folder = self.out / str(rank)
         record = _read(folder)
-        if record is not None and record["asked"] != _as_json(self._asked(finalist)):
-            raise UserError(f"{folder} holds another network: choose another --out")
+        if record is not None:
+            asked = json.loads(json.dumps(self._asked(finalist)))
+            others = [name for name in asked if record["asked"].get(name) != asked[name]]
+            if others:
+                raise UserError(
+                    f"{folder} holds a network of other {', '.join(others)}: choose another --out"
+                )
         return record
 
     def _finish(self, rank: int, finalist: Finalist, console: Console) -> Finished:
@@ -208,10 +213,6 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, AttributeError):
         pass
     raise UserError(f"{folder} exists and is no finished network: choose another --out")
-
-
-def _as_json(record: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(record))
 
 
 def _summary(about: Mapping[str, Any]) -> str:

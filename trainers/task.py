@@ -102,7 +102,7 @@ class NetworkOptions(ImageOptions):
     ----------
     weights
         Supernet: an official once-for-all checkpoint (ofa_mbv3_d234_e346_k357_w1.0, or w1.2), or
-        one that trainers.train_supernet made.
+        one that trainers.train_supernet made, whose resolution is then the default.
     recipe
         Recipe of training: nasbench201, transfer, imagenet or small; by default nasbench201 for
         that space, else transfer with weights and imagenet without.
