@@ -41,15 +41,15 @@ def train_anew(
     evaluator: TrainingEvaluator, arch: Architecture, seeds: int, folder: Path, progress: Progress
 ) -> Finished:
     """Train with each of the seeds 0, 1, ..., or go on where `folder` has it; DivergedError."""
-    first: Training | None = None
+    finished: Finished | None = None
     measurements = []
     for seed in range(seeds):
         apart = replace(evaluator, task=evaluator.task.in_folder(folder / f"seed-{seed}"))
         found, training = apart.train(arch, seed, partial(progress, seed))
         measurements.append(found)
-        first = first or training
-    assert first is not None
-    return _of(first, measurements)
+        finished = finished or _of(training, [])
+    assert finished is not None
+    return replace(finished, measurements=tuple(measurements))
 
 
 def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: Path) -> Finished:

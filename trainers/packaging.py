@@ -147,7 +147,7 @@ class Packaging:
         packages = ("diffusionnag-bo", "torch", *(PACKAGES if can_write_onnx() else ()))
         return {
             "how": self.how,
-            "seeds": list(range(self.seeds)),
+            "seeds": list(range(self.seeds)) if self.how == "train" else [],
             "data": {
                 "name": task.path.name,
                 "digest": task.digest,
