@@ -21,13 +21,13 @@ from torch import nn
 from nag.cli import UserError, run
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
-from trainers import export as export_module
 from trainers.augment import Normalisation
 from trainers.base import EvaluatorConfigError
-from trainers.card import accuracy, caveats
-from trainers.classifier import Classifier, load_classifier
-from trainers.finalists import read_search
 from trainers.finalize import app
+from trainers.finished import export as export_module
+from trainers.finished.card import accuracy, caveats
+from trainers.finished.classifier import Classifier, load_classifier
+from trainers.finished.finalists import read_search
 from trainers.ofa import Supernet, save_supernet
 from trainers.rows import write_rows
 from trainers.sandwich import SMALLEST

@@ -21,11 +21,11 @@ from nag.cli import run as run_command
 from nag.spaces import StagedSpace
 from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
-from trainers.export import ONNX, ExportError, can_write_onnx
-from trainers.finalists import Finalist, Search, read_search
+from trainers.finished.export import ONNX, ExportError, can_write_onnx
+from trainers.finished.finalists import Finalist, Search, read_search
+from trainers.finished.packaging import How, Packaging
 from trainers.images import LoaderError
 from trainers.inherited import SupernetEvaluator
-from trainers.packaging import How, Packaging
 from trainers.recipe import RECIPES, Recipe
 from trainers.task import NetworkOptions, Place
 from trainers.trained import TrainingEvaluator

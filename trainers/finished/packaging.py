@@ -14,11 +14,11 @@ from rich.console import Console
 
 from nag.cli import UserError, package_version
 from nag.spaces import SearchSpace
-from trainers.card import accuracy, model_card
-from trainers.classifier import CONFIG, save_classifier
-from trainers.export import ONNX, PACKAGES, PROGRAM, ExportError, can_write_onnx, export
-from trainers.finalists import Finalist, Search
-from trainers.finish import (
+from trainers.finished.card import accuracy, model_card
+from trainers.finished.classifier import CONFIG, save_classifier
+from trainers.finished.export import ONNX, PACKAGES, PROGRAM, ExportError, can_write_onnx, export
+from trainers.finished.finalists import Finalist, Search
+from trainers.finished.finish import (
     Finished,
     classifier_of,
     some_images,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from trainers.classifier import Classifier
+from trainers.finished.classifier import Classifier
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
 TOLERANCE = 1e-4  # of outputs, relative to the largest of them

@@ -13,7 +13,7 @@ from nag.cli import UserError
 from nag.spaces import Architecture
 from trainers.augment import Normalisation
 from trainers.base import Measurement
-from trainers.classifier import Classifier, Spec
+from trainers.finished.classifier import Classifier, Spec
 from trainers.inherited import SupernetEvaluator
 from trainers.recipe import Recipe
 from trainers.task import ImageTask

@@ -14,7 +14,7 @@ _LEVEL = 0.95
 def model_card(spec: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """Markdown, of what a folder's config.json says: `network` and the rest of it."""
     environment = Environment(
-        loader=PackageLoader("trainers"),
+        loader=PackageLoader("trainers.finished"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,0 +1,5 @@
+"""After a search: its best networks trained in full, and packaged for others to use."""
+
+from trainers.finished.classifier import Classifier, load_classifier
+
+__all__ = ["Classifier", "load_classifier"]
