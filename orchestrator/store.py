@@ -223,7 +223,7 @@ class RunStore:
         """Keep an outcome, in the journal before this returns; a second one is ignored."""
         if outcome.trial not in self.outcomes:
             event = {"event": "finished", **asdict(outcome)}
-            for name in ("curve", "stopped"):
+            for name in ("curve", "stopped", "device"):
                 if not event[name]:
                     del event[name]
             self._append(event, worth=outcome.seconds)
@@ -238,8 +238,9 @@ class RunStore:
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
 
-        With their `epochs` where not all are of full fidelity, which has none; with the `curve` of
-        their training where there was one, and the epoch after which it was `stopped`.
+        With their `epochs` where not all are of full fidelity, which has none; and where there were
+        any, the `curve` of their training, the epoch after which it was `stopped`, and the `device`
+        that latency was measured on.
         """
         rows = []
         one_fidelity = all(trial.epochs is None for trial in self.trials)
@@ -252,7 +253,7 @@ class RunStore:
             if one_fidelity:
                 del row["epochs"]
             row["curve"] = [100 * value for value in outcome.curve]
-            for name in ("curve", "stopped"):
+            for name in ("curve", "stopped", "device"):
                 if not row[name]:
                     del row[name]
             for name in ("predicted_mean", "predicted_std"):

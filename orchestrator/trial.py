@@ -53,6 +53,7 @@ class Outcome:
     attempts: int = 1
     curve: Sequence[float] = ()  # values after each epoch of a training
     stopped: int | None = None  # the epoch after which a training was stopped early
+    device: str = ""  # what a latency was measured on
 
     @property
     def out_of_memory(self) -> bool:
@@ -117,6 +118,7 @@ def evaluate_trial(
             metrics = {name: float(number) for name, number in found.metrics.items()}
             seconds = float(found.seconds)
             curve = tuple(float(number) for number in found.curve)
+            device = str(found.device)
         except (EvaluationError, MemoryError, torch.OutOfMemoryError) as error:
             return _failed(trial, error, started, attempt)
         except _DeadlineExceeded:
@@ -129,7 +131,16 @@ def evaluate_trial(
             if not math.isfinite(value):
                 not_finite = EvaluationError(f"the value is {value}")
                 return _failed(trial, not_finite, started, attempt)
-            return Outcome(trial.trial, "ok", value, metrics, seconds, None, attempt, curve)
+            return Outcome(
+                trial=trial.trial,
+                status="ok",
+                value=value,
+                metrics=metrics,
+                seconds=seconds,
+                attempts=attempt,
+                curve=curve,
+                device=device,
+            )
     raise AssertionError("unreachable")
 
 

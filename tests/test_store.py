@@ -543,6 +543,7 @@ NETWORKS = {
     "recipe": "small",
     "epochs": 3,
     "calibration": 100,
+    "latency_batch": 1,
 }
 
 

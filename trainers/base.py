@@ -25,6 +25,7 @@ class Measurement:
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. macs, params, test
     seconds: float = 0.0  # cost of the evaluation
     curve: Sequence[float] = ()  # the objective after each epoch of training, if there was one
+    device: str = ""  # what the metric `latency` was measured on, if it was
 
 
 class Evaluator(Protocol):

@@ -14,6 +14,7 @@ from trainers.recipe import find_recipe
 from trainers.surrogate import DATASET, SurrogateEvaluator
 from trainers.table import TableEvaluator
 from trainers.task import ImageTask, NetworkOptions, Place
+from trainers.timing import stopwatch
 from trainers.toy import ToyEvaluator
 from trainers.trained import TrainingEvaluator
 
@@ -103,7 +104,9 @@ def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
             "let --evaluator train begin with these weights"
         )
     recipe = find_recipe(networks.recipe or supernet.meta.get("recipe", "imagenet"))
-    return SupernetEvaluator(task, recipe, supernet, networks.calibration)
+    return SupernetEvaluator(
+        task, recipe, supernet, networks.calibration, latency_batch=networks.latency_batch
+    )
 
 
 def _train(space: SearchSpace, settings: Settings) -> Evaluator:
@@ -115,7 +118,15 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
         name = NASBENCH201.name
     recipe = find_recipe(networks.recipe or name, networks.epochs)
     origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest() if networks.weights else ""
-    return TrainingEvaluator(space, task, recipe, recipe.epochs, supernet, origin)
+    return TrainingEvaluator(
+        space,
+        task,
+        recipe,
+        recipe.epochs,
+        supernet,
+        origin,
+        latency_batch=networks.latency_batch,
+    )
 
 
 def _task(
@@ -128,7 +139,12 @@ def _task(
     networks = settings.networks
     if networks.resolution is None and supernet is not None:
         networks = replace(networks, resolution=supernet.meta.get("resolution"))
-    return ImageTask(networks, space, settings.place)
+    task = ImageTask(networks, space, settings.place)
+    if networks.latency_batch is not None:
+        if networks.latency_batch < 1:
+            raise EvaluatorConfigError("--latency-batch must be at least 1")
+        stopwatch(task.device)
+    return task
 
 
 def _only_valid(evaluator: str, settings: Settings) -> None:

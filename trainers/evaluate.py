@@ -115,6 +115,8 @@ def evaluate_row(
         seconds = time.perf_counter() - start
         return row | {"status": "failed", "error": str(error), "seconds": seconds}
     row |= {"status": "ok", "seconds": found.seconds}
+    if found.device:
+        row["device"] = found.device
     return row | percent({"value": found.value, **found.metrics})
 
 

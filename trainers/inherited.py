@@ -26,12 +26,14 @@ class SupernetEvaluator:
     (once-for-all, section 3). Metrics: those of `ImageTask.reported`, `macs` and `params`.
 
     calibration: how many training images that is done with.
+    latency_batch: in batches of how many images `latency` is measured; None where it is not.
     """
 
     task: ImageTask
     recipe: Recipe
     supernet: Supernet
     calibration: int = 2_000
+    latency_batch: int | None = None
 
     @property
     def width(self) -> float:
@@ -53,4 +55,7 @@ class SupernetEvaluator:
         value, _ = accuracy(network, task.held_out_images(recipe), normalise)
         metrics = cost(arch, task.network_task(self.width))
         metrics |= task.reported(network, recipe, normalise)
-        return Measurement(value, metrics, seconds=perf_counter() - started), network, normalise
+        timed, device = task.latency(network, self.latency_batch)
+        seconds = perf_counter() - started
+        found = Measurement(value, metrics | timed, seconds=seconds, device=device)
+        return found, network, normalise

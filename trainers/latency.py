@@ -33,6 +33,7 @@ from trainers.table import column_names, read_columns
 Array = NDArray[np.float64]
 
 RESOLUTION = 224  # pixels
+MAX_WIDTH = 4  # times the channels of the published network
 _FOLDS = 5
 _PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
 
@@ -43,7 +44,8 @@ def latency_property(space: SearchSpace, table: str) -> Property:
     FILE is one of
 
     * JSON {"tables": {resolution: {layer: ms}}}, the format of once-for-all, for networks of width
-      1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0. KEY is the
+      1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0; "width" in
+      the JSON says otherwise, as it does in tables of `trainers.build_latency_table`. KEY is the
       resolution, 224 by default. Latency is the sum over the layers, so the property is exact.
     * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224
       where there is no such column) and latencies `lat_*` in ms. KEY is one of these, by default
@@ -81,6 +83,7 @@ def file_and_key(table: str) -> tuple[Path, str]:
 class _Format:
     """How a table calls the layers of a network.
 
+    width: of the networks, where the table does not say it.
     ends: the layers that every network has.
     block: an inverted bottleneck of given kernel and expand ratio.
     """
@@ -98,7 +101,8 @@ def _placed(kind: str, slot: Slot) -> str:
     return _layer(kind, slot.size_in, slot.inputs, slot.size_out, slot.outputs)
 
 
-def _once_for_all_block(slot: Slot, kernel: int, expand: int) -> str:
+def once_for_all_block(slot: Slot, kernel: int, expand: int) -> str:
+    """Key of an inverted bottleneck in a once-for-all table."""
     return (
         f"{_placed('expanded_conv', slot)}-expand:{slot.inputs * expand}-kernel:{kernel}"
         f"-stride:{slot.stride}-idskip:{slot.skip:d}-se:{slot.squeeze_excite:d}"
@@ -106,11 +110,12 @@ def _once_for_all_block(slot: Slot, kernel: int, expand: int) -> str:
     )
 
 
-def _once_for_all_ends(plan: MobileNetV3Plan) -> list[str]:
+def once_for_all_ends(plan: MobileNetV3Plan) -> list[str]:
+    """Keys of what every network has, in its order; blocks come after the second."""
     first, last = plan.first, plan.slots[-1]
     return [
         _layer("Conv", plan.resolution, 3, first.size_in, first.inputs),
-        _once_for_all_block(first, 3, 1),
+        once_for_all_block(first, 3, 1),
         _layer("Conv_1", last.size_out, last.outputs, last.size_out, plan.expanded),
         _layer("AvgPool2D", last.size_out, plan.expanded, 1, plan.expanded),
         _layer("Conv_2", 1, plan.expanded, 1, plan.features),
@@ -137,20 +142,20 @@ def _msunas_ends(plan: MobileNetV3Plan) -> list[str]:
 
 
 _FORMATS = {
-    "tables": _Format(1.2, _once_for_all_ends, _once_for_all_block),
+    "tables": _Format(1.2, once_for_all_ends, once_for_all_block),
     "table": _Format(1.0, _msunas_ends, _msunas_block),
 }
 
 
 def _looked_up(path: Path, key: str) -> tuple[float, Array, float]:
     """Offset, coefficients (20, 9) and standard deviation, 0, from a table of layers."""
-    form, tables = _layer_tables(path)
+    form, width, tables = _layer_tables(path)
     resolution = key or str(RESOLUTION)
     if resolution not in tables:
         raise EvaluatorConfigError(
             f"{path} has no resolution {resolution!r}: choose from {', '.join(tables) or 'none'}"
         )
-    plan, times = mobilenetv3_plan(int(resolution), form.width), tables[resolution]
+    plan, times = mobilenetv3_plan(int(resolution), width), tables[resolution]
     ends = form.ends(plan)
     blocks = [[form.block(slot, k, e) for k, e in LAYERS] for slot in plan.slots]
     missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
@@ -165,8 +170,8 @@ def _looked_up(path: Path, key: str) -> tuple[float, Array, float]:
     )
 
 
-def _layer_tables(path: Path) -> tuple[_Format, dict[str, Mapping[str, Any]]]:
-    """The format of a JSON file, and its times by resolution."""
+def _layer_tables(path: Path) -> tuple[_Format, float, dict[str, Mapping[str, Any]]]:
+    """The format of a JSON file, the width of its networks, and its times by resolution."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -178,12 +183,17 @@ def _layer_tables(path: Path) -> tuple[_Format, dict[str, Mapping[str, Any]]]:
         raise EvaluatorConfigError(
             f"{path} is no latency table: expected an object named {' or '.join(_FORMATS)}"
         )
-    tables = content[named[0]]
+    form, tables = _FORMATS[named[0]], content[named[0]]
+    width = content.get("width", form.width)
+    if not _is_time(width) or not 0 < width <= MAX_WIDTH:
+        raise EvaluatorConfigError(
+            f"{path} is for networks of width {width!r}: expected a number up to {MAX_WIDTH}"
+        )
     if named[0] == "table":  # one for all resolutions, named in its keys
         found = {m[1] for key in tables if (m := re.match(r"first_conv-input:(\d+)x\1x3-", key))}
         tables = dict.fromkeys(found, tables)
     usable = [r for r, times in tables.items() if r.isdecimal() and isinstance(times, dict)]
-    return _FORMATS[named[0]], {r: tables[r] for r in sorted(usable, key=int)}
+    return form, width, {r: tables[r] for r in sorted(usable, key=int)}
 
 
 def _is_time(value: object) -> bool:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
 
-_TEXT = ("arch", "status", "error", "strategy")
+_TEXT = ("arch", "status", "error", "strategy", "device")
 _COUNTS = ("trial", "iteration", "seed", "attempts", "epochs")
 
 

@@ -28,6 +28,7 @@ from trainers.images import (
     open_images,
 )
 from trainers.recipe import Recipe
+from trainers.timing import latency
 from trainers.training import TrainingSet, accuracy
 
 _MOST_HELD_OUT = 10_000
@@ -110,12 +111,16 @@ class NetworkOptions(ImageOptions):
         Epochs of a full training, instead of the recipe's.
     calibration
         Training images by which the batch norms of a subnet are calibrated.
+    latency_batch
+        Also measure the latency of every network where it is evaluated, in ms, for batches of so
+        many images; by default it is not measured.
     """
 
     weights: Path | None = None
     recipe: str | None = None
     epochs: int | None = None
     calibration: int = 2_000
+    latency_batch: int | None = None
 
 
 @cache
@@ -218,6 +223,15 @@ class ImageTask:
         if images is None:
             return {}
         return dict(zip(("test", "test_top5"), accuracy(network, images, normalise), strict=True))
+
+    def latency(self, network: nn.Module, batch_size: int | None) -> tuple[dict[str, float], str]:
+        """`latency` at the task's resolution, ms, and what it was measured on; None: nothing."""
+        if batch_size is None:
+            return {}, ""
+        ms, device = latency(
+            network, batch_size=batch_size, resolution=self.resolution, device=self.device
+        )
+        return {"latency": ms}, device
 
     def training_images(self, recipe: Recipe, count: int) -> Loader:
         """So many training images, cropped as those that are measured by, in mixed batches."""

@@ -31,6 +31,7 @@ class TrainingEvaluator:
 
     supernet: whose weights networks begin with; `origin` tells it from others.
     epochs: to end after, of those that the recipe is laid out for.
+    latency_batch: in batches of how many images `latency` is measured; None where it is not.
     """
 
     space: SearchSpace
@@ -39,6 +40,7 @@ class TrainingEvaluator:
     epochs: int
     supernet: Supernet | None = None
     origin: str = ""
+    latency_batch: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs <= self.recipe.epochs:
@@ -105,9 +107,11 @@ class TrainingEvaluator:
         started = perf_counter()
         with training.averaged() as network:
             reported = self.task.reported(network, self.recipe, training.images.normalise)
+            timed, device = self.task.latency(network, self.latency_batch)
         found = self._so_far(arch, training)
         seconds = found.seconds + perf_counter() - started
-        return replace(found, metrics={**found.metrics, **reported}, seconds=seconds)
+        metrics = {**found.metrics, **reported, **timed}
+        return replace(found, metrics=metrics, seconds=seconds, device=device)
 
     def training(self, arch: Architecture, seed: int) -> tuple[Training, Path | None]:
         """That of a network, as far as it has come, and where it is saved."""

@@ -155,7 +155,7 @@ class Training:
             try:
                 return self._one_step(images, labels)
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(images) < 4 * self.parts:
+                if not out_of_memory(error) or len(images) < 4 * self.parts:
                     raise
                 self.parts *= 2
             if self.device.type == "cuda":
@@ -307,6 +307,6 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     """PyTorch has a class for it on GPUs, and only words on CPUs."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,265 @@
+"""Measure a latency table on this device: `python -m trainers.build_latency_table --help`."""
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.stats import spearmanr
+
+from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from trainers.block_times import BlockTimer
+from trainers.latency import MAX_WIDTH, RESOLUTION, latency_property
+from trainers.task import Place
+from trainers.timing import device_name, stopwatch
+from trainers.training import out_of_memory
+
+Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, ms
+
+_UNSTEADY = 0.2  # spread of the times of a block, as a share of their median
+_ENOUGH_TO_RANK = 3
+
+app = command_line("python -m trainers.build_latency_table")
+
+
+@app.default
+def main(
+    *,
+    out: Path,
+    device: str = "auto",
+    resolution: Annotated[
+        tuple[WholeNumber, ...], Parameter(consume_multiple=True, negative=())
+    ] = (RESOLUTION,),
+    width: float = 1.0,
+    batch_size: WholeNumber = 1,
+    threads: WholeNumber | None = None,
+    repeats: WholeNumber = 50,
+    networks: WholeNumber = 10,
+) -> None:
+    """Measure how long every block of the once-for-all MobileNetV3 space takes on this device.
+
+    The table is for --latency-table of searches: --constraint 'latency<=15' then means networks
+    that PyTorch runs in 15 ms here. Blocks are timed inside networks that run, so that their times
+    add up; random networks are timed as a whole besides, and at the end you read by how much the
+    sums are off. Leave the machine alone meanwhile: half a minute per resolution for one image on
+    one core.
+
+    A command that was interrupted continues when it is repeated; until then its measurements are
+    in OUT.partial.
+
+    Examples:
+
+    python -m trainers.build_latency_table --out cpu.json --threads 1
+
+    python -m trainers.build_latency_table --out gpu.json --batch-size 64 --resolution 160 224
+
+    python -m orchestrator.run_bo --constraint 'latency<=15' --latency-table cpu.json
+
+    Parameters
+    ----------
+    out
+        File to write, ending in .json.
+    device
+        cpu, cuda, cuda:1, ...; auto is a GPU where there is one.
+    resolution
+        Sides of the images, pixels, one or more. Searches choose by --latency-table OUT:RESOLUTION.
+    width
+        Multiplier of all channels: that of the supernet whose networks are searched.
+    batch_size
+        Images at a time; a latency is that of a batch.
+    threads
+        Threads on a CPU; by default as many as PyTorch chooses.
+    repeats
+        Times that every block is measured; the table has medians.
+    networks
+        Random networks to compare with the sums of their blocks; 0 for none.
+    """
+    if out.suffix != ".json":
+        raise UserError(f"--out must end in .json, not {out.name!r}")
+    if not out.parent.is_dir():
+        raise UserError(f"no such folder: {out.parent}")
+    if not 0 < width <= MAX_WIDTH or width != round(width, 2):
+        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
+    if min(resolution) < 8:
+        raise UserError("--resolution must be at least 8")
+    if min(batch_size, repeats, threads or 1) < 1 or threads == 0:
+        raise UserError("--batch-size, --threads and --repeats must be at least 1")
+    if networks < 0:
+        raise UserError("--networks must not be negative")
+    place: torch.device = user_errors(Place(device=device).torch_device)
+    user_errors(stopwatch, place)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    archs = MOBILENETV3.sample(networks, np.random.default_rng(0))
+    about = {
+        "unit": "ms",
+        "device": device_name(place),
+        "width": width,
+        "batch_size": batch_size,
+        "torch": torch.__version__,
+    }
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{about['device']}, width {width:g}, batches of {batch_size}", soft_wrap=True)
+    partial = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
+    try:
+        for side in dict.fromkeys(resolution):
+            timer = BlockTimer(
+                archs, resolution=side, width=width, batch_size=batch_size, device=place
+            )
+            _measure(timer, side, repeats, partial, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: repeat the command to continue", soft_wrap=True)
+        sys.exit(130)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
+    _write(out, about | {"repeats": repeats} | _tables(partial, resolution))
+    partial.path.unlink()
+    for side in dict.fromkeys(resolution):
+        for line in report(out, side):
+            sys.stdout.write(f"{line}\n")
+    console.print(f"table: {out}", soft_wrap=True)
+
+
+class Partial:
+    """The passes measured so far, in a file with a line for each.
+
+    about: the conditions; UserError where the file is of other ones.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._lines = list(_whole(lines)) or [dict(about)]
+        begun = self._lines[0]
+        others = [
+            f"{name} is {begun.get(name)!r} there, {here!r} here"
+            for name, here in about.items()
+            if begun.get(name) != here
+        ]
+        if others:
+            raise UserError(
+                f"{path} was begun otherwise ({', '.join(others)}): delete it to start again"
+            )
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in self._lines), encoding="utf-8")
+
+    def add(self, resolution: int, layers: Samples, networks: Samples) -> None:
+        line = {"resolution": resolution, "layers": layers, "networks": networks}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(line)}\n")
+        self._lines.append(line)
+
+    def count(self, resolution: int) -> int:
+        return len(self._at(resolution))
+
+    def samples(self, resolution: int, kind: str) -> Samples:
+        """All that was measured; `kind` is layers or networks."""
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        for line in self._at(resolution):
+            for name, times in line[kind].items():
+                found[name] += times
+        return found
+
+    def _at(self, resolution: int) -> list[dict[str, Any]]:
+        return [line for line in self._lines[1:] if line["resolution"] == resolution]
+
+
+def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Up to the first one that was not written to its end."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _measure(
+    timer: BlockTimer, resolution: int, repeats: int, partial: Partial, console: Console
+) -> None:
+    """Passes until there are `repeats`; before them one that only warms up."""
+    done = partial.count(resolution)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        auto_refresh=False,  # a thread that draws would be measured, too
+    ) as bar:
+        task = bar.add_task(f"{resolution} pixels", total=repeats, completed=done)
+        for number in range(done, repeats):
+            if number == done:
+                timer.measure(np.random.default_rng(repeats))
+            partial.add(resolution, *timer.measure(np.random.default_rng([resolution, number])))
+            bar.update(task, completed=number + 1, refresh=True)
+
+
+def _tables(partial: Partial, resolutions: Sequence[int]) -> dict[str, Any]:
+    """By resolution: medians and spreads of layers, medians of the networks that were timed."""
+    layers = {str(side): partial.samples(side, "layers") for side in resolutions}
+    networks = {str(side): partial.samples(side, "networks") for side in resolutions}
+    return {
+        "tables": {
+            side: {layer: round(float(np.median(ms)), 5) for layer, ms in sorted(times.items())}
+            for side, times in layers.items()
+        },
+        "spread": {
+            side: {layer: round(_spread(ms), 5) for layer, ms in sorted(times.items())}
+            for side, times in layers.items()
+        },
+        "networks": {
+            side: {arch: round(float(np.median(ms)), 5) for arch, ms in times.items()}
+            for side, times in networks.items()
+        },
+    }
+
+
+def _spread(times: Sequence[float]) -> float:
+    """What the middle half of them is within, ms."""
+    low, high = np.quantile(times, (0.25, 0.75))
+    return float(high - low)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def report(path: Path, resolution: int) -> Iterator[str]:
+    """What a table says of its networks and of itself, as a search would read it."""
+    content = json.loads(path.read_bytes())
+    latency = latency_property(MOBILENETV3, f"{path}:{resolution}")
+    low, high = latency.extremes
+    yield f"{resolution} pixels: networks take {low:.4g} to {high:.4g} ms"
+    table, spread = (content[name][str(resolution)] for name in ("tables", "spread"))
+    share = float(np.median([spread[layer] / table[layer] for layer in table if table[layer] > 0]))
+    advice = ": was the machine busy? Measure again" if share > _UNSTEADY else ""
+    yield f"  half of the times of a layer are within {100 * share:.1f} % of its median{advice}"
+    measured = content["networks"][str(resolution)]
+    if not measured:
+        return
+    sums = latency([MOBILENETV3.from_str(arch) for arch in measured])
+    whole = np.array(list(measured.values()))
+    ratios = sums / whole
+    yield (
+        f"  sums of layers are {ratios.mean():.3f} of {len(whole)} random networks measured as a "
+        f"whole, {ratios.min():.3f} to {ratios.max():.3f}"
+    )
+    if len(whole) >= _ENOUGH_TO_RANK:
+        yield f"  rank correlation (Spearman) {spearmanr(sums, whole).statistic:.3f}"
+
+
+if __name__ == "__main__":
+    run(app)
