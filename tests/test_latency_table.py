@@ -8,14 +8,16 @@ import json
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pictures import colours
-from test_image_search import outcome
+from test_image_search import SEARCH, outcome
 from torch import nn
 
 from nag.spaces.mobilenetv3 import ABSENT, LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
+from orchestrator.run_bo import app as run_bo
 from trainers import timing
 from trainers.base import EvaluatorConfigError
 from trainers.block_times import BlockTimer
@@ -42,15 +44,19 @@ def synthetic_ms(slot, kernel, expand):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Synthetic time, in seconds: a block takes what is made up for it, everything else nothing."""
+    """Synthetic time, in seconds: a block takes what is made up for it, everything else nothing.
+
+    Every other run of a block takes 5 s more, as if it had to wait for its weights.
+    """
     now, init, forward = [0.0], Block.__init__, Block.forward
 
     def remember(self, slot, kernel, expand, *rest):
         init(self, slot, kernel, expand, *rest)
-        self.synthetic_seconds = synthetic_ms(slot, kernel, expand) / 1000
+        self.synthetic_seconds, self.cold = synthetic_ms(slot, kernel, expand) / 1000, True
 
     def run(self, x):
-        now[0] += self.synthetic_seconds
+        now[0] += self.synthetic_seconds + 5 * self.cold
+        self.cold = not self.cold
         return forward(self, x)
 
     monkeypatch.setattr(Block, "__init__", remember)
@@ -116,11 +122,18 @@ def test_a_synthetic_table_adds_up_to_its_networks(clock, tmp_path):
     assert latency([LARGEST])[0] == pytest.approx(total + synthetic_ms(plan.first, 3, 1))
 
 
-def test_a_real_table(tmp_path):
-    """Measured here: the larger of two blocks is mostly the slower one."""
-    out = tmp_path / "T.json"
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A table that was measured here, and what the command said."""
+    out = tmp_path_factory.mktemp("real") / "T.json"
     code, text, err = build(out, (112,), repeats=3, networks=3)
     assert code == 0, err
+    return out, text
+
+
+def test_a_real_table(real):
+    """The larger of two blocks is mostly the slower one."""
+    out, text = real
     assert "rank correlation (Spearman)" in text
     assert not out.with_name("T.json.partial").exists()
     table = json.loads(out.read_text())
@@ -316,6 +329,33 @@ def test_evaluators_measure_latency_where_it_is_asked_for(evaluator, tmp_path):
         assert timed.device == f"{timing.device_name(CPU)}, batches of 2"
         row = evaluate_row(evaluator(name, space, **options, latency_batch=2), space, arch, 0)
         assert row["device"] == timed.device
+
+
+def test_a_search_keeps_to_a_table_and_measures(real, data, tmp_path):
+    """What is in its trials is measured; which networks are tried, the table decides."""
+    table, out = f"{real[0]}:112", tmp_path / "run"
+    torch.manual_seed(0)
+    save_supernet(Supernet(3), tmp_path / "W.pt", {"resolution": 32, "recipe": "small"})
+    predicted = latency_property(MOBILENETV3, table)
+    limit = sum(predicted.extremes) / 2
+    argv = ["--evaluator", "supernet", "--weights", tmp_path / "W.pt", "--data", data]
+    argv += ["--calibration", 12, *SEARCH, "--budget", 2, "--n-init", 2, "--out", out]
+    argv += ["--constraint", f"latency<={limit}", "--latency-table", table]
+    code, said, err = outcome(run_bo, *argv, "--latency-batch", 1)
+    assert code == 0, said + err
+    found = pd.read_parquet(out / "trials.parquet")
+    archs = [MOBILENETV3.from_str(text) for text in found["arch"]]
+    assert (predicted(archs) <= limit).all()
+    assert (found["latency"] > 0).all()
+    assert not np.isclose(found["latency"], predicted(archs), rtol=1e-6).any()
+    assert set(found["device"]) == {f"{timing.device_name(CPU)}, batches of 1"}
+    code, _, err = outcome(run_bo, *argv)
+    assert (code, "latency_batch is 1 there, None here" in err) == (2, True)
+    argv[argv.index(out)] = tmp_path / "other"
+    assert outcome(run_bo, *argv)[0] == 0
+    other = pd.read_parquet(tmp_path / "other" / "trials.parquet")
+    assert other["latency"].tolist() == pytest.approx(predicted(archs))
+    assert "device" not in other.columns
 
 
 def test_bad_latency_batches(evaluator):
