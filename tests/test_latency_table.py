@@ -143,8 +143,8 @@ def test_a_real_table(real):
     assert all(ms > 0 for ms in table["tables"]["112"].values())
     assert all(ms > 0 for ms in table["networks"]["112"].values())
     times = latency_property(MOBILENETV3, f"{out}:112").coefficients.reshape(20, 3, 3)
-    assert (times[:, :, 2] > times[:, :, 0]).mean() > 0.8  # expand 6 and 3
-    assert (times[:, 2] > times[:, 0]).mean() > 0.6  # kernel 7 and 3
+    assert (times[:, :, 2] > times[:, :, 0]).mean() > 0.7  # expand 6 and 3
+    assert (times[:, 2] > times[:, 0]).mean() > 0.5  # kernel 7 and 3
     low, high = (latency_property(MOBILENETV3, f"{out}:112")([a])[0] for a in (SMALLEST, LARGEST))
     assert 0 < low < high
 

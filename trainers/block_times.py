@@ -3,8 +3,10 @@
 A block on its own, called again and again, finds its weights in the nearest cache and its input
 where the last call left it; on a GPU it may start before or after what is around it. Times of such
 blocks do not add up to that of a network. Here a clock is read between the blocks of whole networks
-instead, so that times add up to theirs by construction, and what a block costs in a network, as far
-as it does not depend on its neighbours, is what is found.
+instead: the laps of a run add up to its time by construction, caches are as they are in networks,
+and the gap before a kernel belongs to the block that waits for it. So no scale or offset is fitted
+to make sums right. What is left is how far a block depends on its neighbours; whole networks that
+are timed besides show it.
 """
 
 from collections import defaultdict
