@@ -91,7 +91,7 @@ def main(
         raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
     if min(resolution) < 8:
         raise UserError("--resolution must be at least 8")
-    if min(batch_size, repeats, threads or 1) < 1 or threads == 0:
+    if min(batch_size, repeats, 1 if threads is None else threads) < 1:
         raise UserError("--batch-size, --threads and --repeats must be at least 1")
     if networks < 0:
         raise UserError("--networks must not be negative")
@@ -123,7 +123,7 @@ def main(
         if not out_of_memory(error):
             raise
         raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-    _write(out, about | {"repeats": repeats} | _tables(partial, resolution))
+    _write(out, about | _tables(partial, resolution))
     partial.path.unlink()
     for side in dict.fromkeys(resolution):
         for line in report(out, side):
@@ -210,6 +210,7 @@ def _tables(partial: Partial, resolutions: Sequence[int]) -> dict[str, Any]:
     layers = {str(side): partial.samples(side, "layers") for side in resolutions}
     networks = {str(side): partial.samples(side, "networks") for side in resolutions}
     return {
+        "passes": {str(side): partial.count(side) for side in resolutions},
         "tables": {
             side: {layer: round(float(np.median(ms)), 5) for layer, ms in sorted(times.items())}
             for side, times in layers.items()
