@@ -23,13 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jobs import run_all
 from numpy.typing import NDArray
 from simulated import SimulatedWorkers, log_normal
 
 from nag.cli import UserError, command_line, find_space, run
 from nag.generator import DiffusionGenerator
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.loop import run_study
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
@@ -162,7 +163,8 @@ def main(
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         one = partial(kept, keep=keep.resolve())
-    found = _all([partial(one, config.absolute(), mode.workers) for _, mode, config in cases], jobs)
+    searches = [partial(one, config.absolute(), mode.workers) for _, mode, config in cases]
+    found = run_all(searches, jobs, "runs")
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
@@ -204,20 +206,6 @@ def _rows(problem: str, by_mode: dict[str, list[Found]]) -> list[str]:
                 found = f"{needed[name]} | {needed[name] / one:.2f} | {time:.3f}"
             rows.append(f"| {problem} | {name} | {evaluations} | {found} | {use:.0f} |")
     return rows
-
-
-def _all(searches: list[partial[Found]], jobs: int | None) -> list[Found]:
-    from orchestrator.ray_tasks import RayTasks  # Ray is slow to import
-
-    found: dict[int, Found] = {}
-    with closing(RayTasks(Runtime(workers=jobs, dashboard=False))) as tasks:
-        for _, ended in tasks.run(searches):
-            for number, result in ended:
-                if isinstance(result, Exception):
-                    raise result
-                found[number] = result
-                sys.stderr.write(f"\r{len(found)}/{len(searches)} runs")
-    return [found[i] for i in range(len(searches))]
 
 
 if __name__ == "__main__":

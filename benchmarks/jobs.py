@@ -1,0 +1,25 @@
+"""What the longer benchmarks do in parallel."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TypeVar
+
+from orchestrator.config import Runtime
+
+T = TypeVar("T")
+
+
+def run_all(calls: Sequence[Callable[[], T]], jobs: int | None, what: str) -> list[T]:
+    """The results of all calls, in their order, by at most so many processes at a time."""
+    from orchestrator.ray_tasks import RayTasks  # Ray is slow to import
+
+    found: dict[int, T] = {}
+    with closing(RayTasks(Runtime(workers=jobs, dashboard=False))) as tasks:
+        for _, ended in tasks.run(calls):
+            for number, result in ended:
+                if isinstance(result, Exception):
+                    raise result
+                found[number] = result
+                sys.stderr.write(f"\r{len(found)}/{len(calls)} {what}")
+    return [found[i] for i in range(len(calls))]

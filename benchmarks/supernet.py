@@ -1,0 +1,179 @@
+"""Do networks rank by the weights of a supernet as they do when each is trained by itself?
+
+    python benchmarks/supernet.py --data tiny-imagenet-20.tar --weights W.safetensors
+
+Random networks of once-for-all MobileNetV3 are measured with the weights of the supernet and
+trained from scratch, on the same images, and measured by the same held-out ones.
+"""
+
+import csv
+import platform
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jobs import run_all
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from nag.cli import UserError, command_line, run, user_errors
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.figures import BLUE, GREY, STYLE, standalone, to_svg
+from trainers.base import Measurement
+from trainers.build import Settings, build_evaluator
+from trainers.task import NetworkOptions, Place
+
+RESULTS = Path(__file__).parent / "results" / "supernet"
+RESAMPLES = 10_000
+
+app = command_line("python benchmarks/supernet.py")
+
+
+def inherited(text: str, settings: Settings) -> Measurement:
+    torch.set_num_threads(1)
+    evaluator = build_evaluator(MOBILENETV3, "supernet", settings)
+    return evaluator.evaluate(MOBILENETV3.from_str(text), seed=0)
+
+
+def trained(text: str, settings: Settings) -> Measurement:
+    torch.set_num_threads(1)
+    networks = replace(settings.networks, weights=None)
+    evaluator = build_evaluator(MOBILENETV3, "train", replace(settings, networks=networks))
+    return evaluator.evaluate(MOBILENETV3.from_str(text), seed=0)
+
+
+@app.default
+def main(
+    *,
+    data: Path,
+    weights: Path,
+    resolution: int = 64,
+    networks: int = 30,
+    recipe: str = "small",
+    epochs: int = 20,
+    jobs: int | None = None,
+    keep: Path = Path("supernet-runs"),
+) -> None:
+    """Run the comparison and write benchmarks/results/supernet/.
+
+    Parameters
+    ----------
+    data
+        Images.
+    weights
+        Supernet that was trained on them.
+    resolution
+        Side of the images, pixels.
+    networks
+        Random networks.
+    recipe
+        Of training from scratch.
+    epochs
+        Of training from scratch.
+    jobs
+        Networks at a time; by default one for each CPU.
+    keep
+        Folder for checkpoints and decoded images: repeated, the command continues.
+    """
+    if networks < 5:
+        raise UserError("--networks must be at least 5")
+    settings = Settings(
+        networks=NetworkOptions(
+            data=data.resolve(),
+            weights=weights.resolve(),
+            resolution=resolution,
+            recipe=recipe,
+            epochs=epochs,
+        ),
+        place=Place(
+            workers=0, cache=(keep / "cache").resolve(), checkpoints=(keep / "nets").resolve()
+        ),
+    )
+    user_errors(build_evaluator, MOBILENETV3, "supernet", settings)
+    archs = MOBILENETV3.sample(networks, np.random.default_rng(0))
+    texts = [MOBILENETV3.to_str(arch) for arch in archs]
+    calls = [partial(f, text, settings) for f in (inherited, trained) for text in texts]
+    found = run_all(calls, jobs, "networks")
+    shared, alone = found[:networks], found[networks:]
+    rows = [
+        {
+            "arch": text,
+            "macs": int(one.metrics["macs"]),
+            "inherited": round(100 * one.value, 3),
+            "inherited_val": round(100 * one.metrics["test"], 3),
+            "trained": round(100 * other.value, 3),
+            "trained_val": round(100 * other.metrics["test"], 3),
+            "curve": " ".join(f"{100 * value:.2f}" for value in other.curve),
+        }
+        for text, one, other in zip(texts, shared, alone, strict=True)
+    ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "networks.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (RESULTS / "scatter.svg").write_text(standalone(_scatter(rows)))
+    (RESULTS / "curves.svg").write_text(standalone(_curves(alone)))
+    lines = [
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{networks} random networks, {epochs} epochs from scratch each; {platform.machine()}, "
+        f"torch {torch.__version__}.",
+        "",
+        "| x | y | Spearman | 95 %, bootstrap over the networks |",
+        "|---|---|---|---|",
+    ]
+    for x, y in (
+        ("inherited", "trained"),
+        ("inherited_val", "trained_val"),
+        ("macs", "trained"),
+        ("macs", "inherited"),
+        ("trained", "trained_val"),
+        ("inherited", "inherited_val"),
+    ):
+        value, low, high = _spearman(rows, x, y)
+        lines.append(f"| {x} | {y} | {value:.2f} | {low:.2f} to {high:.2f} |")
+    text = "\n".join(lines)
+    (RESULTS / "correlation.md").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+def _spearman(rows: list[dict[str, Any]], x: str, y: str) -> tuple[float, float, float]:
+    pairs = np.array([(row[x], row[y]) for row in rows], dtype=float)
+    rng = np.random.default_rng(0)
+    resampled = [
+        spearmanr(*pairs[rng.integers(len(pairs), size=len(pairs))].T).statistic
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
+    return float(spearmanr(*pairs.T).statistic), float(low), float(high)
+
+
+def _scatter(rows: list[dict[str, Any]]) -> str:
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.6))
+        axes = figure.subplots()
+        axes.plot(
+            [row["inherited"] for row in rows], [row["trained"] for row in rows], "o", color=BLUE
+        )
+        axes.set(xlabel="accuracy with the supernet's weights, %", ylabel="trained by itself, %")
+        return to_svg(figure, "scatter")
+
+
+def _curves(alone: list[Measurement]) -> str:
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.6))
+        axes = figure.subplots()
+        for found in alone:
+            axes.plot([100 * value for value in found.curve], color=GREY, lw=0.8)
+        axes.set(xlabel="epoch", ylabel="accuracy on held-out images, %")
+        return to_svg(figure, "curves")
+
+
+if __name__ == "__main__":
+    run(app)
