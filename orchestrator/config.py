@@ -73,7 +73,7 @@ class RunConfig:
         predictor, and mutants of the best as long as the last batch brought nothing better;
         guided-gen is the diffusion model alone; uncond+sort, random and the mutations are the
         baselines of the paper; rea, local-search, reinforce and bohb need no surrogate. bohb needs
-        a table with accuracies after 12 epochs.
+        the train evaluator, or a table with accuracies after 12 epochs.
     acq
         Acquisition function: expected improvement, probability of improvement, independent
         Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a

@@ -204,3 +204,21 @@ def test_a_search_by_training(data, tmp_path):
     assert outcome(run_bo, *argv, "--budget", 3)[0] == 0
     again = pd.read_parquet(out / "trials.parquet")
     assert again["value"].tolist()[:2] == found["value"].tolist()
+
+
+def test_what_is_promoted_goes_on_where_it_was(data, tmp_path):
+    """Successive halving, with real trainings: the best of three after one epoch of four."""
+    out = tmp_path / "run"
+    argv = ["--space", "nasbench201", "--evaluator", "train", "--data", data, "--resolution", 8]
+    argv += ["--recipe", "small", "--epochs", 4, "--executor", "local", "--method", "bohb"]
+    code, said, err = outcome(run_bo, *argv, "--n-init", 2, "--budget", 4, "--out", out)
+    assert code == 0, said + err
+    found = pd.read_parquet(out / "trials.parquet")
+    brief = found[found["epochs"].notna()].set_index("arch")
+    whole = found[found["epochs"].isna()].iloc[2:]
+    assert len(brief) >= 3
+    assert len(whole) >= 1
+    assert {len(curve) for curve in brief["curve"]} == {1}
+    for row in whole.itertuples():
+        assert len(row.curve) == 4
+        assert row.curve[0] == brief.loc[row.arch, "value"]

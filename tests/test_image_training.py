@@ -295,7 +295,7 @@ class TestTrainingEvaluator:
     def test_more_epochs_of_a_training_go_on_with_it(self, data, tmp_path):
         arch = NASBENCH201.from_str(CONV)
         brief, whole = (self.evaluator(data, tmp_path / name) for name in ("brief", "whole"))
-        first = brief.at(1).evaluate(arch, seed=3)
+        first = brief.at(12).evaluate(arch, seed=3)
         assert len(first.curve) == 1
         (checkpoint,) = (tmp_path / "brief" / "checkpoints").iterdir()
         steps = []
@@ -313,7 +313,7 @@ class TestTrainingEvaluator:
         assert (after.curve, after.metrics) == (undisturbed.curve, undisturbed.metrics)
         assert after.curve[0] == first.value
         checkpoint.write_bytes(b"damaged")
-        assert brief.at(1).evaluate(arch, seed=3).curve == first.curve
+        assert brief.at(12).evaluate(arch, seed=3).curve == first.curve
 
     def test_another_recipe_or_network_is_another_training(self, data, tmp_path):
         arch, other = NASBENCH201.from_str(CONV), NASBENCH201.from_str(POOL)
@@ -321,11 +321,13 @@ class TestTrainingEvaluator:
             self.evaluator(data, tmp_path, **changes) for changes in ({}, {"learning_rate": 0.05})
         )
         assert len({first._name(arch), first._name(other), second._name(arch)}) == 3
-        assert first._name(arch) == first.at(1)._name(arch)
+        assert first._name(arch) == first.at(12)._name(arch)
 
     def test_epochs_beyond_the_recipe(self, data, tmp_path):
+        evaluator = self.evaluator(data, tmp_path)
         with pytest.raises(EvaluatorConfigError, match="4 epochs of training: choose 1 to 3"):
-            self.evaluator(data, tmp_path).at(4)
+            evaluator.at(270)
+        assert [evaluator.at(epochs).epochs for epochs in (1, 12, 100, 200)] == [1, 1, 2, 3]
 
 
 class TestSupernet:

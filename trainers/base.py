@@ -43,7 +43,8 @@ class MultiFidelityEvaluator(Evaluator, Protocol):
     def at(self, epochs: int) -> Evaluator:
         """The same with so many epochs; raises EvaluatorConfigError where there is no such thing.
 
-        Cheap when it is called again.
+        Of FULL_EPOCHS: where a full training has others, in proportion. Cheap when it is called
+        again.
         """
         ...
 
@@ -90,6 +91,7 @@ def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
         return evaluator
     if not isinstance(evaluator, MultiFidelityEvaluator):
         raise EvaluatorConfigError(
-            f"no accuracies after {epochs} epochs here: they need a benchmark table that has them"
+            f"no accuracies after {epochs} epochs here: they need training, or a benchmark table "
+            "that has them"
         )
     return evaluator.at(epochs)

@@ -12,7 +12,7 @@ from torch import nn
 
 from nag.spaces import Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.base import EvaluatorConfigError, Measurement
+from trainers.base import FULL_EPOCHS, EvaluatorConfigError, Measurement
 from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
@@ -56,8 +56,9 @@ class TrainingEvaluator:
         return 1.0 if self.supernet is None else self.supernet.width
 
     def at(self, epochs: int) -> "TrainingEvaluator":
-        """The first epochs of the same training."""
-        return replace(self, epochs=epochs)
+        """The beginning of the same training, the share that so many of FULL_EPOCHS are."""
+        share = epochs / FULL_EPOCHS
+        return replace(self, epochs=max(1, round(share * self.recipe.epochs)))
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """Train, or go on to train, one network; raises DivergedError.
