@@ -30,6 +30,8 @@ def main(
     out: Path = Path("runs/experiments"),
     table: Path | None = None,
     latency_table: str | None = None,
+    data: Path | None = None,
+    weights: Path | None = None,
     dry_run: bool = False,
     executor: Literal["ray", "local"] = "ray",
     jobs: WholeNumber | None = None,
@@ -62,6 +64,10 @@ def main(
         Parquet file of a benchmark table, for the runs that need one.
     latency_table
         Latency of the blocks on your device, for the runs constrained in it: FILE or FILE:KEY.
+    data
+        Images, for the runs that train or measure networks.
+    weights
+        Supernet, for these.
     dry_run
         List what would be run and what is finished, and stop.
     executor
@@ -90,7 +96,7 @@ def main(
         dashboard=False,
     )
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    experiment = read_experiment(file, Data(table, latency_table, out))
+    experiment = read_experiment(file, Data(table, latency_table, data, weights, out))
     if dry_run:
         list_jobs(console, experiment, out)
         return 0

@@ -18,6 +18,7 @@ from nag.cli import UserError, choose
 from orchestrator.config import RunConfig
 from orchestrator.earlier import EarlierRun, read_earlier_run
 from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_latency
+from trainers.build import ON_IMAGES
 
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
@@ -35,6 +36,8 @@ class Data:
 
     table: Path | None = None
     latency_table: str | None = None
+    images: Path | None = None
+    weights: Path | None = None  # of a supernet
     runs: Path | None = None  # where an earlier run may be, besides the folder of the file
 
 
@@ -197,6 +200,13 @@ class _Reader:
             config = replace(config, table=self.data.table)
         if needs_latency(config) and self.data.latency_table:
             config = replace(config, latency_table=self.data.latency_table)
+        if config.evaluator_name in ON_IMAGES:
+            networks = replace(
+                config.networks,
+                data=self.data.images or config.networks.data,
+                weights=self.data.weights or config.networks.weights,
+            )
+            config = replace(config, networks=networks)
         return config.absolute()
 
     def _arguments(self, settings: Settings) -> list[str]:

@@ -30,6 +30,7 @@ from orchestrator.methods import METHODS
 from orchestrator.record import provenance, write_json
 from orchestrator.store import RunStore
 from trainers.base import FULL_EPOCHS
+from trainers.build import ON_IMAGES
 from trainers.constraints import parse_constraint
 
 COMMANDS = ("nag.quality", "orchestrator.guided_quality")
@@ -122,6 +123,10 @@ class Search:
             return "--table"
         if needs_latency(config) and config.latency_table is None:
             return "--latency-table"
+        if config.evaluator_name in ON_IMAGES and config.networks.data is None:
+            return "--data"
+        if config.evaluator_name == "supernet" and config.networks.weights is None:
+            return "--weights"
         return None
 
     @property
@@ -150,7 +155,15 @@ class Search:
         config, out = self.config, place.root / self.label
         _wait_until_free(out)
         torch.set_num_threads(config.threads)
-        runtime = Runtime(executor="local", device=place.device, retries=place.retries)
+        runtime = Runtime(
+            executor="local",
+            device=place.device,
+            retries=place.retries,
+            out=out,
+            eval_device=place.device,
+            image_workers=0,
+            cache=place.root / "images",
+        )
         executor = build_executor(config, runtime)
         with (
             closing(executor),

@@ -16,6 +16,7 @@ from pictures import colours
 
 from nag.cli import run
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from orchestrator.experiment import app as experiment
 from orchestrator.run_bo import app as run_bo
 from trainers.build import Settings, build_evaluator
 from trainers.evaluate import app as evaluate
@@ -222,3 +223,20 @@ def test_what_is_promoted_goes_on_where_it_was(data, tmp_path):
     for row in whole.itertuples():
         assert len(row.curve) == 4
         assert row.curve[0] == brief.loc[row.arch, "value"]
+
+
+def test_an_experiment_on_images(supernet, data, tmp_path):
+    file = tmp_path / "e.toml"
+    text = (ROOT / "experiments" / "supernet.toml").read_text()
+    for old, new in (("seeds = 5", "seeds = 1"), ("budget = 40", "budget = 4")):
+        text = text.replace(old, new)
+    file.write_text(text.replace("n_init = 10", "n_init = 3"))
+    argv = [file, "--out", tmp_path / "runs", "--executor", "local"]
+    code, _, err = outcome(experiment, *argv)
+    assert (code, "--data" in err) == (2, True)
+    code, _, err = outcome(experiment, *argv, "--data", data)
+    assert (code, "--weights" in err) == (2, True)
+    code, said, err = outcome(experiment, *argv, "--data", data, "--weights", supernet)
+    assert code == 0, said + err
+    runs = sorted((tmp_path / "runs").glob("mobilenetv3-*/trials.parquet"))
+    assert [len(pd.read_parquet(path)) for path in runs] == [4, 4]

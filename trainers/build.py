@@ -57,10 +57,10 @@ def build_evaluator(
         )
     if settings.table is not None and evaluator != "table":
         raise EvaluatorConfigError(f"the {evaluator} evaluator reads no table")
-    if settings.networks != NetworkOptions() and evaluator not in _ON_IMAGES:
+    if settings.networks != NetworkOptions() and evaluator not in ON_IMAGES:
         raise EvaluatorConfigError(
             f"the {evaluator} evaluator sees no images: --data, --weights and what goes with them "
-            f"are for {' and '.join(_ON_IMAGES)}"
+            f"are for {' and '.join(ON_IMAGES)}"
         )
     return build(space, settings)
 
@@ -163,4 +163,4 @@ EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "supernet": (("mobilenetv3",), _supernet),
     "train": (("mobilenetv3", "nasbench201"), _train),
 }
-_ON_IMAGES = ("supernet", "train")
+ON_IMAGES = ("supernet", "train")
