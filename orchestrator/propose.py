@@ -16,7 +16,7 @@ from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
-from trainers.rows import write_rows
+from trainers.rows import PARTIAL, write_rows
 from trainers.table import column_names, read_columns
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
@@ -100,14 +100,14 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 def read_observations(space: StagedSpace, path: Path) -> Observations:
     """Architectures and values (percent) of a parquet file; rows without a value are left out.
 
-    So are those of low fidelity, whose values are others.
+    So are those of low fidelity or stopped early, whose values are others.
     """
     columns = user_errors(read_columns, path, ["arch", "value"])
-    if "epochs" in column_names(path):
-        epochs = read_columns(path, ["epochs"])["epochs"]
+    for name in set(PARTIAL) & set(column_names(path)):
+        partial = read_columns(path, [name])[name]
         columns["value"] = [
             value if epoch is None else None
-            for value, epoch in zip(columns["value"], epochs, strict=True)
+            for value, epoch in zip(columns["value"], partial, strict=True)
         ]
     if not all(x is None or isinstance(x, int | float) for x in columns["value"]):
         raise UserError(f"{path}: column value does not hold numbers")

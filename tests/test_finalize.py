@@ -111,12 +111,12 @@ def pictures(data, split="val"):
     return np.stack(squares), np.array([names.index(file.parent.name) for file in files])
 
 
-def written_run(path, trials, **changes):
+def written_run(path, trials, partial="epochs", **changes):
     """The folder of a run with made trials: number, architecture, value in percent, epochs."""
     path.mkdir()
     config = {"space": "nasbench201", "evaluator": "table", "objective": "valid", **changes}
     (path / "config.json").write_text(json.dumps({"config": config, "command": "python x"}))
-    names = ("trial", "arch", "value", "epochs")
+    names = ("trial", "arch", "value", partial)
     write_rows(
         [dict(zip(names, row, strict=True)) for row in trials], names, path / "trials.parquet"
     )
@@ -130,9 +130,10 @@ class TestReadingARun:
         assert [(one.trial, one.value) for one in search.finalists] == [(1, 0.6), (2, 0.6)]
         assert search.trials == 3
 
-    def test_failures_and_low_fidelity_do_not_count(self, tmp_path):
+    @pytest.mark.parametrize("partial", ["epochs", "stopped"])
+    def test_failures_and_low_fidelity_do_not_count(self, tmp_path, partial):
         rows = [(0, POOL, 50.0, None), (1, CONV, None, None), (2, SKIP, 99.0, 12)]
-        search = read_search(written_run(tmp_path / "run", rows), top=3)
+        search = read_search(written_run(tmp_path / "run", rows, partial), top=3)
         assert [one.trial for one in search.finalists] == [0]
 
     def test_architectures_of_another_space(self, tmp_path):

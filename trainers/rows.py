@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
+PARTIAL = ("epochs", "stopped")  # columns: of values that are not those of a whole evaluation
 
 _TEXT = ("arch", "status", "error", "strategy", "device")
-_COUNTS = ("trial", "iteration", "seed", "attempts", "epochs")
+_COUNTS = ("trial", "iteration", "seed", "attempts", *PARTIAL)
 
 
 def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from nag.cli import UserError, find_space
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+from trainers.rows import PARTIAL
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def _trials(file: Path) -> list[tuple[int, str, float]]:
     try:
         table = pq.read_table(file)
         good = pc.is_valid(table["value"])
-        if "epochs" in table.column_names:  # those of low fidelity
-            good = pc.and_(good, pc.is_null(table["epochs"]))
+        for name in set(PARTIAL) & set(table.column_names):
+            good = pc.and_(good, pc.is_null(table[name]))
         found = table.filter(good)
         columns = (found[name].to_pylist() for name in ("trial", "arch", "value"))
         return list(zip(*columns, strict=True))
