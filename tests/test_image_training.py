@@ -122,10 +122,11 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
         training(task, identity="a").load(path)
 
 
-def test_a_training_goes_on_where_nothing_can_be_saved(task, tmp_path):
+def test_a_training_goes_on_where_nothing_can_be_saved(task, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert len(list(training(task).run(1, tmp_path / "file" / "t.safetensors"))) == 1
     assert list(tmp_path.glob("*.tmp")) == []
+    assert "cannot be written" in caplog.text
 
 
 class _Small(nn.Module):
@@ -144,7 +145,7 @@ class _Small(nn.Module):
 
 
 @pytest.mark.parametrize(("most", "parts"), [(8, 1), (5, 2), (2, 4)])
-def test_a_batch_too_large_for_the_memory_is_split_to_the_same_step(task, most, parts):
+def test_a_batch_too_large_for_the_memory_is_split_to_the_same_step(task, most, parts, caplog):
     found = []
     recipe = replace(RECIPE, ema=0.0, clip=1.0)
     for limit in (8, most):
@@ -154,6 +155,7 @@ def test_a_batch_too_large_for_the_memory_is_split_to_the_same_step(task, most, 
         begun._fitting_step(images, labels)
         found.append(begun)
     assert found[1].parts == parts
+    assert ("out of memory" in caplog.text) == (parts > 1)
     assert sum(found[1].network.seen[-parts:]) == 8
     for a, b in zip(found[0].network.parameters(), found[1].network.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -292,7 +294,7 @@ class TestTrainingEvaluator:
         assert cost(arch, Task(3, 16)).items() <= found.metrics.items()
         assert found.seconds > 0
 
-    def test_more_epochs_of_a_training_go_on_with_it(self, data, tmp_path):
+    def test_more_epochs_of_a_training_go_on_with_it(self, data, tmp_path, caplog):
         arch = NASBENCH201.from_str(CONV)
         brief, whole = (self.evaluator(data, tmp_path / name) for name in ("brief", "whole"))
         first = brief.at(12).evaluate(arch, seed=3)
@@ -312,8 +314,10 @@ class TestTrainingEvaluator:
         undisturbed = whole.evaluate(arch, seed=3)
         assert (after.curve, after.metrics) == (undisturbed.curve, undisturbed.metrics)
         assert after.curve[0] == first.value
+        assert caplog.text == ""
         checkpoint.write_bytes(b"damaged")
         assert brief.at(12).evaluate(arch, seed=3).curve == first.curve
+        assert "trained from the start" in caplog.text
 
     def test_another_recipe_or_network_is_another_training(self, data, tmp_path):
         arch, other = NASBENCH201.from_str(CONV), NASBENCH201.from_str(POOL)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from trainers.ofa import Supernet, build_network
 from trainers.recipe import Recipe
 from trainers.task import ImageTask
 from trainers.training import Epoch, NoCheckpointError, Training, seed_of
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,15 @@ class TrainingEvaluator:
         if folder is None:
             return self._begin(arch, seed), None
         checkpoint = folder / f"{self._name(arch)}.safetensors"
+        if not checkpoint.exists():
+            return self._begin(arch, seed), checkpoint
         begun = seed_of(checkpoint)
         training = self._begin(arch, seed if begun is None else begun)
-        if begun is not None:
-            try:
-                training.load(checkpoint)
-            except NoCheckpointError:  # damaged
-                training = self._begin(arch, seed)
+        try:
+            training.load(checkpoint)
+        except NoCheckpointError as error:  # damaged
+            _log.warning("trained from the start: %s", error)
+            training = self._begin(arch, seed)
         return training, checkpoint
 
     def _begin(self, arch: Architecture, seed: int) -> Training:

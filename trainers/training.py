@@ -5,6 +5,7 @@ training that was resumed equals one that was not, bit by bit on the same device
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from trainers.images import Loader
 from trainers.recipe import Recipe
 
 _SAVE_SECONDS = 300.0
+_log = logging.getLogger(__name__)
 
 
 class DivergedError(EvaluationError):
@@ -158,6 +160,7 @@ class Training:
                 if not out_of_memory(error) or len(images) < 4 * self.parts:
                     raise
                 self.parts *= 2
+                _log.warning("out of memory: batches are trained in %d parts from here", self.parts)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -212,7 +215,7 @@ class Training:
             self.network.load_state_dict(raw)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint aside, then rename it; what cannot be written is left."""
+        """Write a checkpoint aside, then rename it; one that cannot be written is a warning."""
         if parallel.rank() > 0:
             return
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
@@ -234,7 +237,8 @@ class Training:
             plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(plain, aside, metadata={"record": json.dumps(record)})
             aside.replace(path)
-        except (OSError, SafetensorError):  # e.g. a full disk; the next one may have more luck
+        except (OSError, SafetensorError) as error:  # e.g. a full disk; the next may have more luck
+            _log.warning("%s cannot be written (%s): training goes on without it", path, error)
             with suppress(OSError):
                 aside.unlink()
 
