@@ -20,6 +20,7 @@ from nag.cli import UserError, command_line, run, user_errors
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Measurement
 from trainers.build import Settings, build_evaluator
+from trainers.recipe import Precision
 from trainers.task import NetworkOptions, Place
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,6 +41,7 @@ def main(
     data: Path,
     table: Path,
     epochs: int = 12,
+    precision: Precision = "float32",
     cheapest: int = 40,
     jobs: int | None = None,
     keep: Path = Path("cells-runs"),
@@ -54,6 +56,8 @@ def main(
         NAS-Bench-201 as a parquet file with c10_valid_12.
     epochs
         Of training; the schedule is laid out for so many, as in the benchmark.
+    precision
+        Of the convolutions, float32 in the benchmark; bfloat16 is faster on CPUs that have it.
     cheapest
         At each place of the range the cell with the fewest parameters of so many neighbours.
     jobs
@@ -71,7 +75,9 @@ def main(
         near = frame.iloc[max(0, middle - cheapest // 2) : middle + cheapest // 2 + 1]
         chosen.append(near.loc[near["c10_params"].idxmin()])
     settings = Settings(
-        networks=NetworkOptions(data=data.resolve(), held_out=25_000, epochs=epochs),
+        networks=NetworkOptions(
+            data=data.resolve(), held_out=25_000, epochs=epochs, precision=precision
+        ),
         place=Place(
             workers=0, cache=(keep / "cache").resolve(), checkpoints=(keep / "nets").resolve()
         ),
@@ -83,7 +89,7 @@ def main(
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{epochs} epochs on 25,000 training images (lossy JPEGs), one seed; the table: 12 epochs; "
+        f"{epochs} epochs on 25,000 training images (lossy JPEGs), {precision}, one seed; the table: 12 epochs; "
         f"{platform.machine()}, torch {torch.__version__}.",
         "",
         "| cell | parameters | table: validation, test, % | ours: held out, val, % | difference "

@@ -33,7 +33,16 @@ _UNSAID: Mapping[str, Any] = {  # what a record need not say
     "prior": [],
 }
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
-_NETWORKS = ("data", "resolution", "held_out", "train_fraction", "recipe", "epochs", "weights")
+_NETWORKS = (
+    "data",
+    "resolution",
+    "held_out",
+    "train_fraction",
+    "recipe",
+    "epochs",
+    "precision",
+    "weights",
+)
 _TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
 _PANEL = (*_TASK, "batch_size")
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")

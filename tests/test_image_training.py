@@ -34,6 +34,7 @@ POOL, CONV = (
     f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|" for op in ("avg_pool_3x3", "nor_conv_1x1")
 )
 RECIPE = Recipe(
+    name="of a test",
     epochs=3,
     batch_size=8,
     learning_rate=0.1,
@@ -43,7 +44,6 @@ RECIPE = Recipe(
     centre=Crop.center(ratio=1.0),
     cutout=2,
     statistics="data",
-    bfloat16=False,
 )
 
 
@@ -401,3 +401,26 @@ class TestSupernet:
                 assert parameter.grad is None
             else:
                 torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "dtype"),
+    [
+        ("auto", "cuda", torch.bfloat16),
+        ("auto", "cpu", torch.float32),
+        ("bfloat16", "cpu", torch.bfloat16),
+        ("float32", "cuda", torch.float32),
+    ],
+)
+def test_precision(precision, device, dtype):
+    recipe = find_recipe("small", precision=precision)
+    assert recipe.dtype(torch.device(device)) == dtype
+
+
+def test_training_in_bfloat16_is_close_to_that_in_float32(task):
+    losses = {
+        precision: next(training(task, replace(RECIPE, precision=precision)).run(1)).loss
+        for precision in ("float32", "bfloat16")
+    }
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)

@@ -116,7 +116,7 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
     name = "imagenet" if networks.weights is None else "transfer"
     if space.name == NASBENCH201.name:
         name = NASBENCH201.name
-    recipe = find_recipe(networks.recipe or name, networks.epochs)
+    recipe = find_recipe(networks.recipe or name, networks.epochs, networks.precision)
     origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest() if networks.weights else ""
     return TrainingEvaluator(
         space,

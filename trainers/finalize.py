@@ -26,7 +26,6 @@ from trainers.finished.finalists import Finalist, Search, read_search
 from trainers.finished.packaging import How, Packaging
 from trainers.images import LoaderError
 from trainers.inherited import SupernetEvaluator
-from trainers.recipe import RECIPES, Recipe
 from trainers.task import NetworkOptions, Place
 from trainers.trained import TrainingEvaluator
 
@@ -141,7 +140,7 @@ def _as_in(search: Search, given: NetworkOptions, train: bool) -> NetworkOptions
     if search.evaluator == "train" or not train:
         names.append("recipe")
     if not train:
-        names += ["epochs", "train_fraction", "calibration"]
+        names += ["epochs", "precision", "train_fraction", "calibration"]
     default = NetworkOptions()
     kept = {
         name: search.config.get(name, getattr(default, name))
@@ -193,7 +192,6 @@ def _packaging(
         space=space,
         evaluator=evaluator,
         how=how,
-        recipe=next(n for n, recipe in RECIPES.items() if _like(recipe, evaluator.recipe)),
         weights=weights,
         seeds=seeds,
         measured_by_held_out=not all_images,
@@ -201,11 +199,6 @@ def _packaging(
         out=out,
         checkpoints=place.checkpoints or here / "checkpoints",
     )
-
-
-def _like(recipe: Recipe, other: Recipe) -> bool:
-    """Whether they differ in epochs at most."""
-    return replace(recipe, epochs=other.epochs) == other
 
 
 if __name__ == "__main__":

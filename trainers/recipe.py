@@ -3,10 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from trainers.base import FULL_EPOCHS, EvaluatorConfigError
 from trainers.images import Crop
 
 Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "randaugment"]
+Precision = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +27,10 @@ class Recipe:
     centre: how images are cropped that accuracies are measured by.
     statistics: mean and standard deviation that images are normalised by: those of ImageNet, or of
         the training images themselves.
-    bfloat16: products of matrices in bfloat16 on a GPU; weights and sums stay float32.
+    precision: of products of matrices; weights and sums stay float32. auto: bfloat16 on a GPU.
     """
 
+    name: str
     epochs: int
     batch_size: int
     learning_rate: float
@@ -46,12 +50,19 @@ class Recipe:
     policy: Policy = "none"
     cutout: int = 0
     statistics: Literal["imagenet", "data"] = "imagenet"
-    bfloat16: bool = True
+    precision: Precision = "auto"
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Of products of matrices on that device."""
+        if self.precision == "auto":
+            return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
-RECIPES: dict[str, Recipe] = {
+_RECIPES = (
     # Dong & Yang, ICLR 2020, table 1: what every accuracy of the benchmark was found by.
-    "nasbench201": Recipe(
+    Recipe(
+        name="nasbench201",
         epochs=FULL_EPOCHS,
         batch_size=256,
         learning_rate=0.1,
@@ -59,10 +70,11 @@ RECIPES: dict[str, Recipe] = {
         crop=Crop.shifted(padding=4),
         centre=Crop.center(ratio=1.0),
         statistics="data",
-        bfloat16=False,
+        precision="float32",
     ),
     # An et al., ICLR 2024, appendix: from the weights of a supernet to another data set.
-    "transfer": Recipe(
+    Recipe(
+        name="transfer",
         epochs=20,
         batch_size=96,
         learning_rate=0.01,
@@ -78,7 +90,8 @@ RECIPES: dict[str, Recipe] = {
         statistics="data",
     ),
     # Cai et al., ICLR 2020, appendix A, for one GPU's share of the batch.
-    "imagenet": Recipe(
+    Recipe(
+        name="imagenet",
         epochs=180,
         batch_size=256,
         learning_rate=0.325,
@@ -91,7 +104,8 @@ RECIPES: dict[str, Recipe] = {
         policy="randaugment",
     ),
     # For thousands of small pictures, on a CPU or one GPU.
-    "small": Recipe(
+    Recipe(
+        name="small",
         epochs=30,
         batch_size=64,
         learning_rate=0.1,
@@ -103,14 +117,15 @@ RECIPES: dict[str, Recipe] = {
         crop=Crop.random_resized(scale=(0.35, 1.0)),
         centre=Crop.center(ratio=1.0),
     ),
-}
+)
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
-def find_recipe(name: str, epochs: int | None = None) -> Recipe:
-    """The recipe of that name, laid out for so many epochs; raises EvaluatorConfigError."""
+def find_recipe(name: str, epochs: int | None = None, precision: Precision | None = None) -> Recipe:
+    """The recipe of that name, with other epochs or precision; raises EvaluatorConfigError."""
     if name not in RECIPES:
         raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
     if epochs is not None and epochs < 1:
         raise EvaluatorConfigError(f"{epochs} epochs of training: at least 1 is needed")
     recipe = RECIPES[name]
-    return recipe if epochs is None else replace(recipe, epochs=epochs)
+    return replace(recipe, epochs=epochs or recipe.epochs, precision=precision or recipe.precision)

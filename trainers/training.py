@@ -173,13 +173,13 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
         total = torch.zeros((), device=self.device)
-        half = recipe.bfloat16 and self.device.type == "cuda"
+        dtype = recipe.dtype(self.device)
         x = self._augment(images)
         for part, truth in zip(
             x.tensor_split(self.parts), labels.tensor_split(self.parts), strict=True
         ):
             share = len(part) / len(x)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 total += share * self._backward(self.network, part, truth, share)
         parallel.average(self.network, total)
         if recipe.clip:

@@ -40,7 +40,6 @@ class Packaging:
     """What all networks of a command have in common.
 
     how: trained anew, as the search has trained them, or as they are in a supernet.
-    recipe: its name.
     weights: file of the supernet that weights come from, and its SHA-256.
     seeds: how many trainings.
     measured_by_held_out: False where it is trained on.
@@ -50,7 +49,6 @@ class Packaging:
     space: SearchSpace
     evaluator: TrainingEvaluator | SupernetEvaluator
     how: How
-    recipe: str
     weights: Mapping[str, str] | None
     seeds: int
     measured_by_held_out: bool
@@ -154,7 +152,7 @@ class Packaging:
                 "train": len(task.train),
                 "held_out": len(task.held_out),
             },
-            "recipe": self.recipe,
+            "recipe": self.evaluator.recipe.name,
             "weights": self.weights,
             "seen_held_out": self._may_have_seen_held_out(),
             "results": self._results(finished),
