@@ -89,7 +89,8 @@ def main(
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{epochs} epochs on 25,000 training images (lossy JPEGs), {precision}, one seed; the table: 12 epochs; "
+        f"{epochs} epochs on 25,000 training images (lossy JPEGs), {precision}, one seed; "
+        f"the table: 12 epochs; "
         f"{platform.machine()}, torch {torch.__version__}.",
         "",
         "| cell | parameters | table: validation, test, % | ours: held out, val, % | difference "
