@@ -32,6 +32,7 @@ from orchestrator.ray_cluster import (
     evaluation_request,
     generator_request,
     in_words,
+    interrupt,
     is_own,
     options_of,
 )
@@ -112,6 +113,7 @@ class RayExecutor:
         dashboard = connect(runtime)
         self._runtime = runtime
         self._asynchronous = config.schedule == "async"
+        self._running: dict[Any, _Attempt] = {}
         self._looked = -math.inf
         try:
             request, device = generator_request(Machines.now().total, runtime)
@@ -148,7 +150,7 @@ class RayExecutor:
         The trial of a lost worker is tried again. One that ran out of memory is tried once more, by
         itself. Raises ClusterError when no machine is left.
         """
-        running: dict[Any, _Attempt] = {}
+        running = self._running
         again: deque[_Attempt] = deque()
         last_room = monotonic()
         while True:
@@ -171,6 +173,7 @@ class RayExecutor:
                     yield outcome
 
     def close(self) -> None:
+        interrupt(self._running)
         ray.shutdown()
 
     def _next(

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.config import Runtime
-from orchestrator.ray_cluster import ClusterError, Machines, connect, options_of
+from orchestrator.ray_cluster import ClusterError, Machines, connect, interrupt, options_of
 
 _HEARTBEAT_SECONDS = 1.0
 
@@ -37,6 +37,7 @@ class RayTasks:
             raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")
         self._options = {**options_of(request), "max_retries": runtime.retries}
         self.workers = runtime.workers or slots
+        self._running: dict[Any, int] = {}
 
     def run(
         self, functions: Sequence[Callable[[], Any]]
@@ -47,7 +48,7 @@ class RayTasks:
         ended; the result of one that was lost with its workers is a ClusterError.
         """
         waiting = deque(enumerate(functions))
-        running: dict[Any, int] = {}
+        running = self._running
         while waiting or running:
             while waiting and len(running) < self.workers:
                 number, function = waiting.popleft()
@@ -57,6 +58,7 @@ class RayTasks:
             yield list(running.values()), ended
 
     def close(self) -> None:
+        interrupt(self._running)
         ray.shutdown()
 
 

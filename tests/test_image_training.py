@@ -1,6 +1,7 @@
 """Training on images, on made pictures whose colour tells the class. Synthetic."""
 
 import math
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,52 @@ def test_a_killed_training_continues_bit_by_bit(task, tmp_path, monkeypatch, ste
     for name, value in weights(whole).items():
         assert torch.equal(weights(again)[name], value), name
         assert torch.equal(again.average[name], whole.average[name]), name
+
+
+def continued(task, path, step):
+    """Checks that what was saved there after so many steps ends as a training never stopped."""
+    whole, again = training(task), training(task)
+    curve = [(epoch.loss, epoch.accuracy) for epoch in whole.run(3)]
+    again.load(path)
+    assert again.step == step
+    list(again.run(3, path))
+    assert [(epoch.loss, epoch.accuracy) for epoch in again.curve] == curve
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(again)[name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_ends_its_step_and_is_saved(task, tmp_path, number):
+    before = signal.signal(number, signal.default_int_handler)
+    begun, path = training(task), tmp_path / "t.safetensors"
+    one_step = begun._one_step
+
+    def interrupted(images, labels):
+        if begun.step == 5:
+            signal.raise_signal(number)
+        return one_step(images, labels)
+
+    begun._one_step = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(begun.run(3, path))
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    continued(task, path, step=6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, _KilledError])
+def test_a_training_that_ends_while_it_is_measured_continues(task, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+
+    def measure(network):
+        raise error
+
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(error):
+        list(training(task, measure=measure).run(3, path))
+    continued(task, path, step=4)
 
 
 def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
@@ -332,6 +379,19 @@ class TestTrainingEvaluator:
         with pytest.raises(EvaluatorConfigError, match="4 epochs of training: choose 1 to 3"):
             evaluator.at(270)
         assert [evaluator.at(epochs).epochs for epochs in (1, 12, 100, 200)] == [1, 1, 2, 3]
+
+    def test_brief_training_may_have_fewer_images_or_pixels(self, data, tmp_path):
+        whole = self.evaluator(data, tmp_path)
+        images = replace(whole, fidelity="images").at(100)
+        pixels = replace(whole, fidelity="resolution").at(50)
+        assert set(images.task.train) < set(whole.task.train)
+        assert len(images.task.train) == pytest.approx(len(whole.task.train) / 2, abs=1.5)
+        assert (images.task.resolution, pixels.task.resolution) == (16, 8)
+        assert (images.epochs, pixels.epochs) == (3, 3)
+        arch = NASBENCH201.from_str(CONV)
+        assert len({one._name(arch) for one in (whole, images, pixels)}) == 3
+        assert pixels.evaluate(arch, seed=0).metrics["macs"] == cost(arch, Task(3, 8))["macs"]
+        assert replace(whole, fidelity="resolution").at(1).task.resolution == 8
 
 
 class TestSupernet:

@@ -126,6 +126,7 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
         supernet,
         origin,
         latency_batch=networks.latency_batch,
+        fidelity=networks.fidelity,
     )
 
 

@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from trainers.recipe import Precision, Recipe
 from trainers.timing import latency
 from trainers.training import TrainingSet, accuracy
 
+Fidelity = Literal["epochs", "images", "resolution"]
+
+LEAST_RESOLUTION = 8
 _MOST_HELD_OUT = 10_000
 _FOR_STATISTICS = 2_000  # images
 _SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
@@ -112,6 +115,9 @@ class NetworkOptions(ImageOptions):
     precision
         Of products of matrices in training, instead of the recipe's: auto is bfloat16 on a GPU.
         Convolutions of nasbench201 are twice as fast in bfloat16 on a CPU that has it, too.
+    fidelity
+        What a brief training, of a method that has such, has less of. One with fewer epochs goes on
+        if it is among the best; one with fewer images, or at a lower resolution, begins anew.
     calibration
         Training images by which the batch norms of a subnet are calibrated.
     latency_batch
@@ -123,6 +129,7 @@ class NetworkOptions(ImageOptions):
     recipe: str | None = None
     epochs: int | None = None
     precision: Precision | None = None
+    fidelity: Fidelity = "epochs"
     calibration: int = 2_000
     latency_batch: int | None = None
 
@@ -151,8 +158,8 @@ class ImageTask:
             raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
         small = space.name == NASBENCH201.name
         self.resolution = options.resolution or (32 if small else 224)
-        if self.resolution < 8:
-            raise EvaluatorConfigError("--resolution must be at least 8")
+        if self.resolution < LEAST_RESOLUTION:
+            raise EvaluatorConfigError(f"--resolution must be at least {LEAST_RESOLUTION}")
         self._images, self.path = open_images(options.data), options.data
         self._split = self._images.split("train")
         count = options.held_out or min(len(self._split) // 5, _MOST_HELD_OUT)
@@ -164,6 +171,18 @@ class ImageTask:
         """The same, but what is held out is trained on too, and tells nothing any more."""
         task = copy(self)
         task.train = np.sort(np.concatenate([self.train, self.held_out]))
+        return task
+
+    def with_fraction(self, share: float) -> "ImageTask":
+        """The same with a share of its training images, of each class."""
+        task = copy(self)
+        task.train = fraction(self._split, self.train, share, _SPLIT_SEED)
+        return task
+
+    def at_resolution(self, resolution: int) -> "ImageTask":
+        """The same with images of another size."""
+        task = copy(self)
+        task.resolution = resolution
         return task
 
     def in_folder(self, checkpoints: Path) -> "ImageTask":
@@ -239,8 +258,7 @@ class ImageTask:
 
     def training_images(self, recipe: Recipe, count: int) -> Loader:
         """So many training images, cropped as those that are measured by, in mixed batches."""
-        share = min(1.0, count / len(self.train))
-        few = fraction(self._split, self.train, share, _SPLIT_SEED)
+        few = self.with_fraction(min(1.0, count / len(self.train))).train
         return self._mixed(few, recipe.batch_size, recipe.centre, seed=0)
 
     def normalisation(self, recipe: Recipe) -> Normalisation:

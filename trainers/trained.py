@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
 from trainers.recipe import Recipe
-from trainers.task import ImageTask
+from trainers.task import LEAST_RESOLUTION, Fidelity, ImageTask
 from trainers.training import Epoch, NoCheckpointError, Training, seed_of
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class TrainingEvaluator:
     supernet: whose weights networks begin with; `origin` tells it from others.
     epochs: to end after, of those that the recipe is laid out for.
     latency_batch: in batches of how many images `latency` is measured; None where it is not.
+    fidelity: what a training that costs less has less of.
     """
 
     space: SearchSpace
@@ -44,6 +46,7 @@ class TrainingEvaluator:
     supernet: Supernet | None = None
     origin: str = ""
     latency_batch: int | None = None
+    fidelity: Fidelity = "epochs"
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs <= self.recipe.epochs:
@@ -59,8 +62,16 @@ class TrainingEvaluator:
         return 1.0 if self.supernet is None else self.supernet.width
 
     def at(self, epochs: int) -> "TrainingEvaluator":
-        """The beginning of the same training, the share that so many of FULL_EPOCHS are."""
+        """One that costs the share that so many of FULL_EPOCHS are.
+
+        With `fidelity` epochs it is the beginning of the same training.
+        """
         share = epochs / FULL_EPOCHS
+        if self.fidelity == "images":
+            return replace(self, task=self.task.with_fraction(share))
+        if self.fidelity == "resolution":
+            side = 8 * round(math.sqrt(share) * self.task.resolution / 8)
+            return replace(self, task=self.task.at_resolution(max(LEAST_RESOLUTION, side)))
         return replace(self, epochs=max(1, round(share * self.recipe.epochs)))
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:

@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -123,33 +125,39 @@ class Training:
         self._losses, self._seconds = 0.0, 0.0  # of the epoch that is under way
 
     def run(self, epochs: int, checkpoint: Path | None = None) -> Iterator[Epoch]:
-        """Train until so many epochs have ended, yielding each, and save every five minutes.
+        """Train until so many epochs have ended, yielding each.
 
-        Raises DivergedError. Where the checkpoint cannot be written, training goes on without.
+        Saved is every five minutes, after each epoch, and on Ctrl-C. Raises DivergedError. Where
+        the checkpoint cannot be written, training goes on without.
         """
-        steps = self.images.train.steps
-        saved = perf_counter()
+        saver = _Saver(self, checkpoint)
         while len(self.curve) < epochs:
-            started = perf_counter() - self._seconds
-            epoch, first = divmod(self.step, steps)
-            for images, labels in self.images.train.epoch(epoch, first):
+            try:
+                self._epoch(saver)
+                saver.save()
+            except KeyboardInterrupt:  # between two steps, or while accuracy is measured
+                saver.save()
+                raise
+            yield self.curve[-1]
+
+    def _epoch(self, saver: "_Saver") -> None:
+        """What is left of the epoch that is under way."""
+        number, steps = len(self.curve), self.images.train.steps
+        started = perf_counter() - self._seconds
+        for images, labels in self.images.train.epoch(number, self.step - number * steps):
+            with _whole():
                 self._losses += self._fitting_step(images, labels)
                 self.step += 1
                 self._seconds = perf_counter() - started
-                if checkpoint and perf_counter() - saved > _SAVE_SECONDS:
-                    self.save(checkpoint)
-                    saved = perf_counter()
-            top1 = math.nan
-            if parallel.rank() == 0:
-                with self.averaged() as network:
-                    top1 = self._measure(network)
-            seconds = perf_counter() - started
-            self.curve.append(Epoch(epoch + 1, self._losses / steps, top1, seconds))
+            saver.save_if_due()
+        top1 = math.nan
+        if parallel.rank() == 0:
+            with self.averaged() as network:
+                top1 = self._measure(network)
+        self._seconds = perf_counter() - started
+        with _whole():
+            self.curve.append(Epoch(number + 1, self._losses / steps, top1, self._seconds))
             self._losses, self._seconds = 0.0, 0.0
-            if checkpoint:
-                self.save(checkpoint)
-                saved = perf_counter()
-            yield self.curve[-1]
 
     def _fitting_step(self, images: Tensor, labels: Tensor) -> float:
         """A step in as many parts as memory needs: its loss."""
@@ -262,6 +270,40 @@ class Training:
             self.curve = [Epoch(**epoch) for epoch in record["curve"]]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise NoCheckpointError(f"{path}: {error}") from error
+
+
+class _Saver:
+    """Saves a training where it is to be saved, if it is."""
+
+    def __init__(self, training: Training, path: Path | None) -> None:
+        self._training, self._path, self._saved = training, path, perf_counter()
+
+    def save(self) -> None:
+        if self._path:
+            self._training.save(self._path)
+        self._saved = perf_counter()
+
+    def save_if_due(self) -> None:
+        if perf_counter() - self._saved > _SAVE_SECONDS:
+            self.save()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C, or SIGTERM, waits until the block has ended."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, lambda n, _: asked.append(n))
+    try:
+        yield
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
+        for caught in asked:
+            signal.raise_signal(caught)
 
 
 def seed_of(path: Path) -> int | None:
