@@ -20,8 +20,8 @@ from nag.cli import UserError, command_line, run, user_errors
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Measurement
 from trainers.build import Settings, build_evaluator
-from trainers.recipe import Precision
-from trainers.task import NetworkOptions, Place
+from trainers.training.recipe import Precision
+from trainers.training.task import NetworkOptions, Place
 
 RESULTS = Path(__file__).parent / "results"
 QUANTILES = (0.1, 0.3, 0.5, 0.8, 0.99)

@@ -30,7 +30,7 @@ from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, satisfied
 from orchestrator.config import RunConfig
 from trainers.constraints import build_constraints
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 SPACE = find_space("mobilenetv3")

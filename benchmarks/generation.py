@@ -52,7 +52,7 @@ from nag.samplers import SAMPLERS
 from nag.score_net import ScoreNetwork, preset
 from nag.sde import VESDE, ScoreFn
 from orchestrator.config import RunConfig
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 PAPER_WEIGHTS = Path(__file__).parent / "networks" / "mobilenetv3-paper.safetensors"

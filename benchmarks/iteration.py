@@ -20,7 +20,7 @@ from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = (

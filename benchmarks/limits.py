@@ -29,7 +29,7 @@ from nag.cli import UserError, command_line, find_space, run
 from nag.predictors.base import FittedPredictor, Observations, Prediction
 from nag.predictors.gp import GaussianProcess
 from nag.spaces import Architecture
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 SPACE = find_space("mobilenetv3")
 ESTIMATE = SurrogateEvaluator()

@@ -34,7 +34,7 @@ from orchestrator.loop import run_study
 from orchestrator.store import RunStore
 from orchestrator.trial import Trial
 from trainers.base import Measurement
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 MEAN_SECONDS = 60.0

@@ -26,7 +26,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.figures import BLUE, GREY, STYLE, standalone, to_svg
 from trainers.base import Measurement
 from trainers.build import Settings, build_evaluator
-from trainers.task import NetworkOptions, Place
+from trainers.training.task import NetworkOptions, Place
 
 RESULTS = Path(__file__).parent / "results" / "supernet"
 RESAMPLES = 10_000

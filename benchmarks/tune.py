@@ -22,7 +22,7 @@ from ray import tune
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.tune import BOSearcher
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 TRIALS, FIRST = 40, 10
 SETTINGS = {"space": "toy", "score": "exact", "n_init": TRIALS, "budget": TRIALS}

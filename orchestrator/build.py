@@ -42,7 +42,7 @@ from trainers.base import (
 )
 from trainers.build import Settings, build_evaluator
 from trainers.constraints import build_constraints
-from trainers.task import Place
+from trainers.training.task import Place
 
 
 def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:

@@ -30,8 +30,8 @@ from orchestrator.methods import (
     resolve,
 )
 from trainers.build import EVALUATORS
-from trainers.latency import file_and_key
-from trainers.task import NetworkOptions, Place, digest_of_images
+from trainers.latency.tables import file_and_key
+from trainers.training.task import NetworkOptions, Place, digest_of_images
 
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "

@@ -16,8 +16,7 @@ from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
-from trainers.rows import PARTIAL, write_rows
-from trainers.table import column_names, read_columns
+from trainers.rows import PARTIAL, column_names, read_columns, write_rows
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
 

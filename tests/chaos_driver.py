@@ -18,7 +18,7 @@ from orchestrator.executor import LocalExecutor
 from orchestrator.loop import run_study
 from orchestrator.store import RunStore
 from trainers.base import Measurement
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 CONFIG = RunConfig(score="exact", budget=200, batch_size=20, pool_size=30, steps=3)
 

@@ -28,9 +28,9 @@ from nag.spaces import ABSENT, SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
-from trainers.surrogate import SurrogateEvaluator
-from trainers.table import TableEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.table import TableEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 

@@ -20,8 +20,8 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import BayesianOptimizer
 from trainers.cost import cost_property
-from trainers.surrogate import SurrogateEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 

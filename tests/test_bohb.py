@@ -36,8 +36,8 @@ from orchestrator.run_report import write_report
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 from trainers.base import EvaluatorConfigError, at_epochs
-from trainers.table import TableEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.table import TableEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 NONE = Observations((), np.empty(0))
 

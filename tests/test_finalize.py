@@ -21,7 +21,6 @@ from torch import nn
 from nag.cli import UserError, run
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
-from trainers.augment import Normalisation
 from trainers.base import EvaluatorConfigError
 from trainers.finalize import app
 from trainers.finished import export as export_module
@@ -30,8 +29,9 @@ from trainers.finished.classifier import Classifier, load_classifier
 from trainers.finished.finalists import read_search
 from trainers.ofa import Supernet, save_supernet
 from trainers.rows import write_rows
-from trainers.sandwich import SMALLEST
-from trainers.training import DivergedError, Training
+from trainers.training.augment import Normalisation
+from trainers.training.loop import DivergedError, Training
+from trainers.training.sandwich import SMALLEST
 
 ROOT = Path(__file__).parent.parent
 POOL, SKIP, CONV = (

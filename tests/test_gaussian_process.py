@@ -25,8 +25,8 @@ from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
-from trainers.surrogate import SurrogateEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 

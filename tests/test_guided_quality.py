@@ -18,7 +18,7 @@ from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
 from orchestrator.figures import draw_densities
 from orchestrator.guided_quality import GROUPS, PUBLISHED, app
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 COMMAND = "python -m orchestrator.guided_quality"
 NUMBERS = {"--labels": "20", "--seeds": 2, "--num": 60, "--steps": 10, "--score": "exact"}

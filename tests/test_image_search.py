@@ -21,9 +21,9 @@ from orchestrator.run_bo import app as run_bo
 from trainers.build import Settings, build_evaluator
 from trainers.evaluate import app as evaluate
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
-from trainers.sandwich import SMALLEST
-from trainers.task import NetworkOptions
 from trainers.train_supernet import app as train_supernet
+from trainers.training.sandwich import SMALLEST
+from trainers.training.task import NetworkOptions
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("--resolution", 32, "--recipe", "small", "--batch-size", 6, "--random", 1)

@@ -12,24 +12,24 @@ from torch import nn
 
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers import training as training_module
-from trainers.augment import Augmentation, Normalisation
 from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.cost import Task, cost
+from trainers.evaluators.supernet import SupernetEvaluator
+from trainers.evaluators.training import TrainingEvaluator
 from trainers.images import Crop
-from trainers.inherited import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet
-from trainers.recipe import RECIPES, Recipe, find_recipe
-from trainers.sandwich import SMALLEST, sandwich
-from trainers.task import ImageOptions, ImageTask, Place
-from trainers.trained import TrainingEvaluator
-from trainers.training import (
+from trainers.training import loop as training_module
+from trainers.training.augment import Augmentation, Normalisation
+from trainers.training.loop import (
     DivergedError,
     NoCheckpointError,
     Training,
     accuracy,
     learning_rate,
 )
+from trainers.training.recipe import RECIPES, Recipe, find_recipe
+from trainers.training.sandwich import SMALLEST, sandwich
+from trainers.training.task import ImageOptions, ImageTask, Place
 
 POOL, CONV = (
     f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|" for op in ("avg_pool_3x3", "nor_conv_1x1")
@@ -419,10 +419,11 @@ class TestSupernet:
     def test_batch_norms_are_those_of_the_subnet(self, task, supernet, monkeypatch):
         networks = []
         monkeypatch.setattr(
-            "trainers.inherited.accuracy", lambda network, *_: (networks.append(network), (0, 0))[1]
+            "trainers.evaluators.supernet.accuracy",
+            lambda network, *_: (networks.append(network), (0, 0))[1],
         )
         monkeypatch.setattr(ImageTask, "_test_images", lambda *_: None)
-        monkeypatch.setattr("trainers.inherited._BATCH", 12)
+        monkeypatch.setattr("trainers.evaluators.supernet._BATCH", 12)
         recipe = replace(RECIPE, batch_size=12)
         SupernetEvaluator(task, RECIPE, supernet).evaluate(SMALLEST, seed=0)
         (network,) = networks

@@ -18,19 +18,19 @@ from torch import nn
 from nag.spaces.mobilenetv3 import ABSENT, LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
-from trainers import timing
 from trainers.base import EvaluatorConfigError
-from trainers.block_times import BlockTimer
 from trainers.build import Settings, build_evaluator
 from trainers.build_latency_table import Partial, app
 from trainers.cost import mobilenetv3_plan
 from trainers.evaluate import evaluate_row
-from trainers.latency import latency_property, once_for_all_block, once_for_all_ends
+from trainers.latency import timing
+from trainers.latency.block_times import BlockTimer
+from trainers.latency.tables import latency_property, once_for_all_block, once_for_all_ends
+from trainers.latency.timing import CpuStopwatch, CudaStopwatch, latency, stopwatch
 from trainers.ofa import LARGEST, Supernet, save_supernet
 from trainers.ofa.layers import Block
-from trainers.sandwich import SMALLEST
-from trainers.task import NetworkOptions, Place
-from trainers.timing import CpuStopwatch, CudaStopwatch, latency, stopwatch
+from trainers.training.sandwich import SMALLEST
+from trainers.training.task import NetworkOptions, Place
 
 CPU = torch.device("cpu")
 ABOUT = {"device": "synthetic", "width": 1.0}
@@ -62,7 +62,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(Block, "__init__", remember)
     monkeypatch.setattr(Block, "forward", run)
     monkeypatch.setattr(
-        "trainers.block_times.stopwatch", lambda device: CpuStopwatch(lambda: now[0])
+        "trainers.latency.block_times.stopwatch", lambda device: CpuStopwatch(lambda: now[0])
     )
     return now
 

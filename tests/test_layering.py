@@ -81,6 +81,22 @@ def test_no_cycles_between_modules():
     assert len(order) == len(MODULES)
 
 
+def node(module):
+    """A package inside one of ours, or a module that is in none."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_cycles_between_packages_inside_packages():
+    """As with modules, so with what they are grouped into: each is below what imports it."""
+    graph = {}
+    for module, names in IMPORTS.items():
+        graph.setdefault(node(module), set()).update(map(node, names & MODULES.keys()))
+    for name, below in graph.items():
+        below.discard(name)
+    assert "trainers.images" in graph["trainers.training"]
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
 def test_third_party_imports_are_declared():
     """What is imported but not in pyproject.toml would be missing after an installation."""
     declared = (ROOT / "pyproject.toml").read_text()

@@ -19,7 +19,7 @@ from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Plan, run_study
 from orchestrator.store import RunStore
 from trainers.base import EvaluationError, Measurement
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 CONFIG = RunConfig(
     space="toy", score="exact", budget=12, n_init=4, pool_size=20, batch_size=1, steps=8, seed=3

@@ -17,7 +17,7 @@ from nag.spaces import ABSENT, SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 MODEL_FREE = {
     "bohb": ParzenEstimator,

@@ -60,7 +60,7 @@ def space():
         assert registry["SPACES"] == {**SPACES, "transformer": space}
         patch.setitem(SPACES, "transformer", space)
         patch.setitem(test_spaces.SIZES, "transformer", 3 * (9**4 + 9**5 + 9**6))
-        evaluator = dict(vars(import_block("trainers.transformer", EVALUATOR, patch)))
+        evaluator = dict(vars(import_block("trainers.evaluators.transformer", EVALUATOR, patch)))
         exec(f"ENTRIES = {{{EVALUATORS_LINE}}}", evaluator)
         patch.setitem(EVALUATORS, "transformer", evaluator["ENTRIES"]["transformer"])
         yield space

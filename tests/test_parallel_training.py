@@ -13,9 +13,9 @@ from pictures import colours, folder
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from trainers import parallel
 from trainers.images import Crop, Loader, open_images
 from trainers.ofa import load_supernet
+from trainers.training import parallel
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "0"]

@@ -24,7 +24,7 @@ from orchestrator.experiment_file import Data, read_experiment
 from orchestrator.experiment_jobs import Search
 from orchestrator.run_bo import app
 from orchestrator.store import RunStore
-from trainers.surrogate import SurrogateEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
 
 torch.set_num_threads(1)
 

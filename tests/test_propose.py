@@ -24,9 +24,9 @@ from orchestrator.propose import COLUMNS, app
 from orchestrator.run_bo import app as search_app
 from trainers.cost import cost_property
 from trainers.evaluate import app as evaluate_app
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 from trainers.rows import write_rows
-from trainers.surrogate import SurrogateEvaluator
-from trainers.toy import ToyEvaluator
 
 ROOT = Path(__file__).parent.parent
 QUICK = {

@@ -28,7 +28,7 @@ from orchestrator.ray_executor import RayExecutor
 from orchestrator.store import RunStore
 from orchestrator.trial import Executor, Outcome, Trial
 from trainers.base import Evaluator, Measurement
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = pytest.mark.ray
 

@@ -19,7 +19,7 @@ from orchestrator.ray_cluster import ClusterError, connect
 from orchestrator.ray_metrics import RayMetrics, rank_correlation
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = pytest.mark.filterwarnings("error")  # a user would see them
 

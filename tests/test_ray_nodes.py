@@ -32,7 +32,7 @@ from orchestrator.config import RunConfig, Runtime
 from orchestrator.ray_executor import RayExecutor
 from orchestrator.trial import Trial
 from trainers.base import Measurement
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

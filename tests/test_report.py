@@ -27,7 +27,7 @@ from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
 from orchestrator.view import QUANTITIES
 from trainers.base import EvaluationError, Evaluator, Measurement
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=4, batch_size=3)
 MOBILE = {"space": "mobilenetv3", "pool_size": 10, "steps": 5, "guidance_scale": "1,10"}

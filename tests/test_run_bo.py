@@ -31,9 +31,9 @@ from orchestrator.run_bo import app
 from orchestrator.store import COLUMNS, RunStore
 from orchestrator.view import View
 from trainers.cost import cost_property
-from trainers.latency import latency_property
-from trainers.task import NetworkOptions
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
+from trainers.latency.tables import latency_property
+from trainers.training.task import NetworkOptions
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("guided", "mutation", "mutation+random", "random", "uncond+sort")

@@ -13,8 +13,8 @@ from nag.predictors.gp import Features, FittedGaussianProcess, GaussianProcess, 
 from nag.properties import Constraint, Property
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from trainers.surrogate import SurrogateEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 

@@ -27,7 +27,7 @@ from orchestrator.earlier import EarlierRun
 from orchestrator.record import check_same_run
 from orchestrator.store import COLUMNS, RunStore
 from orchestrator.trial import SCHEMA, Outcome
-from trainers.task import NetworkOptions
+from trainers.training.task import NetworkOptions
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)
 INITIAL = ("aa/aa", "ab/c-", "c-/bb")

@@ -26,8 +26,8 @@ from nag.predictors.gp import GaussianProcess
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from trainers.surrogate import SurrogateEvaluator
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.surrogate import SurrogateEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
 from trainers.constraints import QUANTITIES, build_constraints, build_property, parse_constraint
 from trainers.cost import NUM_CLASSES, cost, cost_property
-from trainers.latency import latency_property
+from trainers.latency.tables import latency_property
 
 TOY = SPACES["toy"]
 

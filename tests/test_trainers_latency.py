@@ -10,7 +10,7 @@ import pytest
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import EXPANDS, KERNELS, LAYERS, MAX_DEPTH, MOBILENETV3, ops_from_ofa
 from trainers.base import EvaluatorConfigError
-from trainers.latency import latency_property
+from trainers.latency.tables import latency_property
 
 STRIDES, SQUEEZE_EXCITE, HARD_SWISH = (2, 2, 2, 1, 2), (0, 1, 0, 1, 1), (0, 0, 1, 1, 1)
 CHANNELS = {"tables": (24, 32, 48, 96, 136, 192), "table": (16, 24, 40, 80, 112, 160)}

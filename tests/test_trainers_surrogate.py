@@ -14,8 +14,8 @@ from nag.spaces import SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from trainers.base import EvaluatorConfigError
 from trainers.cost import cost
+from trainers.evaluators.surrogate import WEIGHTS, SurrogateEvaluator
 from trainers.fit_surrogate import load_predictor, local_search, measured
-from trainers.surrogate import WEIGHTS, SurrogateEvaluator
 
 PLAUSIBLE_BEST = 0.78  # the best measured network has 0.7745
 

@@ -9,7 +9,7 @@ from nag.spaces import SPACES
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
-from trainers.table import TableEvaluator
+from trainers.evaluators.table import TableEvaluator
 
 BEST_CIFAR10 = (
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+"

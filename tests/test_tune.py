@@ -24,7 +24,7 @@ from orchestrator.executor import LocalExecutor
 from orchestrator.loop import Plan, run_study
 from orchestrator.store import RunStore
 from orchestrator.tune import BOSearcher
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 CONFIG = RunConfig(space="toy", score="exact", n_init=4, pool_size=20, steps=8, seed=3, budget=12)
 MUTATION = replace(CONFIG, strategy="mutation")

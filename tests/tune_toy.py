@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.tune import BOSearcher
-from trainers.toy import ToyEvaluator
+from trainers.evaluators.toy import ToyEvaluator
 
 NUM_SAMPLES = 14
 

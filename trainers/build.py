@@ -8,15 +8,15 @@ from pathlib import Path
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
-from trainers.inherited import SupernetEvaluator
+from trainers.evaluators.supernet import SupernetEvaluator
+from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
+from trainers.evaluators.table import TableEvaluator
+from trainers.evaluators.toy import ToyEvaluator
+from trainers.evaluators.training import TrainingEvaluator
+from trainers.latency.timing import stopwatch
 from trainers.ofa import Supernet, load_supernet
-from trainers.recipe import find_recipe
-from trainers.surrogate import DATASET, SurrogateEvaluator
-from trainers.table import TableEvaluator
-from trainers.task import ImageTask, NetworkOptions, Place
-from trainers.timing import stopwatch
-from trainers.toy import ToyEvaluator
-from trainers.trained import TrainingEvaluator
+from trainers.training.recipe import find_recipe
+from trainers.training.task import ImageTask, NetworkOptions, Place
 
 
 @dataclass(frozen=True, kw_only=True)

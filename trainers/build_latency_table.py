@@ -17,11 +17,11 @@ from scipy.stats import spearmanr
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.block_times import BlockTimer
-from trainers.latency import MAX_WIDTH, RESOLUTION, latency_property
-from trainers.task import Place
-from trainers.timing import device_name, stopwatch
-from trainers.training import out_of_memory
+from trainers.latency.block_times import BlockTimer
+from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
+from trainers.latency.timing import device_name, stopwatch
+from trainers.training.loop import out_of_memory
+from trainers.training.task import Place
 
 Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, ms
 

@@ -8,7 +8,7 @@ from nag.properties import Constraint, Property
 from nag.spaces import SearchSpace
 from trainers.base import EvaluatorConfigError
 from trainers.cost import cost_property
-from trainers.latency import latency_property
+from trainers.latency.tables import latency_property
 
 QUANTITIES = ("macs", "params", "latency")
 _DATASET = {"mobilenetv3": "imagenet", "nasbench201": "cifar10"}

@@ -21,7 +21,7 @@ from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator
 from trainers.build import Settings, build_evaluator
 from trainers.rows import percent, write_rows
-from trainers.task import NetworkOptions, Place
+from trainers.training.task import NetworkOptions, Place
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
 

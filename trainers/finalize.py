@@ -21,13 +21,13 @@ from nag.cli import run as run_command
 from nag.spaces import StagedSpace
 from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
+from trainers.evaluators.supernet import SupernetEvaluator
+from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.export import ONNX, ExportError, can_write_onnx
 from trainers.finished.finalists import Finalist, Search, read_search
 from trainers.finished.packaging import How, Packaging
 from trainers.images import LoaderError
-from trainers.inherited import SupernetEvaluator
-from trainers.task import NetworkOptions, Place
-from trainers.trained import TrainingEvaluator
+from trainers.training.task import NetworkOptions, Place
 
 app = command_line("python -m trainers.finalize")
 

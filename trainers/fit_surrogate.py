@@ -1,6 +1,6 @@
 """Fit the embedded surrogate (command and results: docs/surrogate.md).
 
-Two sources are combined in one ridge regression on `trainers.surrogate.features`:
+Two sources are combined in one ridge regression on `trainers.evaluators.surrogate.features`:
 
 * measured top-1 of sub-networks of the width-1.0 supernet. They come from searches, so they cover
   good networks only;
@@ -36,8 +36,8 @@ from nag.spaces.mobilenetv3 import (
     NUM_STAGES,
     ops_from_ofa,
 )
-from trainers.surrogate import WEIGHTS, features, operator_matrix
-from trainers.table import read_columns
+from trainers.evaluators.surrogate import WEIGHTS, features, operator_matrix
+from trainers.rows import read_columns
 
 Array = NDArray[np.float64]
 
@@ -273,8 +273,8 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
     )
     description = {
         "statement": STATEMENT,
-        "model": "ridge regression on trainers.surrogate.features: top-1 fraction = offset + "
-        "features @ coefficients",
+        "model": "ridge regression on trainers.evaluators.surrogate.features: "
+        "top-1 fraction = offset + features @ coefficients",
         "command": "python -m trainers.fit_surrogate "
         f"--table {table.name} --ofa-predictor {ofa_predictor.name} --out trainers/weights",
         "inputs_sha256": {path.name: _sha256(path.read_bytes()) for path in (table, ofa_predictor)},

@@ -1,4 +1,4 @@
-"""Rows of results in a parquet file: the border at which fractions become percent."""
+"""Rows in parquet files, read and written: the border at which fractions become percent."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from trainers.base import EvaluatorConfigError
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
 PARTIAL = ("epochs", "stopped")  # columns: of values that are not those of a whole evaluation
@@ -37,6 +39,33 @@ def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
+
+
+def column_names(path: Path) -> list[str]:
+    """Columns of a parquet file; raises EvaluatorConfigError when it cannot be read as one."""
+    try:
+        return list(pq.read_schema(path).names)
+    except FileNotFoundError:
+        raise EvaluatorConfigError(f"no such table: {path}") from None
+    except (pa.ArrowInvalid, OSError):
+        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
+    """The named columns of a parquet file as Python lists, nulls as None.
+
+    Raises EvaluatorConfigError when the file or a column is missing.
+    """
+    available = column_names(path)
+    missing = [name for name in columns if name not in available]
+    if missing:
+        raise EvaluatorConfigError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
+        )
+    try:
+        return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
+    except (pa.ArrowInvalid, OSError):
+        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
 
 
 def _type(name: str) -> pa.DataType:

@@ -14,13 +14,13 @@ from torch import nn
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers import parallel
-from trainers.inherited import SupernetEvaluator
+from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet, save_supernet
-from trainers.recipe import Recipe, find_recipe
-from trainers.sandwich import SMALLEST, sandwich
-from trainers.task import ImageOptions, ImageTask, Place
-from trainers.training import Epoch, NoCheckpointError, Training
+from trainers.training import parallel
+from trainers.training.loop import Epoch, NoCheckpointError, Training
+from trainers.training.recipe import Recipe, find_recipe
+from trainers.training.sandwich import SMALLEST, sandwich
+from trainers.training.task import ImageOptions, ImageTask, Place
 
 app = command_line("python -m trainers.train_supernet")
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from nag.cli import UserError
 from nag.spaces import Architecture
-from trainers.augment import Normalisation
 from trainers.base import Measurement
+from trainers.evaluators.supernet import SupernetEvaluator
+from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.classifier import Classifier, Spec
-from trainers.inherited import SupernetEvaluator
-from trainers.recipe import Recipe
-from trainers.task import ImageTask
-from trainers.trained import TrainingEvaluator
-from trainers.training import Epoch, Training
+from trainers.training.augment import Normalisation
+from trainers.training.loop import Epoch, Training
+from trainers.training.recipe import Recipe
+from trainers.training.task import ImageTask
 
 _TRIED_ON = 32  # images that exported files are tried on
 

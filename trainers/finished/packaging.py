@@ -14,6 +14,8 @@ from rich.console import Console
 
 from nag.cli import UserError, package_version
 from nag.spaces import SearchSpace
+from trainers.evaluators.supernet import SupernetEvaluator
+from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.card import accuracy, model_card
 from trainers.finished.classifier import CONFIG, save_classifier
 from trainers.finished.export import ONNX, PACKAGES, PROGRAM, ExportError, can_write_onnx, export
@@ -26,11 +28,9 @@ from trainers.finished.finish import (
     take_from_supernet,
     train_anew,
 )
-from trainers.inherited import SupernetEvaluator
 from trainers.ofa import Supernet
 from trainers.rows import percent
-from trainers.trained import TrainingEvaluator
-from trainers.training import Epoch
+from trainers.training.loop import Epoch
 
 How = Literal["train", "search", "supernet"]
 

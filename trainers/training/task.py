@@ -14,8 +14,6 @@ from torch import nn
 
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers import parallel
-from trainers.augment import Normalisation
 from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
 from trainers.images import (
@@ -27,9 +25,11 @@ from trainers.images import (
     hold_out,
     open_images,
 )
-from trainers.recipe import Precision, Recipe
-from trainers.timing import latency
-from trainers.training import TrainingSet, accuracy
+from trainers.latency.timing import latency
+from trainers.training import parallel
+from trainers.training.augment import Normalisation
+from trainers.training.loop import TrainingSet, accuracy
+from trainers.training.recipe import Precision, Recipe
 
 Fidelity = Literal["epochs", "images", "resolution"]
 

@@ -24,7 +24,7 @@ from trainers.base import EvaluatorConfigError, Measurement
 from trainers.cost import cost
 
 DATASET = "imagenet"
-WEIGHTS = Path(__file__).parent / "weights" / "mobilenetv3_imagenet.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "weights" / "mobilenetv3_imagenet.safetensors"
 
 _PAIRS = np.triu_indices(3 * NUM_STAGES)
 

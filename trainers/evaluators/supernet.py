@@ -7,13 +7,13 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from nag.spaces import Architecture
-from trainers.augment import Normalisation
 from trainers.base import Measurement
 from trainers.cost import cost
 from trainers.ofa import Supernet
-from trainers.recipe import Recipe
-from trainers.task import ImageTask
-from trainers.training import accuracy
+from trainers.training.augment import Normalisation
+from trainers.training.loop import accuracy
+from trainers.training.recipe import Recipe
+from trainers.training.task import ImageTask
 
 _BATCH = 128  # the same however the supernet was trained: batch norms are calibrated batch by batch
 

@@ -18,9 +18,9 @@ from trainers.base import FULL_EPOCHS, EvaluatorConfigError, Measurement
 from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
-from trainers.recipe import Recipe
-from trainers.task import LEAST_RESOLUTION, Fidelity, ImageTask
-from trainers.training import Epoch, NoCheckpointError, Training, seed_of
+from trainers.training.loop import Epoch, NoCheckpointError, Training, seed_of
+from trainers.training.recipe import Recipe
+from trainers.training.task import LEAST_RESOLUTION, Fidelity, ImageTask
 
 _log = logging.getLogger(__name__)
 

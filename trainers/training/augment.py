@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainers.base import EvaluatorConfigError
-from trainers.recipe import Policy, Recipe
+from trainers.training.recipe import Policy, Recipe
 
 Normalise = Callable[[Tensor], Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

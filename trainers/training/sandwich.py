@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3
 from trainers.ofa import LARGEST
-from trainers.training import Backward
+from trainers.training.loop import Backward
 
 SMALLEST = Architecture(
     MOBILENETV3.name,

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import parallel
-from trainers.augment import Augmentation, Normalisation
 from trainers.base import EvaluationError
 from trainers.images import Loader
-from trainers.recipe import Recipe
+from trainers.training import parallel
+from trainers.training.augment import Augmentation, Normalisation
+from trainers.training.recipe import Recipe
 
 _SAVE_SECONDS = 300.0
 _log = logging.getLogger(__name__)

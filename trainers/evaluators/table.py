@@ -5,43 +5,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import FULL_EPOCHS, EvaluationError, EvaluatorConfigError, Measurement
 from trainers.cost import cost
+from trainers.rows import column_names, read_columns
 
 COLUMN_PREFIXES = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
 OBJECTIVES = ("valid", "test")
-
-
-def column_names(path: Path) -> list[str]:
-    """Columns of a parquet file; raises EvaluatorConfigError when it cannot be read as one."""
-    try:
-        return list(pq.read_schema(path).names)
-    except FileNotFoundError:
-        raise EvaluatorConfigError(f"no such table: {path}") from None
-    except (pa.ArrowInvalid, OSError):
-        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
-
-
-def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
-    """The named columns of a parquet file as Python lists, nulls as None.
-
-    Raises EvaluatorConfigError when the file or a column is missing.
-    """
-    available = column_names(path)
-    missing = [name for name in columns if name not in available]
-    if missing:
-        raise EvaluatorConfigError(
-            f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
-        )
-    try:
-        return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
-    except (pa.ArrowInvalid, OSError):
-        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
 
 
 class TableEvaluator:

@@ -28,7 +28,7 @@ from nag.spaces.mobilenetv3 import (
 )
 from trainers.base import EvaluatorConfigError
 from trainers.cost import MobileNetV3Plan, Slot, mobilenetv3_plan
-from trainers.table import column_names, read_columns
+from trainers.rows import column_names, read_columns
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""Latencies: measured on a device, and looked up in tables of measurements."""

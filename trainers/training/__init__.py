@@ -1,0 +1,1 @@
+"""Training networks on images: recipes, tasks and the one loop."""
