@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TypeVar
 
-from orchestrator.config import Runtime
+from orchestrator.runtime import Runtime
 
 T = TypeVar("T")
 

@@ -24,12 +24,13 @@ from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.bayesopt import BayesianOptimizer
-from orchestrator.config import RunConfig, Runtime, place_of, wants_gpu
+from orchestrator.config import RunConfig
 from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
 from orchestrator.halving import SuccessiveHalving
 from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
+from orchestrator.runtime import Runtime, place_of, wants_gpu
 from orchestrator.trial import Executor
 from trainers.base import (
     LOW_EPOCHS,

@@ -1,4 +1,4 @@
-"""The configuration of a run: one frozen record, which is also the command line."""
+"""The configuration of a run: one frozen record of what decides its trials; also command line."""
 
 import hashlib
 import json
@@ -16,7 +16,6 @@ from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from orchestrator.earlier import EarlierRun, from_command_line
-from orchestrator.location import OptionalPathOrURI
 from orchestrator.methods import (
     DEFAULT,
     METHODS,
@@ -31,7 +30,7 @@ from orchestrator.methods import (
 )
 from trainers.build import EVALUATORS
 from trainers.latency.tables import file_and_key
-from trainers.training.task import NetworkOptions, Place, digest_of_images
+from trainers.training.task import NetworkOptions, digest_of_images
 
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "
@@ -313,107 +312,6 @@ class RunConfig:
 
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Where a run happens; nothing here changes its trials.
-
-    Parameters
-    ----------
-    out
-        Folder of the run, or a URI such as s3://bucket/folder (docs/store.md); by default
-        runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it is not gp. Repeating a command
-        continues its run.
-    executor
-        Generate in a Ray actor and evaluate in Ray tasks (ray), evaluate in trials of Ray Tune
-        (tune: its loggers write to OUT/tune), or do all in this process (local).
-    address
-        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
-    workers
-        Evaluations at a time; by default as many as there is work and room for.
-    cpus_per_eval
-        CPUs that an evaluation reserves.
-    gpus_per_eval
-        GPUs that an evaluation reserves: 0.25 puts four on one GPU.
-    timeout
-        Seconds after which an evaluation is given up and its trial failed, not counting the start
-        of its process; by default never.
-    device
-        Device of the generator: auto takes a GPU where the cluster has one.
-    generator_gpus
-        Share of a GPU that the generator reserves, where it is on one.
-    auth
-        Ray's token authentication; by default RAY_AUTH_MODE, else token.
-    dashboard
-        Start the Ray dashboard with a Ray of its own.
-    metrics_port
-        Port on which a Ray of its own offers its metrics to Prometheus; by default Ray chooses one.
-    retries
-        How often an evaluation is tried again after an error or a lost worker.
-    eval_device
-        Device on which networks are trained and measured: auto takes a GPU where an evaluation has
-        one (--gpus-per-eval).
-    image_workers
-        Processes that decode images for an evaluation; by default as many as it has CPUs.
-    cache
-        Folder for decoded images, where all of them fit into a quarter of the memory; by default
-        beside the data.
-    """
-
-    out: OptionalPathOrURI = None
-    executor: Annotated[
-        Literal["ray", "tune", "local"], Parameter(name=("--executor", "--backend"))
-    ] = "ray"
-    address: str | None = None
-    workers: WholeNumber | None = None
-    cpus_per_eval: float = 1.0
-    gpus_per_eval: float = 0.0
-    timeout: float | None = None
-    device: str = "auto"
-    generator_gpus: float = 1.0
-    auth: Literal["token", "disabled"] | None = None
-    dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
-    metrics_port: WholeNumber | None = None
-    retries: WholeNumber = 2
-    eval_device: str = "auto"
-    image_workers: WholeNumber | None = None
-    cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise UserError("--workers must be at least 1")
-        if self.retries < 0:
-            raise UserError("--retries must not be negative")
-        if self.metrics_port is not None and not 0 < self.metrics_port < 65536:
-            raise UserError("--metrics-port must be 1 to 65535")
-        if not 0 < self.cpus_per_eval < math.inf:
-            raise UserError("--cpus-per-eval must be more than 0")
-        for name in ("gpus_per_eval", "generator_gpus"):
-            share = getattr(self, name)
-            if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
-                raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise UserError("--timeout must be more than 0 seconds")
-
-
-def place_of(runtime: Runtime) -> Place:
-    """Where networks are trained and measured; trainings under way are kept with the run."""
-    out = runtime.out
-    return Place(
-        device=runtime.eval_device,
-        workers=max(1, int(runtime.cpus_per_eval))
-        if runtime.image_workers is None
-        else runtime.image_workers,
-        cache=runtime.cache and runtime.cache.resolve(),
-        checkpoints=out.resolve() / "checkpoints" if isinstance(out, Path) else None,
-    )
-
-
-def wants_gpu(device: str) -> bool:
-    """Whether the generator goes to a GPU of the cluster, if there is one."""
-    return device == "auto" or device.startswith("cuda")
 
 
 def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

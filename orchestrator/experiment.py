@@ -12,11 +12,11 @@ from typing import Literal
 from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run
-from orchestrator.config import Runtime
 from orchestrator.experiment_file import Data, Experiment, read_experiment
 from orchestrator.experiment_jobs import Job, Place, Result, check, execute
 from orchestrator.experiment_view import Board, Heartbeat, Watch
 from orchestrator.record import provenance, write_json
+from orchestrator.runtime import Runtime
 
 SCHEMA = 1
 

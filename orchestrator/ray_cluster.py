@@ -19,7 +19,7 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from nag.cli import UserError
-from orchestrator.config import Runtime, wants_gpu
+from orchestrator.runtime import Runtime, wants_gpu
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"

@@ -24,7 +24,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.ray_cluster import (
     ClusterError,
     Machines,
@@ -36,6 +36,7 @@ from orchestrator.ray_cluster import (
     is_own,
     options_of,
 )
+from orchestrator.runtime import Runtime
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 

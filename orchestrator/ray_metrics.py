@@ -14,7 +14,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from scipy.stats import kendalltau
 
 from orchestrator.bayesopt import Suggestion
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
+from orchestrator.runtime import Runtime
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 

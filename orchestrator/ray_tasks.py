@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.config import Runtime
 from orchestrator.ray_cluster import ClusterError, Machines, connect, interrupt, options_of
+from orchestrator.runtime import Runtime
 
 _HEARTBEAT_SECONDS = 1.0
 

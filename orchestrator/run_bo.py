@@ -11,11 +11,12 @@ from rich.console import Console
 
 from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.live_report import live_report
 from orchestrator.loop import run_study
 from orchestrator.record import check_same_run
 from orchestrator.run_report import write_report
+from orchestrator.runtime import Runtime
 from orchestrator.store import RunStore
 from orchestrator.trial import Executor
 from orchestrator.view import View, print_result

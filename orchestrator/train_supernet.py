@@ -9,7 +9,7 @@ from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from orchestrator.config import Runtime
+from orchestrator.runtime import Runtime
 from trainers.train_supernet import SupernetOptions, train_supernet
 from trainers.training import parallel
 from trainers.training.task import ImageOptions, ImageTask, Place

@@ -26,9 +26,10 @@ from ray.tune.stopper import Stopper
 from nag.cli import UserError
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.ray_cluster import ClusterError, Machines, connect, evaluation_request
 from orchestrator.ray_executor import in_flight
+from orchestrator.runtime import Runtime
 from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 

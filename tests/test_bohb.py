@@ -26,13 +26,14 @@ from orchestrator.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
 from orchestrator.comparison import read_run
 from orchestrator.comparison_summary import diagnose
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.experiment_jobs import Search
 from orchestrator.halving import SuccessiveHalving
 from orchestrator.loop import run_study
 from orchestrator.propose import read_observations
 from orchestrator.run_bo import app
 from orchestrator.run_report import write_report
+from orchestrator.runtime import Runtime
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 from trainers.base import EvaluatorConfigError, at_epochs

@@ -24,13 +24,13 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from orchestrator.config import Runtime
 from orchestrator.ray_cluster import (
     ClusterError,
     Machines,
     evaluation_request,
     generator_request,
 )
+from orchestrator.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
 FILES = {

@@ -28,8 +28,9 @@ from ray import cloudpickle
 
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
-from orchestrator.config import RunConfig, Runtime
+from orchestrator.config import RunConfig
 from orchestrator.ray_executor import RayExecutor
+from orchestrator.runtime import Runtime
 from orchestrator.trial import Trial
 from trainers.base import Measurement
 from trainers.evaluators.toy import ToyEvaluator

@@ -23,7 +23,7 @@ SETTINGS = ["--budget", "5000", "--auth", "token"]  # goes on until it is stoppe
 JOIN = """
 import sys
 import ray
-from orchestrator.config import Runtime
+from orchestrator.runtime import Runtime
 from orchestrator.ray_cluster import connect
 connect(Runtime(address=sys.argv[1]))
 print(ray.nodes())

@@ -20,8 +20,8 @@ from test_ray_faults import (
 )
 from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
 
-from orchestrator.config import Runtime
 from orchestrator.ray_cluster import ClusterError
+from orchestrator.runtime import Runtime
 from orchestrator.tune_executor import TuneExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
