@@ -25,9 +25,9 @@ from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig
-from orchestrator.earlier import EarlierRun
 from orchestrator.executor import LocalExecutor
 from orchestrator.halving import SuccessiveHalving
+from orchestrator.history.earlier import EarlierRun
 from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.runtime import Runtime, place_of, wants_gpu

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orchestrator.comparison import Run, known_config
 from orchestrator.comparison_summary import Summary
+from orchestrator.history.run import Run, known_config
 
 WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
     {

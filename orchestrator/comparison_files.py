@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.comparison import Run, Skipped
 from orchestrator.comparison_summary import Level, Settings, Summary
+from orchestrator.history.find import Skipped
+from orchestrator.history.run import Run
 from orchestrator.statistics import mean_interval
 
 _PERCENT = ("value", "test", "predicted_mean", "predicted_std")

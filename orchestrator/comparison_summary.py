@@ -12,14 +12,14 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from nag.cli import UserError
-from orchestrator.comparison import Method, Panel, Run
+from orchestrator.comparison import Method, Panel
+from orchestrator.history.run import Run, best_so_far
 from orchestrator.statistics import (
     Comparison,
     Interval,
     Numbers,
     Ranking,
     area_under,
-    best_so_far,
     censored_quantiles,
     compare_all,
     evaluations_to,

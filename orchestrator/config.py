@@ -15,7 +15,7 @@ from nag.cli import UserError, WholeNumber, find_space, user_errors
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
-from orchestrator.earlier import EarlierRun, from_command_line
+from orchestrator.history.earlier import EarlierRun, from_command_line
 from orchestrator.methods import (
     DEFAULT,
     METHODS,

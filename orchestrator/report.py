@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nag.cli import UserError, WholeNumber, command_line, package_version, run
 from nag.quality_report import write_text
-from orchestrator.comparison import Method, Skipped, find_runs, make_panels, read_runs
+from orchestrator.comparison import Method, make_panels
 from orchestrator.comparison_checklist import WHAT_VALUES_ARE, panel_checklist
 from orchestrator.comparison_figures import (
     Facets,
@@ -51,6 +51,7 @@ from orchestrator.comparison_tables import (
     win_tie_loss_table,
 )
 from orchestrator.figures import standalone
+from orchestrator.history.find import Skipped, find_runs, read_runs
 from orchestrator.location import PathOrURI, without_secrets
 from orchestrator.statistics import Numbers, pointwise_interval
 

@@ -66,16 +66,6 @@ def pointwise_interval(curves: Numbers) -> tuple[Numbers, Numbers]:
     return mean, np.where(count > 1, half, np.nan)
 
 
-def best_so_far(values: Numbers) -> NDArray[np.int64]:
-    """Which trial of (n,) is the best up to each; -1 before the first value, NaN is none.
-
-    The first of equals is the best, as in the store.
-    """
-    filled = np.where(np.isnan(values), -np.inf, values)
-    before = np.concatenate([[-np.inf], np.maximum.accumulate(filled)[:-1]])[: len(filled)]
-    return np.maximum.accumulate(np.where(filled > before, np.arange(len(filled)), -1))
-
-
 def area_under(curve: Numbers, start: int, stop: int, low: float, high: float) -> float:
     """Mean of a best-so-far curve over evaluations start + 1 ... stop, on a scale from 0 to 1.
 

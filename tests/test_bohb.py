@@ -24,11 +24,11 @@ from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
-from orchestrator.comparison import read_run
 from orchestrator.comparison_summary import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiment_jobs import Search
 from orchestrator.halving import SuccessiveHalving
+from orchestrator.history.run import read_run
 from orchestrator.loop import run_study
 from orchestrator.propose import read_observations
 from orchestrator.run_bo import app

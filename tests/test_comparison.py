@@ -22,23 +22,16 @@ from scipy import stats
 from nag.cli import UserError, run
 from nag.spaces import SPACES
 from orchestrator.bayesopt import Suggestion
-from orchestrator.comparison import (
-    DamagedRunError,
-    Panel,
-    Source,
-    find_runs,
-    make_panels,
-    read_run,
-    read_runs,
-)
+from orchestrator.comparison import Panel, make_panels
 from orchestrator.comparison_checklist import NOT_RECORDED, panel_checklist
 from orchestrator.comparison_summary import Settings, Summary, diagnose, summarise
 from orchestrator.comparison_tables import Cell, Table, published, to_latex
 from orchestrator.config import RunConfig
+from orchestrator.history.find import Source, find_runs, read_runs
+from orchestrator.history.run import DamagedRunError, best_so_far, read_run
 from orchestrator.report import app
 from orchestrator.statistics import (
     area_under,
-    best_so_far,
     censored_quantiles,
     compare,
     compare_all,

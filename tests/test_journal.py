@@ -22,9 +22,10 @@ from nag.spaces.toy import TOY
 from orchestrator import lease as leases
 from orchestrator import segment_journal
 from orchestrator.bayesopt import Suggestion
-from orchestrator.comparison import DamagedRunError, find_runs, read_run
 from orchestrator.config import RunConfig
-from orchestrator.earlier import read_earlier_run
+from orchestrator.history.earlier import read_earlier_run
+from orchestrator.history.find import find_runs
+from orchestrator.history.run import DamagedRunError, read_run
 from orchestrator.lease import InUseError
 from orchestrator.location import URI, locate, without_secrets
 from orchestrator.record import check_same_run

@@ -17,11 +17,12 @@ from nag.predictors.base import Observations
 from nag.predictors.gp import Features, GaussianProcess
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from orchestrator.comparison import find_runs, make_panels, read_runs
+from orchestrator.comparison import make_panels
 from orchestrator.config import RunConfig
-from orchestrator.earlier import read_earlier_run
 from orchestrator.experiment_file import Data, read_experiment
 from orchestrator.experiment_jobs import Search
+from orchestrator.history.earlier import read_earlier_run
+from orchestrator.history.find import find_runs, read_runs
 from orchestrator.run_bo import app
 from orchestrator.store import RunStore
 from trainers.evaluators.surrogate import SurrogateEvaluator

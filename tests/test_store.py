@@ -23,7 +23,7 @@ from nag.cli import UserError
 from nag.spaces.toy import TOY
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
-from orchestrator.earlier import EarlierRun
+from orchestrator.history.earlier import EarlierRun
 from orchestrator.record import check_same_run
 from orchestrator.store import COLUMNS, RunStore
 from orchestrator.trial import SCHEMA, Outcome

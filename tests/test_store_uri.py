@@ -12,7 +12,7 @@ from s3 import s3_bucket
 
 from nag.cli import run
 from orchestrator import lease, report
-from orchestrator.comparison import read_run
+from orchestrator.history.run import read_run
 from orchestrator.location import locate
 from orchestrator.run_bo import app
 

@@ -13,7 +13,7 @@ from cyclopts import Token
 from nag.cli import UserError
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
-from orchestrator.comparison import DamagedRunError, read_run
+from orchestrator.history.run import DamagedRunError, read_run
 from orchestrator.journal import unused
 from orchestrator.lease import InUseError
 from orchestrator.location import Location, locate, reason
@@ -49,6 +49,11 @@ class EarlierRun:
         except InvalidArchitectureError as error:
             raise UserError(f"--prior {self.path}: {error}") from None
         return Observations(archs, np.array(self.values))
+
+
+def task_of_prior(content: str) -> str:
+    """The task of an earlier run, from the line that stands for it: see `EarlierRun.content`."""
+    return content.rpartition(" (")[0]
 
 
 def read_earlier_run(path: Location) -> EarlierRun:

@@ -1,0 +1,1 @@
+"""Runs, finished or going on, found and read without touching them."""

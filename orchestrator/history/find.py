@@ -1,0 +1,99 @@
+"""Runs by where they are: in folders, below them, or of experiments."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from nag.cli import UserError
+from orchestrator.history.run import DAMAGE, DamagedRunError, Run, not_begun, read_run
+from orchestrator.location import URI, Location, reason
+
+
+class Source(NamedTuple):
+    """Where a run is, or will be.
+
+    group: the panel that an experiment has it in.
+    record: what an experiment says of it, as in config.json.
+    """
+
+    path: Location
+    group: str = ""
+    record: Mapping[str, Any] | None = None
+
+
+def find_runs(paths: Sequence[Location]) -> list[Source]:
+    """Every run in folders and experiments; raises UserError where there is none."""
+    found: dict[tuple[Location, str], Source] = {}
+    for path in paths:
+        below = _runs_below if path.is_dir() else _runs_of_experiment
+        for source in below(path):
+            found.setdefault((source.path.resolve(), source.group), source)
+    if not found:
+        shown = ", ".join(map(str, paths))
+        raise UserError(f"no runs in {shown}: a run is a folder with config.json and journal.jsonl")
+    return list(found.values())
+
+
+def _runs_below(path: Location) -> Iterator[Source]:
+    if isinstance(path, URI):
+        records = (file for file in path.walk() if PurePosixPath(file).name == "config.json")
+        for folder in (file.removesuffix("config.json").rstrip("/") for file in records):
+            yield Source(path / folder if folder else path)
+        return
+    for folder, below, files in os.walk(path):
+        below.sort()
+        if {"config.json", "journal.jsonl"} <= set(files):
+            below.clear()
+            yield Source(Path(folder))
+
+
+def _runs_of_experiment(path: Location) -> Iterator[Source]:
+    """The searches that an experiment consists of, whether they have been begun or not."""
+    try:
+        runs = json.loads(path.read_bytes())["runs"]
+        searches = [run for run in runs if run["kind"] == "search"]
+        for run in searches:
+            yield Source(path.parent / run["label"], str(run["panel"] or ""), run)
+    except FileNotFoundError:
+        raise UserError(f"no such folder: {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
+    except DAMAGE:
+        raise UserError(
+            f"{path} is not an experiment: give runs, folders of runs, or the experiment-NAME.json "
+            "that orchestrator.experiment writes beside its runs"
+        ) from None
+
+
+class Skipped(NamedTuple):
+    """A run that is not in the report, and why."""
+
+    path: Location
+    reason: str
+
+
+def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
+    """What can be read, with its group, and what cannot; raises UserError where nothing can."""
+    runs, skipped = [], []
+    known: dict[Location, Run] = {}
+    for source in sources:
+        try:
+            if source.path not in known:
+                known[source.path] = _read(source)
+            runs.append((source.group, known[source.path]))
+        except DamagedRunError as error:
+            skipped.append(Skipped(source.path, str(error)))
+    if not runs:
+        first = skipped[0]
+        raise UserError(f"none of {len(skipped)} runs can be read: {first.path}: {first.reason}")
+    if not any(len(run) for _, run in runs):
+        raise UserError("none of the runs has a finished trial yet")
+    return runs, skipped
+
+
+def _read(source: Source) -> Run:
+    if source.record is None or (source.path / "config.json").exists():
+        return read_run(source.path)
+    return not_begun(source.path, source.record)

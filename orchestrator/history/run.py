@@ -1,0 +1,205 @@
+"""A run as it is read, while it goes on or afterwards."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nag.cli import UserError
+from orchestrator.journal import read_journal
+from orchestrator.location import Location, reason
+from orchestrator.trial import SCHEMA
+from trainers.base import FULL_EPOCHS
+from trainers.rows import ACCURACIES
+
+Numbers = NDArray[np.float64]
+
+_UNSAID: Mapping[str, Any] = {  # what a record need not say
+    "surrogate": "gp",
+    "latency_table": None,
+    "prior": [],
+}
+_DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
+_PATHS = ("table", "data", "weights", "score_weights", "latency_table")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
+_NUMBERS = ("value", "seconds")
+_OPTIONAL = ("test", "train_seconds", "predicted_mean", "predicted_std")
+
+
+class DamagedRunError(ValueError):
+    """A run that cannot be read: says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as far as its trials are finished without a gap, in their order; n of them.
+
+    Its length is that of its curves: the whole evaluations that it has spent, of which a trial of
+    low fidelity is a part. Without such trials it is n.
+
+    record: config.json.
+    columns: (n,) of each number of a trial, NaN where there is none; accuracies are fractions.
+        Those of a trial of low fidelity are not accuracies of its architecture, so there are none.
+    costs: (n,) epochs of training, of which FULL_EPOCHS are an evaluation.
+    iteration: (n,) the round of each.
+    rounds: what was journalled of each round: its seconds and diagnostics.
+    num_finished: trials with an outcome, those behind a gap included.
+    num_failed: trials that failed.
+    """
+
+    path: Location
+    record: Mapping[str, Any]
+    columns: Mapping[str, Numbers]
+    iteration: NDArray[np.int64]
+    sources: tuple[str, ...]
+    archs: tuple[str, ...]
+    rounds: tuple[Mapping[str, Any], ...]
+    num_finished: int
+    num_failed: int
+    costs: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.costs.sum()) // FULL_EPOCHS
+
+    @cached_property
+    def ends(self) -> Numbers:
+        """(n,) evaluations that were spent when each trial had ended: 1, 2, 3, ... at full cost."""
+        return np.cumsum(self.costs) / FULL_EPOCHS
+
+    @property
+    def starts(self) -> Numbers:
+        """(n,) those that were spent before each."""
+        return np.append(0.0, self.ends)[:-1]
+
+    @property
+    def num_low(self) -> int:
+        """Trials of low fidelity."""
+        return int((self.costs < FULL_EPOCHS).sum())
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return known_config(self.record)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def budget(self) -> int:
+        return int(self.config["budget"])
+
+    @property
+    def complete(self) -> bool:
+        return len(self) >= self.budget
+
+    @cached_property
+    def incumbent(self) -> NDArray[np.int64]:
+        """(n,) the best trial so far; -1 before the first value."""
+        return best_so_far(self.columns["value"])
+
+    def of_incumbent(self, name: str) -> Numbers:
+        """(n,) a number of the best trial so far."""
+        return np.append(self.columns[name], np.nan)[self.incumbent]
+
+    def curve(self, name: str) -> Numbers:
+        """(len,) the same after 1, 2, 3, ... evaluations: `value` gives the best-so-far curve."""
+        last = np.searchsorted(self.ends, np.arange(1, len(self) + 1), side="right") - 1
+        return self.of_incumbent(name)[last]
+
+
+def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what an older one does not say; of its files only the names."""
+    config = {**_UNSAID, **record["config"]}
+    names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
+    dataset = config.get("dataset") or _DATASETS.get(config["evaluator"])
+    return {**config, **names, "dataset": dataset}
+
+
+def read_run(path: Location) -> Run:
+    """The run in a folder, also while it goes on; raises DamagedRunError. Nothing is written."""
+    try:
+        record = json.loads((path / "config.json").read_bytes())
+        files = list(read_journal(path))
+    except OSError as error:
+        raise DamagedRunError(f"{error.filename or path}: {reason(error)}") from None
+    except UserError as error:
+        raise DamagedRunError(str(error)) from None
+    except ValueError:
+        raise DamagedRunError("config.json is damaged") from None
+    try:
+        schema, known = record["schema"], record["config"].keys()
+    except DAMAGE:
+        raise DamagedRunError("config.json is damaged") from None
+    if schema != SCHEMA:
+        raise DamagedRunError(f"schema {schema}, this version reads {SCHEMA}")
+    if missing := {"space", "evaluator", "strategy", "acq", "seed", "budget", "hash"} - (
+        known | record.keys()
+    ):
+        raise DamagedRunError(f"config.json lacks {', '.join(sorted(missing))}")
+    trials: list[dict[str, Any]] = []
+    outcomes: dict[int, dict[str, Any]] = {}
+    rounds: list[dict[str, Any]] = []
+    for file, events in files:
+        for number, event in enumerate(events, start=1):
+            try:
+                if event["event"] == "proposed":
+                    trials += event.pop("trials")
+                    rounds.append({key: event[key] for key in ("seconds", "diagnostics")})
+                else:
+                    trial = trials[event["trial"]]
+                    outcomes.setdefault(trial["trial"], event.pop("metrics") | event)
+            except DAMAGE:
+                raise DamagedRunError(f"{file}, line {number} is damaged") from None
+    count = next((i for i in range(len(trials)) if i not in outcomes), len(trials))
+    try:
+        rows = [{**trials[i], **outcomes[i]} for i in range(count)]
+        columns = {n: np.array([row[n] for row in rows], dtype=float) for n in _NUMBERS}
+        columns |= {n: np.array([row.get(n) for row in rows], dtype=float) for n in _OPTIONAL}
+        epochs = [row.get("epochs") for row in rows]
+        low = np.array(
+            [
+                one is not None or row.get("stopped") is not None
+                for one, row in zip(epochs, rows, strict=True)
+            ],
+            dtype=bool,
+        )
+        failed = np.isnan(columns["value"])
+        for name in columns.keys() & set(ACCURACIES):
+            columns[name][low] = np.nan
+        return Run(
+            path,
+            record,
+            columns,
+            np.array([row["iteration"] for row in rows], dtype=np.int64),
+            tuple(str(row["strategy"]) for row in rows),
+            tuple(str(row["arch"]) for row in rows),
+            tuple(rounds),
+            len(outcomes),
+            int(failed.sum()),
+            np.array([FULL_EPOCHS if one is None else one for one in epochs], dtype=np.int64),
+        )
+    except DAMAGE:
+        raise DamagedRunError("journal.jsonl does not hold trials of this version") from None
+
+
+def not_begun(path: Location, record: Mapping[str, Any]) -> Run:
+    """A run of which there is no more than its record."""
+    nothing = {name: np.empty(0) for name in (*_NUMBERS, *_OPTIONAL)}
+    return Run(
+        path, record, nothing, np.empty(0, np.int64), (), (), (), 0, 0, np.empty(0, np.int64)
+    )
+
+
+def best_so_far(values: Numbers) -> NDArray[np.int64]:
+    """Which trial of (n,) is the best up to each; -1 before the first value, NaN is none.
+
+    The first of equals is the best, as in the store.
+    """
+    filled = np.where(np.isnan(values), -np.inf, values)
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(filled)[:-1]])[: len(filled)]
+    return np.maximum.accumulate(np.where(filled > before, np.arange(len(filled)), -1))
