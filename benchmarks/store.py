@@ -29,9 +29,9 @@ from nag.cli import command_line, find_space, run
 from nag.spaces import Architecture
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
-from orchestrator.local_journal import FILE
-from orchestrator.location import URI, Location, locate
-from orchestrator.segment_journal import FOLDER, Segment
+from orchestrator.storage.local_journal import FILE
+from orchestrator.storage.location import URI, Location, locate
+from orchestrator.storage.segment_journal import FOLDER, Segment
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 

@@ -12,10 +12,10 @@ import torch
 
 from nag.cli import UserError, package_version
 from orchestrator.config import RunConfig, difference
-from orchestrator.local_journal import FILE
-from orchestrator.location import URI, Location, reason, without_secrets, write_whole
-from orchestrator.segment_journal import FOLDER, LEASES
-from orchestrator.trial import SCHEMA
+from orchestrator.storage.journal import SCHEMA
+from orchestrator.storage.local_journal import FILE
+from orchestrator.storage.location import URI, Location, reason, without_secrets, write_whole
+from orchestrator.storage.segment_journal import FOLDER, LEASES
 
 
 def run_record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:

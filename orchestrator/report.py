@@ -52,8 +52,8 @@ from orchestrator.comparison_tables import (
 )
 from orchestrator.figures import standalone
 from orchestrator.history.find import Skipped, find_runs, read_runs
-from orchestrator.location import PathOrURI, without_secrets
 from orchestrator.statistics import Numbers, pointwise_interval
+from orchestrator.storage.location import PathOrURI, without_secrets
 
 app = command_line("python -m orchestrator.report")
 

@@ -23,7 +23,7 @@ from orchestrator.figures import (
     draw_progress,
     draw_seconds,
 )
-from orchestrator.location import Location, reason, write_whole
+from orchestrator.storage.location import Location, reason, write_whole
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
 from orchestrator.view import QUANTITIES, Quantity

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from nag.cli import UserError, WholeNumber
-from orchestrator.location import OptionalPathOrURI
+from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 
 

@@ -18,8 +18,6 @@ from nag.generator import Generator
 from nag.spaces import Architecture
 from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, at_epochs
 
-SCHEMA = 1  # of what a run writes
-
 
 @dataclass(frozen=True)
 class Trial:

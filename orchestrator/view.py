@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator.bayesopt import Suggestion
-from orchestrator.location import Location
+from orchestrator.storage.location import Location
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome, Trial
 

@@ -19,18 +19,18 @@ from s3 import s3_bucket
 
 from nag.cli import UserError
 from nag.spaces.toy import TOY
-from orchestrator import lease as leases
-from orchestrator import segment_journal
 from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs
 from orchestrator.history.run import DamagedRunError, read_run
-from orchestrator.lease import InUseError
-from orchestrator.location import URI, locate, without_secrets
 from orchestrator.record import check_same_run
 from orchestrator.run_report import write_report
-from orchestrator.segment_journal import Segment, live
+from orchestrator.storage import lease as leases
+from orchestrator.storage import segment_journal
+from orchestrator.storage.lease import InUseError
+from orchestrator.storage.location import URI, locate, without_secrets
+from orchestrator.storage.segment_journal import Segment, live
 from orchestrator.store import RunStore
 from orchestrator.trial import Outcome
 

@@ -25,8 +25,9 @@ from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import EarlierRun
 from orchestrator.record import check_same_run
+from orchestrator.storage.journal import SCHEMA
 from orchestrator.store import COLUMNS, RunStore
-from orchestrator.trial import SCHEMA, Outcome
+from orchestrator.trial import Outcome
 from trainers.training.task import NetworkOptions
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)

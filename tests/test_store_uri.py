@@ -11,10 +11,11 @@ import pytest
 from s3 import s3_bucket
 
 from nag.cli import run
-from orchestrator import lease, report
+from orchestrator import report
 from orchestrator.history.run import read_run
-from orchestrator.location import locate
 from orchestrator.run_bo import app
+from orchestrator.storage import lease
+from orchestrator.storage.location import locate
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ("--space=toy", "--score=exact", "--executor=local", "--n-init=4", "--pool-size=10")
@@ -84,7 +85,7 @@ KILLED_AT_ITS_THIRD_SAVE = """
 import os, signal, sys
 from nag.cli import run
 from orchestrator.run_bo import app
-from orchestrator.segment_journal import SegmentJournal
+from orchestrator.storage.segment_journal import SegmentJournal
 
 save, saves = SegmentJournal._save, []
 

@@ -14,9 +14,9 @@ from nag.cli import UserError
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
 from orchestrator.history.run import DamagedRunError, read_run
-from orchestrator.journal import unused
-from orchestrator.lease import InUseError
-from orchestrator.location import Location, locate, reason
+from orchestrator.storage.journal import unused
+from orchestrator.storage.lease import InUseError
+from orchestrator.storage.location import Location, locate, reason
 
 _MIN_TRIALS = 2  # below this there is nothing to fit
 

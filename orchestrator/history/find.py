@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from nag.cli import UserError
 from orchestrator.history.run import DAMAGE, DamagedRunError, Run, not_begun, read_run
-from orchestrator.location import URI, Location, reason
+from orchestrator.storage.location import URI, Location, reason
 
 
 class Source(NamedTuple):

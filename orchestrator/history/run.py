@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nag.cli import UserError
-from orchestrator.journal import read_journal
-from orchestrator.location import Location, reason
-from orchestrator.trial import SCHEMA
+from orchestrator.storage.journal import SCHEMA, read_journal
+from orchestrator.storage.location import Location, reason
 from trainers.base import FULL_EPOCHS
 from trainers.rows import ACCURACIES
 

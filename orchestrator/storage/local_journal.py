@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.events import Event, Events, parse, to_line
-from orchestrator.lease import InUseError
+from orchestrator.storage.events import Event, Events, parse, to_line
+from orchestrator.storage.lease import InUseError
 
 FILE = "journal.jsonl"
 _WORTH_AN_FSYNC = 0.02  # seconds

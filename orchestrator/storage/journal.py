@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.events import Event, Events, parse
-from orchestrator.lease import InUseError, refuse_if_held
-from orchestrator.local_journal import FILE, LocalJournal
-from orchestrator.location import URI, Location
-from orchestrator.segment_journal import LEASES, SegmentJournal, read_segments
+from orchestrator.storage.events import Event, Events, parse
+from orchestrator.storage.lease import InUseError, refuse_if_held
+from orchestrator.storage.local_journal import FILE, LocalJournal
+from orchestrator.storage.location import URI, Location
+from orchestrator.storage.segment_journal import LEASES, SegmentJournal, read_segments
+
+SCHEMA = 1  # of what a run writes
 
 
 class Journal(Protocol):

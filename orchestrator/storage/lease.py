@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from nag.cli import UserError
-from orchestrator.location import URI
+from orchestrator.storage.location import URI
 
 DURATION = 60.0  # seconds since the last renewal
 _RENEWALS = 4  # in that time

@@ -19,9 +19,9 @@ from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from nag.cli import UserError
-from orchestrator.events import Event, Events, parse, to_line
-from orchestrator.lease import Lease
-from orchestrator.location import URI
+from orchestrator.storage.events import Event, Events, parse, to_line
+from orchestrator.storage.lease import Lease
+from orchestrator.storage.location import URI
 
 FOLDER, LEASES = "journal", "lock"
 _FAN_OUT = 32
