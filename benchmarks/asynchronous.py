@@ -31,9 +31,9 @@ from nag.cli import UserError, command_line, find_space, run
 from nag.generator import DiffusionGenerator
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.loop import run_study
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial
+from orchestrator.search.loop import run_study
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome, Trial
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = (50, 100)  # evaluations of the sequential search

@@ -10,7 +10,7 @@ import numpy as np
 
 from nag.generator import Generator
 from orchestrator.ray_executor import in_flight
-from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
 Duration = Callable[[Trial, Outcome], float]

@@ -23,15 +23,15 @@ from nag.predictors.baselines import SURROGATES
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
-from orchestrator.bayesopt import BayesianOptimizer
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.halving import SuccessiveHalving
 from orchestrator.history.earlier import EarlierRun
-from orchestrator.loop import Observer, Optimizer, Plan
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.runtime import Runtime, place_of, wants_gpu
-from orchestrator.trial import Executor
+from orchestrator.search.bayesopt import BayesianOptimizer
+from orchestrator.search.halving import SuccessiveHalving
+from orchestrator.search.loop import Observer, Optimizer, Plan
+from orchestrator.search.trial import Executor
 from trainers.base import (
     LOW_EPOCHS,
     BenchmarkEvaluator,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from nag.generator import DiffusionGenerator, GeneratorConfig
-from orchestrator.trial import Ask, Outcome, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, evaluate_trial
 from trainers.base import Evaluator
 
 

@@ -15,8 +15,8 @@ from nag.cli import UserError, WholeNumber, command_line, run
 from orchestrator.experiment_file import Data, Experiment, read_experiment
 from orchestrator.experiment_jobs import Job, Place, Result, check, execute
 from orchestrator.experiment_view import Board, Heartbeat, Watch
-from orchestrator.record import provenance, write_json
 from orchestrator.runtime import Runtime
+from orchestrator.search.record import provenance, write_json
 
 SCHEMA = 1
 

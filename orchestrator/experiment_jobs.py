@@ -25,11 +25,11 @@ import torch
 from nag.cli import UserError, find_space
 from orchestrator.build import build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.loop import Observer, run_study
 from orchestrator.methods import METHODS
-from orchestrator.record import provenance, write_json
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
+from orchestrator.search.loop import Observer, run_study
+from orchestrator.search.record import provenance, write_json
+from orchestrator.search.store import RunStore
 from trainers.base import FULL_EPOCHS
 from trainers.build import ON_IMAGES
 from trainers.constraints import parse_constraint

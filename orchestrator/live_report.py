@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orchestrator.bayesopt import Suggestion
-from orchestrator.pace import NowAndThen
 from orchestrator.run_report import write_report
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.pace import NowAndThen
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 
 _SHARE = 0.02  # of the time, at most, goes to it
 _AFTER = 20.0  # seconds; a shorter run has its report at the end

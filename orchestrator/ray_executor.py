@@ -37,7 +37,7 @@ from orchestrator.ray_cluster import (
     options_of,
 )
 from orchestrator.runtime import Runtime
-from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started

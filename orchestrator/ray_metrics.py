@@ -13,11 +13,11 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 from scipy.stats import kendalltau
 
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 
 _WINDOW = 100  # trials that the rank correlation is of
 _AGAIN_SECONDS = 5.0  # Ray forgets a gauge that is not set for a while

@@ -23,9 +23,9 @@ from orchestrator.figures import (
     draw_progress,
     draw_seconds,
 )
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location, reason, write_whole
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial
 from orchestrator.view import QUANTITIES, Quantity
 from trainers.constraints import parse_constraint
 

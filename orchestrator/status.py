@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from nag.cli import command_line, run
-from orchestrator.record import read_record
+from orchestrator.search.record import read_record
+from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, PathOrURI
-from orchestrator.store import RunStore
 
 app = command_line("python -m orchestrator.status")
 

@@ -26,10 +26,10 @@ from nag.cli import UserError, choose, find_space, user_errors
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import Architecture
-from orchestrator.bayesopt import BayesianOptimizer, with_early_values
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.methods import MULTI_FIDELITY
+from orchestrator.search.bayesopt import BayesianOptimizer, with_early_values
 
 
 @dataclass

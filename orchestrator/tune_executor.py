@@ -30,7 +30,7 @@ from orchestrator.config import RunConfig
 from orchestrator.ray_cluster import ClusterError, Machines, connect, evaluation_request
 from orchestrator.ray_executor import in_flight
 from orchestrator.runtime import Runtime
-from orchestrator.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 
 _HEARTBEAT_SECONDS = 1.0

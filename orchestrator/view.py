@@ -10,10 +10,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.bayesopt import Suggestion
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial
 
 
 class Quantity(NamedTuple):

@@ -15,9 +15,9 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import run_study
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
+from orchestrator.search.loop import run_study
+from orchestrator.search.store import RunStore
 from trainers.base import Measurement
 from trainers.evaluators.surrogate import SurrogateEvaluator
 

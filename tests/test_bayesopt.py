@@ -18,7 +18,7 @@ from nag.properties import Constraint, Property
 from nag.spaces import ABSENT
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import BayesianOptimizer
+from orchestrator.search.bayesopt import BayesianOptimizer
 from trainers.cost import cost_property
 from trainers.evaluators.surrogate import SurrogateEvaluator
 from trainers.evaluators.toy import ToyEvaluator

@@ -22,20 +22,20 @@ from nag.predictors.base import Observations
 from nag.spaces import SPACES, Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
 from orchestrator.comparison_summary import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiment_jobs import Search
-from orchestrator.halving import SuccessiveHalving
 from orchestrator.history.run import read_run
-from orchestrator.loop import run_study
 from orchestrator.propose import read_observations
 from orchestrator.run_bo import app
 from orchestrator.run_report import write_report
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion
+from orchestrator.search.halving import SuccessiveHalving
+from orchestrator.search.loop import run_study
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 from trainers.base import EvaluatorConfigError, at_epochs
 from trainers.evaluators.table import TableEvaluator
 from trainers.evaluators.toy import ToyEvaluator

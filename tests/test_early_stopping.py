@@ -16,11 +16,11 @@ from pictures import colours
 
 from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import Suggestion, with_early_values
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial, evaluate_trial
+from orchestrator.search.bayesopt import Suggestion, with_early_values
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome, Trial, evaluate_trial
 from trainers.base import Measurement
 
 ROOT = Path(__file__).parent.parent

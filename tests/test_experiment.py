@@ -26,7 +26,7 @@ from orchestrator.experiment_file import Data, read_experiment
 from orchestrator.experiment_jobs import Place, Search, execute
 from orchestrator.experiment_view import Board
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
+from orchestrator.search.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.toml"))

@@ -19,20 +19,20 @@ from s3 import s3_bucket
 
 from nag.cli import UserError
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs
 from orchestrator.history.run import DamagedRunError, read_run
-from orchestrator.record import check_same_run
 from orchestrator.run_report import write_report
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.record import check_same_run
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 from orchestrator.storage import lease as leases
 from orchestrator.storage import segment_journal
 from orchestrator.storage.lease import InUseError
 from orchestrator.storage.location import URI, locate, without_secrets
 from orchestrator.storage.segment_journal import Segment, live
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)
 ARCHS = TOY.sample(500, np.random.default_rng(0))

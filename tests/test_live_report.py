@@ -5,13 +5,13 @@ import pytest
 from nag.cli import run
 from nag.spaces.toy import TOY
 from orchestrator import live_report as module
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.live_report import live_report
 from orchestrator.run_bo import app
 from orchestrator.run_report import write_report
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 
 REFRESH = '<meta http-equiv="refresh"'
 OUTCOMES = (Outcome(0, "ok", 0.5, seconds=1.0), Outcome(1, "failed", error="Error: no"))

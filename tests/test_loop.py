@@ -16,8 +16,8 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import Plan, run_study
-from orchestrator.store import RunStore
+from orchestrator.search.loop import Plan, run_study
+from orchestrator.search.store import RunStore
 from trainers.base import EvaluationError, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

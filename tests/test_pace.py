@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator import pace
+from orchestrator.search import pace
 
 
 @pytest.mark.parametrize(("share", "after"), [(0.1, 0.0), (0.5, 30.0)])

@@ -24,7 +24,7 @@ from orchestrator.experiment_jobs import Search
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs, read_runs
 from orchestrator.run_bo import app
-from orchestrator.store import RunStore
+from orchestrator.search.store import RunStore
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
 torch.set_num_threads(1)

@@ -22,12 +22,12 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import run_study
 from orchestrator.ray_cluster import ClusterError
 from orchestrator.ray_executor import RayExecutor
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
-from orchestrator.trial import Executor, Outcome, Trial
+from orchestrator.search.loop import run_study
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Executor, Outcome, Trial
 from trainers.base import Evaluator, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

@@ -13,13 +13,13 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from nag.spaces.toy import TOY
 from orchestrator import ray_metrics
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.ray_cluster import ClusterError, connect
 from orchestrator.ray_metrics import RayMetrics, rank_correlation
 from orchestrator.runtime import Runtime
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = pytest.mark.filterwarnings("error")  # a user would see them

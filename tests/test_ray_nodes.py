@@ -31,7 +31,7 @@ from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.ray_executor import RayExecutor
 from orchestrator.runtime import Runtime
-from orchestrator.trial import Trial
+from orchestrator.search.trial import Trial
 from trainers.base import Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

@@ -21,10 +21,10 @@ from orchestrator.config import RunConfig
 from orchestrator.drawing import draw
 from orchestrator.executor import LocalExecutor
 from orchestrator.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
-from orchestrator.loop import run_study
 from orchestrator.run_report import Calibration, Finished, Limit, pareto_front, write_report
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome, Trial
+from orchestrator.search.loop import run_study
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome, Trial
 from orchestrator.view import QUANTITIES
 from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.evaluators.toy import ToyEvaluator

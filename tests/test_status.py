@@ -8,11 +8,11 @@ from rich.console import Console
 
 from nag.cli import run
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 from orchestrator.status import Snapshot, app, duration
-from orchestrator.store import RunStore
-from orchestrator.trial import Outcome
 
 CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=3, batch_size=2, seed=7)
 ERROR = "EvaluationError: does not fit"

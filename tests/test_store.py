@@ -21,13 +21,13 @@ import pytest
 
 from nag.cli import UserError
 from nag.spaces.toy import TOY
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import EarlierRun
-from orchestrator.record import check_same_run
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.record import check_same_run
+from orchestrator.search.store import COLUMNS, RunStore
+from orchestrator.search.trial import Outcome
 from orchestrator.storage.journal import SCHEMA
-from orchestrator.store import COLUMNS, RunStore
-from orchestrator.trial import Outcome
 from trainers.training.task import NetworkOptions
 
 CONFIG = RunConfig(space="toy", score="exact", budget=20, n_init=3, batch_size=2, seed=7)
@@ -262,7 +262,8 @@ def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
 
 def test_a_line_torn_anywhere_costs_that_line_only(store, tmp_path, monkeypatch):
     """Every state in which a kill can leave the last two events: a proposal and an outcome."""
-    monkeypatch.setattr("orchestrator.record.package_version", str)  # slow, and looked up 700 times
+    slow = "orchestrator.search.record.package_version"  # and looked up 700 times
+    monkeypatch.setattr(slow, str)
     store.record(success(4, 0.375))
     store.propose(suggestion("bb/bb", strategy="guided"))
     store.record(success(5, 0.125))

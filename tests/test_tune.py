@@ -21,8 +21,8 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, constraints_of
 from orchestrator.config import RunConfig
 from orchestrator.executor import LocalExecutor
-from orchestrator.loop import Plan, run_study
-from orchestrator.store import RunStore
+from orchestrator.search.loop import Plan, run_study
+from orchestrator.search.store import RunStore
 from orchestrator.tune import BOSearcher
 from trainers.evaluators.toy import ToyEvaluator
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nag.predictors.base import Observations
 from nag.spaces import Architecture
-from orchestrator.bayesopt import BayesianOptimizer, Suggestion
+from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from orchestrator.bayesopt import BayesianOptimizer, Suggestion, with_early_values
-from orchestrator.halving import SuccessiveHalving
-from orchestrator.pace import NowAndThen
-from orchestrator.store import RunStore
-from orchestrator.trial import Executor, Outcome, Trial
+from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion, with_early_values
+from orchestrator.search.halving import SuccessiveHalving
+from orchestrator.search.pace import NowAndThen
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Executor, Outcome, Trial
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
 

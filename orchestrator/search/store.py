@@ -27,13 +27,13 @@ import numpy as np
 from nag.cli import UserError, find_space
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
-from orchestrator.bayesopt import Suggestion
 from orchestrator.config import RunConfig
-from orchestrator.record import check_same_run, read_record, run_record, write_json
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.record import check_same_run, read_record, run_record, write_json
+from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.events import Event, Events
 from orchestrator.storage.journal import Journal, open_journal, read_journal
 from orchestrator.storage.location import Location, reason, write_whole
-from orchestrator.trial import Outcome, Trial
 from trainers.base import FULL_EPOCHS
 from trainers.rows import percent, to_parquet
 

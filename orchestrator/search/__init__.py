@@ -1,0 +1,1 @@
+"""A search: what it evaluates next, what it keeps, and the loop between."""
