@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def run_all(calls: Sequence[Callable[[], T]], jobs: int | None, what: str) -> list[T]:
     """The results of all calls, in their order, by at most so many processes at a time."""
-    from orchestrator.ray_tasks import RayTasks  # Ray is slow to import
+    from orchestrator.executors.tasks import RayTasks  # Ray is slow to import
 
     found: dict[int, T] = {}
     with closing(RayTasks(Runtime(workers=jobs, dashboard=False))) as tasks:

@@ -99,7 +99,7 @@ def main(
 
 
 def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[str]:
-    from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
+    from orchestrator.executors.ray_core import RayExecutor  # Ray is slow to import
 
     config = RunConfig(score="exact")
     for count in counts:

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from nag.generator import Generator
-from orchestrator.ray_executor import in_flight
+from orchestrator.executors.ray_core import in_flight
 from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 

@@ -24,7 +24,7 @@ from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.config import RunConfig
-from orchestrator.executor import LocalExecutor
+from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.earlier import EarlierRun
 from orchestrator.methods import MULTI_FIDELITY, NONE
 from orchestrator.runtime import Runtime, place_of, wants_gpu
@@ -199,10 +199,10 @@ def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
         evaluator()  # bad settings are found here, not in a worker
         DiffusionGenerator(config.generator("cpu" if wants_gpu(runtime.device) else runtime.device))
         if runtime.executor == "tune":
-            from orchestrator.tune_executor import TuneExecutor
+            from orchestrator.executors.ray_tune import TuneExecutor
 
             return TuneExecutor(config, runtime, evaluator)
-        from orchestrator.ray_executor import RayExecutor  # Ray is slow to import
+        from orchestrator.executors.ray_core import RayExecutor  # Ray is slow to import
 
         return RayExecutor(config, runtime, evaluator)
     except ValueError as error:
@@ -215,7 +215,7 @@ def build_observers(
     """Who is told of the progress of a run of that name, besides the person at the terminal."""
     if runtime.executor == "local":
         return ()
-    from orchestrator.ray_metrics import OnRay, RayMetrics
+    from orchestrator.executors.metrics import OnRay, RayMetrics
 
     assert isinstance(executor, OnRay)
     evaluator = make_evaluator(config)

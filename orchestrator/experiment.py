@@ -190,8 +190,8 @@ def run_on_ray(
     jobs: Sequence[Job], place: Place, runtime: Runtime, watch: Watch, *, gpu: float
 ) -> Iterator[tuple[Job, Result]]:
     """One Ray task each."""
-    from orchestrator.ray_cluster import ClusterError  # Ray is slow to import
-    from orchestrator.ray_tasks import RayTasks
+    from orchestrator.executors.cluster import ClusterError  # Ray is slow to import
+    from orchestrator.executors.tasks import RayTasks
 
     with closing(RayTasks(runtime, gpu)) as tasks:
         for running, ended in tasks.run([partial(execute, job, place) for job in jobs]):

@@ -79,7 +79,7 @@ def fit(
     from ray import train  # Ray is slow to import
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.ray_cluster import connect
+    from orchestrator.executors.cluster import connect
 
     connect(runtime)
     trainer = TorchTrainer(

@@ -14,7 +14,7 @@ from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.executor import LocalExecutor
+from orchestrator.executors.local import LocalExecutor
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
@@ -44,7 +44,7 @@ def main(kind: str, out: str, address: str | None = None) -> None:
     if kind == "local":
         executor = LocalExecutor(CONFIG.generator("cpu"), partial(make, 0), retries=0)
     else:
-        from orchestrator.ray_executor import RayExecutor
+        from orchestrator.executors.ray_core import RayExecutor
 
         runtime = Runtime(address=address, auth="disabled", device="cpu", retries=20)
         executor = RayExecutor(CONFIG, runtime, partial(make, 0.3))

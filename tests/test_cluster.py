@@ -24,7 +24,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from orchestrator.ray_cluster import (
+from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
     evaluation_request,

@@ -96,7 +96,7 @@ class _InSteps:
 
 
 def test_an_error_in_between_goes_on_where_it_was():
-    from orchestrator.tune_executor import _Epochs
+    from orchestrator.executors.ray_tune import _Epochs
 
     training = _Epochs(_InSteps())
     trial = Trial(0, 0, TOY.from_str("aa/aa"), "initial", seed=1)

@@ -604,8 +604,8 @@ class TestOnRay:
         assert all(job.progress(runs)[1] for job in read_experiment(file, Data()).jobs)
 
     def test_what_kills_its_workers_is_given_up(self, monkeypatch):
-        from orchestrator.ray_cluster import ClusterError
-        from orchestrator.ray_tasks import RayTasks
+        from orchestrator.executors.cluster import ClusterError
+        from orchestrator.executors.tasks import RayTasks
 
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         runtime = Runtime(auth="disabled", dashboard=False, workers=1, retries=1)

@@ -15,7 +15,7 @@ from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.executor import LocalExecutor
+from orchestrator.executors.local import LocalExecutor
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
 from trainers.base import EvaluationError, Measurement

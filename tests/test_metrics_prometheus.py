@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from orchestrator.dashboards import __main__ as dashboards
-from orchestrator.ray_metrics import METRICS
+from orchestrator.executors.metrics import METRICS
 from trainers.rows import write_rows
 
 ROOT = Path(__file__).parents[1]

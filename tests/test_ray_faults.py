@@ -21,9 +21,9 @@ from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.executor import LocalExecutor
-from orchestrator.ray_cluster import ClusterError
-from orchestrator.ray_executor import RayExecutor
+from orchestrator.executors.cluster import ClusterError
+from orchestrator.executors.local import LocalExecutor
+from orchestrator.executors.ray_core import RayExecutor
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
@@ -183,7 +183,7 @@ class TestFaults:
     def test_what_ignores_its_deadline_is_ended(
         self, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("orchestrator.ray_executor._LAST_RESORT_SECONDS", 1.0)
+        monkeypatch.setattr("orchestrator.executors.ray_core._LAST_RESORT_SECONDS", 1.0)
         stuck, fine = _outcomes(executor, _trials(STUCK, "a-/a-"))
         assert (stuck.status, stuck.attempts, fine.status) == ("failed", 2, "ok")
         assert "the worker was lost" in str(stuck.error)

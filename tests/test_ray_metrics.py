@@ -12,10 +12,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from nag.spaces.toy import TOY
-from orchestrator import ray_metrics
 from orchestrator.config import RunConfig
-from orchestrator.ray_cluster import ClusterError, connect
-from orchestrator.ray_metrics import RayMetrics, rank_correlation
+from orchestrator.executors import metrics as ray_metrics
+from orchestrator.executors.cluster import ClusterError, connect
+from orchestrator.executors.metrics import RayMetrics, rank_correlation
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore

@@ -29,7 +29,7 @@ from ray import cloudpickle
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
-from orchestrator.ray_executor import RayExecutor
+from orchestrator.executors.ray_core import RayExecutor
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Trial
 from trainers.base import Measurement

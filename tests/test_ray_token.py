@@ -24,7 +24,7 @@ JOIN = """
 import sys
 import ray
 from orchestrator.runtime import Runtime
-from orchestrator.ray_cluster import connect
+from orchestrator.executors.cluster import connect
 connect(Runtime(address=sys.argv[1]))
 print(ray.nodes())
 """

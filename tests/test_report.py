@@ -19,7 +19,7 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.drawing import draw
-from orchestrator.executor import LocalExecutor
+from orchestrator.executors.local import LocalExecutor
 from orchestrator.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
 from orchestrator.run_report import Calibration, Finished, Limit, pareto_front, write_report
 from orchestrator.search.loop import run_study

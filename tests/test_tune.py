@@ -20,7 +20,7 @@ from nag.spaces import SPACES
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, constraints_of
 from orchestrator.config import RunConfig
-from orchestrator.executor import LocalExecutor
+from orchestrator.executors.local import LocalExecutor
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
 from orchestrator.tune import BOSearcher

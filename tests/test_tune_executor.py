@@ -20,9 +20,9 @@ from test_ray_faults import (
 )
 from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
 
-from orchestrator.ray_cluster import ClusterError
+from orchestrator.executors.cluster import ClusterError
+from orchestrator.executors.ray_tune import TuneExecutor
 from orchestrator.runtime import Runtime
-from orchestrator.tune_executor import TuneExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

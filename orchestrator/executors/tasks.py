@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.ray_cluster import ClusterError, Machines, connect, interrupt, options_of
+from orchestrator.executors.cluster import ClusterError, Machines, connect, interrupt, options_of
 from orchestrator.runtime import Runtime
 
 _HEARTBEAT_SECONDS = 1.0

@@ -25,7 +25,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.config import RunConfig
-from orchestrator.ray_cluster import (
+from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
     connect,

@@ -27,8 +27,8 @@ from nag.cli import UserError
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
-from orchestrator.ray_cluster import ClusterError, Machines, connect, evaluation_request
-from orchestrator.ray_executor import in_flight
+from orchestrator.executors.cluster import ClusterError, Machines, connect, evaluation_request
+from orchestrator.executors.ray_core import in_flight
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
