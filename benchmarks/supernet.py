@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 
 from nag.cli import UserError, command_line, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from orchestrator.figures import BLUE, GREY, STYLE, standalone, to_svg
+from orchestrator.reporting.figures import BLUE, GREY, STYLE, standalone, to_svg
 from trainers.base import Measurement
 from trainers.build import Settings, build_evaluator
 from trainers.training.task import NetworkOptions, Place

@@ -28,7 +28,7 @@ from nag.predictors.base import Observations
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.spaces import Architecture, StagedSpace
 from orchestrator.config import RunConfig
-from orchestrator.figures import draw_densities
+from orchestrator.reporting.figures import draw_densities
 from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.build import Settings, build_evaluator
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from nag.cli import UserError, command_line, find_space, run
 from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.live_report import live_report
-from orchestrator.run_report import write_report
+from orchestrator.reporting.live_report import live_report
+from orchestrator.reporting.run_report import write_report
+from orchestrator.reporting.view import View, print_result
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
-from orchestrator.view import View, print_result
 
 app = command_line("python -m orchestrator.run_bo")
 

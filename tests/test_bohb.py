@@ -23,13 +23,13 @@ from nag.spaces import SPACES, Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
 from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
-from orchestrator.comparison_summary import diagnose
+from orchestrator.comparison.summary import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiment_jobs import Search
 from orchestrator.history.run import read_run
 from orchestrator.propose import read_observations
+from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
-from orchestrator.run_report import write_report
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.search.halving import SuccessiveHalving

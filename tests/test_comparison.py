@@ -21,18 +21,9 @@ from scipy import stats
 
 from nag.cli import UserError, run
 from nag.spaces import SPACES
-from orchestrator.comparison import Panel, make_panels
-from orchestrator.comparison_checklist import NOT_RECORDED, panel_checklist
-from orchestrator.comparison_summary import Settings, Summary, diagnose, summarise
-from orchestrator.comparison_tables import Cell, Table, published, to_latex
-from orchestrator.config import RunConfig
-from orchestrator.history.find import Source, find_runs, read_runs
-from orchestrator.history.run import DamagedRunError, best_so_far, read_run
-from orchestrator.report import app
-from orchestrator.search.bayesopt import Suggestion
-from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
-from orchestrator.statistics import (
+from orchestrator.comparison.checklist import panel_checklist
+from orchestrator.comparison.panels import Panel, make_panels
+from orchestrator.comparison.statistics import (
     area_under,
     censored_quantiles,
     compare,
@@ -46,6 +37,16 @@ from orchestrator.statistics import (
     rank_methods,
     signed_rank_test,
 )
+from orchestrator.comparison.summary import Settings, Summary, diagnose, summarise
+from orchestrator.comparison.tables import Cell, Table, published, to_latex
+from orchestrator.config import RunConfig
+from orchestrator.history.find import Source, find_runs, read_runs
+from orchestrator.history.run import DamagedRunError, best_so_far, read_run
+from orchestrator.report import app
+from orchestrator.reporting.checklist import NOT_RECORDED
+from orchestrator.search.bayesopt import Suggestion
+from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Outcome
 
 # q at 5 % for 2, 3, ... methods: Demsar, "Statistical comparisons of classifiers over multiple data
 # sets", JMLR 2006, table 5.

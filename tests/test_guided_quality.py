@@ -16,8 +16,8 @@ import pytest
 from nag.cli import run
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
-from orchestrator.figures import draw_densities
 from orchestrator.guided_quality import GROUPS, PUBLISHED, app
+from orchestrator.reporting.figures import draw_densities
 from trainers.evaluators.toy import ToyEvaluator
 
 COMMAND = "python -m orchestrator.guided_quality"

@@ -23,7 +23,7 @@ from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs
 from orchestrator.history.run import DamagedRunError, read_run
-from orchestrator.run_report import write_report
+from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore

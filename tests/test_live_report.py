@@ -4,11 +4,11 @@ import pytest
 
 from nag.cli import run
 from nag.spaces.toy import TOY
-from orchestrator import live_report as module
 from orchestrator.config import RunConfig
-from orchestrator.live_report import live_report
+from orchestrator.reporting import live_report as module
+from orchestrator.reporting.live_report import live_report
+from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
-from orchestrator.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome

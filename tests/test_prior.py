@@ -17,7 +17,7 @@ from nag.predictors.base import Observations
 from nag.predictors.gp import Features, GaussianProcess
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from orchestrator.comparison import make_panels
+from orchestrator.comparison.panels import make_panels
 from orchestrator.config import RunConfig
 from orchestrator.experiment_file import Data, read_experiment
 from orchestrator.experiment_jobs import Search

@@ -18,14 +18,20 @@ from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
-from orchestrator.drawing import draw
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
-from orchestrator.run_report import Calibration, Finished, Limit, pareto_front, write_report
+from orchestrator.reporting.drawing import draw
+from orchestrator.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
+from orchestrator.reporting.run_report import (
+    Calibration,
+    Finished,
+    Limit,
+    pareto_front,
+    write_report,
+)
+from orchestrator.reporting.view import QUANTITIES
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
-from orchestrator.view import QUANTITIES
 from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

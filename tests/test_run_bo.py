@@ -26,11 +26,11 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
+from orchestrator.reporting.view import View
 from orchestrator.run_bo import app
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import COLUMNS, RunStore
-from orchestrator.view import View
 from trainers.cost import cost_property
 from trainers.evaluators.toy import ToyEvaluator
 from trainers.latency.tables import latency_property

@@ -12,9 +12,9 @@ from scipy.stats import spearmanr
 
 from nag.cli import UserError
 from nag.spaces import Architecture, SearchSpace
-from orchestrator.comparison_checklist import WHAT_VALUES_ARE, Answer, run_checklist
-from orchestrator.drawing import draw, legend
-from orchestrator.figures import (
+from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist
+from orchestrator.reporting.drawing import draw, legend
+from orchestrator.reporting.figures import (
     draw_calibration,
     draw_curves,
     draw_guidance,
@@ -23,10 +23,10 @@ from orchestrator.figures import (
     draw_progress,
     draw_seconds,
 )
+from orchestrator.reporting.view import QUANTITIES, Quantity
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location, reason, write_whole
-from orchestrator.view import QUANTITIES, Quantity
 from trainers.constraints import parse_constraint
 
 _NUM_BEST = 5
@@ -134,7 +134,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
     ]
     full = [pair for pair in finished if pair.is_full]
     environment = Environment(
-        loader=PackageLoader("orchestrator"),
+        loader=PackageLoader("orchestrator.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -142,7 +142,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
     )
     environment.filters |= {"percent": _percent, "seconds": _seconds}
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
-    return environment.get_template("run_report.html").render(
+    return environment.get_template("run.html").render(
         record=record,
         reload_seconds=_RELOAD_SECONDS if live else None,
         config=record["config"],

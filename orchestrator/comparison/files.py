@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.comparison_summary import Level, Settings, Summary
+from orchestrator.comparison.statistics import mean_interval
+from orchestrator.comparison.summary import Level, Settings, Summary
 from orchestrator.history.find import Skipped
 from orchestrator.history.run import Run
-from orchestrator.statistics import mean_interval
 
 _PERCENT = ("value", "test", "predicted_mean", "predicted_std")
 

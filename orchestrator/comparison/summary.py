@@ -12,9 +12,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from nag.cli import UserError
-from orchestrator.comparison import Method, Panel
-from orchestrator.history.run import Run, best_so_far
-from orchestrator.statistics import (
+from orchestrator.comparison.panels import Method, Panel
+from orchestrator.comparison.statistics import (
     Comparison,
     Interval,
     Numbers,
@@ -28,6 +27,7 @@ from orchestrator.statistics import (
     pointwise_interval,
     rank_methods,
 )
+from orchestrator.history.run import Run, best_so_far
 
 MARKS = (30, 50, 100)
 WINDOW = 10  # evaluations in a window of the diagnostics

@@ -1,30 +1,20 @@
-"""What a reader must know of a search to judge it.
-
-The questions are those of Lindauer & Hutter, "Best practices for scientific research on neural
-architecture search", JMLR 2020. What a run does not record is said to be not recorded.
-"""
+"""The checklist of runs that are compared: see `orchestrator.reporting.checklist`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from orchestrator.comparison_summary import Summary
-from orchestrator.history.run import Run, known_config
-
-WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
-    {
-        "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
-        "see docs/surrogate.md.",
-        "table": "Values are looked up in a benchmark table; no network was trained.",
-        "supernet": "Values are accuracies, on held-out training images, of networks with the "
-        "weights they have in a supernet; trained by themselves they reach others.",
-        "train": "Values are accuracies on held-out training images after training.",
-        "toy": "Values are synthetic: a formula, which measures nothing.",
-    }
+from orchestrator.comparison.summary import Summary
+from orchestrator.history.run import Run
+from orchestrator.reporting.checklist import (
+    NOT_RECORDED,
+    Answer,
+    of_low_fidelity,
+    reported,
+    searched_on,
 )
-NOT_RECORDED = "not recorded"
+
 _NOT_SHARED = {
     "seed",
     "budget",
@@ -35,37 +25,6 @@ _NOT_SHARED = {
     "constraint",
     "sha256",  # manifest.json has them
 }
-
-
-class Answer(NamedTuple):
-    """A question of the checklist and what the store says."""
-
-    question: str
-    text: str
-
-
-def searched_on(config: Mapping[str, Any]) -> str:
-    """Which number was maximised."""
-    if config["evaluator"] == "toy":
-        return "a synthetic formula"
-    split = {"valid": "validation", "test": "test"}.get(config.get("objective", "valid"))
-    dataset = f" on {config['dataset']}" if config.get("dataset") else ""
-    source = {
-        "surrogate": "as estimated by the embedded surrogate, not trained",
-        "table": f"looked up in {config.get('table')}, not trained",
-        "supernet": f"on held-out images of {config.get('data')}, with weights of a supernet",
-        "train": f"on held-out images of {config.get('data')}, after training",
-    }.get(config["evaluator"], f"by the evaluator {config['evaluator']}")
-    return f"{split} accuracy{dataset}, {source}"
-
-
-def reported(config: Mapping[str, Any], has_test: bool) -> str:
-    """Which numbers are shown."""
-    if not has_test:
-        return "the value that was searched on; no test accuracy is known"
-    if config.get("objective") == "test":
-        return "test accuracy, which was searched on too: optimistic"
-    return "the value that was searched on, and the test accuracy of the architecture it chose"
 
 
 def panel_checklist(summary: Summary) -> list[Answer]:
@@ -88,7 +47,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer(
             "Cost, evaluations",
             f"{sum(len(run) for run in runs):,}, {sum(run.num_failed for run in runs):,} of them "
-            "failed" + _low_fidelity(sum(run.num_low for run in runs)),
+            "failed" + of_low_fidelity(sum(run.num_low for run in runs)),
         ),
         Answer(
             "Cost, seconds",
@@ -101,49 +60,6 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
     ]
     return answers
-
-
-def run_checklist(
-    record: Mapping[str, Any],
-    *,
-    evaluations: float,
-    failed: int,
-    low_fidelity: int,
-    search_seconds: float,
-    evaluation_seconds: float,
-    has_test: bool,
-) -> list[Answer]:
-    """Of one run, in short.
-
-    record: its config.json, which the report shows besides.
-    evaluations: that it has spent; failed, low_fidelity: trials.
-    """
-    config = known_config(record)
-    return [
-        Answer("Searched on", searched_on(config)),
-        Answer("Reported", reported(config, has_test)),
-        Answer("Seed", f"{config['seed']}; one run shows no spread over seeds"),
-        Answer(
-            "Budget",
-            f"{config['budget']} evaluations, the {config['n_init']} of the initial design counted",
-        ),
-        Answer(
-            "Cost, evaluations",
-            f"{evaluations:.10g}, {failed} of them failed" + _low_fidelity(low_fidelity),
-        ),
-        Answer(
-            "Cost, seconds",
-            f"{search_seconds:,.1f} of search (fit, propose, select), "
-            f"{evaluation_seconds:,.1f} of evaluation",
-        ),
-        Answer("Hardware", record.get("machine", NOT_RECORDED)),
-    ]
-
-
-def _low_fidelity(trials: int) -> str:
-    if not trials:
-        return ""
-    return f"; {trials:,} trials of low fidelity, counted by their epochs, are in no curve"
 
 
 def _seconds(run: Run) -> dict[str, float]:

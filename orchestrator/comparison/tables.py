@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.comparison import Method, Panel
-from orchestrator.comparison_summary import PHASES, RATES, BySeed, Hits, Summary
-from orchestrator.statistics import Comparison, mean_interval
+from orchestrator.comparison.panels import Method, Panel
+from orchestrator.comparison.statistics import Comparison, mean_interval
+from orchestrator.comparison.summary import PHASES, RATES, BySeed, Hits, Summary
 
 NOT_RUN = "not run"
 

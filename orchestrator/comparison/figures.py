@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from orchestrator.comparison import Method
-from orchestrator.comparison_summary import Curve
-from orchestrator.figures import STYLE, to_svg
-from orchestrator.statistics import Numbers, Ranking
+from orchestrator.comparison.panels import Method
+from orchestrator.comparison.statistics import Numbers, Ranking
+from orchestrator.comparison.summary import Curve
+from orchestrator.reporting.figures import STYLE, to_svg
 
 _GUIDED = "#d55e00"
 _COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a94a0")

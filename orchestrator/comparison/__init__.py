@@ -1,0 +1,1 @@
+"""Runs compared: panels of methods, statistics, figures, tables and their page."""

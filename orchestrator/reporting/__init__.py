@@ -1,0 +1,1 @@
+"""What is shown of one run: its progress, its figures and its report."""
