@@ -12,9 +12,9 @@ from typing import Literal
 from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run
-from orchestrator.experiment_file import Data, Experiment, read_experiment
-from orchestrator.experiment_jobs import Job, Place, Result, check, execute
-from orchestrator.experiment_view import Board, Heartbeat, Watch
+from orchestrator.experiments.file import Data, Experiment, read_experiment
+from orchestrator.experiments.jobs import Job, Place, Result, check, execute
+from orchestrator.experiments.view import Board, Heartbeat, Watch
 from orchestrator.runtime import Runtime
 from orchestrator.search.record import provenance, write_json
 

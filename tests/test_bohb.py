@@ -25,7 +25,7 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
 from orchestrator.comparison.summary import diagnose
 from orchestrator.config import RunConfig
-from orchestrator.experiment_jobs import Search
+from orchestrator.experiments.jobs import Search
 from orchestrator.history.run import read_run
 from orchestrator.propose import read_observations
 from orchestrator.reporting.run_report import write_report

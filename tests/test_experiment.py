@@ -19,12 +19,12 @@ from rich.console import Console
 
 from nag.cli import UserError
 from nag.spaces.toy import TOY
-from orchestrator import experiment_jobs
 from orchestrator.config import RunConfig
 from orchestrator.experiment import main
-from orchestrator.experiment_file import Data, read_experiment
-from orchestrator.experiment_jobs import Place, Search, execute
-from orchestrator.experiment_view import Board
+from orchestrator.experiments import jobs as experiment_jobs
+from orchestrator.experiments.file import Data, read_experiment
+from orchestrator.experiments.jobs import Place, Search, execute
+from orchestrator.experiments.view import Board
 from orchestrator.runtime import Runtime
 from orchestrator.search.store import RunStore
 

@@ -19,8 +19,8 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from orchestrator.comparison.panels import make_panels
 from orchestrator.config import RunConfig
-from orchestrator.experiment_file import Data, read_experiment
-from orchestrator.experiment_jobs import Search
+from orchestrator.experiments.file import Data, read_experiment
+from orchestrator.experiments.jobs import Search
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs, read_runs
 from orchestrator.run_bo import app

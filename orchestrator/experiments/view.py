@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.experiment_jobs import Job, Result
+from orchestrator.experiments.jobs import Job, Result
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome

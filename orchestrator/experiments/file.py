@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError
 
 from nag.cli import UserError, choose
 from orchestrator.config import RunConfig
-from orchestrator.experiment_jobs import COMMANDS, Command, Job, Search, needs_latency
+from orchestrator.experiments.jobs import COMMANDS, Command, Job, Search, needs_latency
 from orchestrator.history.earlier import EarlierRun, read_earlier_run
 from trainers.build import ON_IMAGES
 
