@@ -1,6 +1,7 @@
 """Which package may import which, read off the source."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_no_cycles_between_packages_inside_packages():
         below.discard(name)
     assert "trainers.images" in graph["trainers.training"]
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("package", ["orchestrator", "trainers"])
+def test_the_order_that_the_design_gives(package):
+    """Every module of a row imports only from that row and those above; the last has the rest."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    _, _, *rows = text.split(f"\n| {package}/ |")[1].split("\n\n")[0].splitlines()
+    levels = {}
+    for level, row in enumerate(rows):
+        for name in re.findall(r"`(\w+)(?:/|\.py)`", row.split("|")[1]):
+            assert list(ROOT.glob(f"{package}/{name}*")), name
+            levels[f"{package}.{name}"] = level
+    last = len(rows) - 1
+    assert 5 < last < len(levels)
+    for module in MODULES:
+        if module.startswith(f"{package}."):
+            for below in IMPORTS[module] & MODULES.keys():
+                if below.startswith(f"{package}."):
+                    assert levels.get(node(below), last) <= levels.get(node(module), last), module
 
 
 def test_third_party_imports_are_declared():
