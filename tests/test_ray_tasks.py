@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from orchestrator.config import Runtime
-from orchestrator.ray_tasks import RayTasks
+from orchestrator.executors.tasks import RayTasks
+from orchestrator.runtime import Runtime
 
 
 @pytest.mark.ray
