@@ -211,6 +211,8 @@ class RunConfig:
             raise UserError(f"{MULTI_FIDELITY} goes with --schedule rounds and --window 1")
         if self.strategy == MULTI_FIDELITY and self.early_stopping != "none":
             raise UserError(f"{MULTI_FIDELITY} goes with --early-stopping none")
+        if self.strategy != MULTI_FIDELITY and self.networks.fidelity != NetworkOptions().fidelity:
+            raise UserError(f"--fidelity goes with --method {MULTI_FIDELITY}, which trains briefly")
         if self.seed < 0:
             raise UserError("--seed must not be negative")
         if (self.guidance_form == "target") != (self.target is not None):

@@ -39,6 +39,7 @@ from orchestrator.search.trial import Outcome
 from trainers.base import EvaluatorConfigError, at_epochs
 from trainers.evaluators.table import TableEvaluator
 from trainers.evaluators.toy import ToyEvaluator
+from trainers.training.task import NetworkOptions
 
 NONE = Observations((), np.empty(0))
 
@@ -409,6 +410,13 @@ def test_without_low_fidelity_nothing_starts(
     assert (exit_.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
     assert message in captured.err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_brief_training_has_less_of_needs_brief_training():
+    networks = NetworkOptions(fidelity="images")
+    RunConfig(space="nasbench201", evaluator="train", method="bohb", networks=networks)
+    with pytest.raises(UserError, match="--fidelity goes with --method bohb"):
+        RunConfig(space="nasbench201", evaluator="train", networks=networks)
 
 
 def test_the_command(table, tmp_path, capsys):
