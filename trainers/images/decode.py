@@ -49,7 +49,8 @@ def resize(pixels: np.ndarray, box: tuple[int, int, int, int], size: int) -> Ten
     Bilinear and antialiased, as Pillow does it; the same but for the last bit.
     """
     left, top, width, height = box
-    part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)
-    if (width, height) == (size, size):
-        return part
-    return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+    part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    images = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # channels last: twice as fast
+    if (width, height) != (size, size):
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return images[0]

@@ -5,6 +5,7 @@ on whether the epoch was begun or resumed there. A picture that cannot be decode
 next good one of its class, in the order of names and among the indices, and is named in `skipped`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,7 @@ from trainers.images.sets import Split
 
 MAX_WORKERS = 8  # by default
 TIMEOUT = 300  # seconds for a batch, after which its worker is taken to hang
-PREFETCH = 4  # batches per worker
+PREFETCH = 2  # batches per worker
 
 
 class LoaderError(RuntimeError):
@@ -41,7 +42,6 @@ class _Key(NamedTuple):
 
 class _Batch(NamedTuple):
     images: Tensor  # (B, 3, R, R) uint8
-    labels: Tensor  # (B,) int64
     skipped: list[str]  # names of pictures that were replaced
 
 
@@ -93,7 +93,11 @@ class Loader:
         self._epoch: object = None
         arguments = (split, self.indices, crop, resolution, seed)
         if cache is None:
-            self._make: _Stream | _Cached = _Stream(*arguments)
+            count = min(self.steps, PREFETCH * self.workers + 1)  # decoded ahead, and in hand
+            share = len(range(shard[0], min(batch_size, len(indices)), shard[1]))
+            shape = (count, share, resolution, resolution, 3)
+            slots = torch.empty(shape, dtype=torch.uint8) if self.workers == 0 else _shared(shape)
+            self._make: _Stream | _Cached = _Stream(*arguments, slots)
         else:
             pixels = _pixels(split, cache, crop.cached_size(resolution), self.workers)
             self._make = _Cached(*arguments, pixels, self.device)
@@ -119,22 +123,31 @@ class Loader:
             for i in range(start, self.steps)
         ]
         self._epoch = epoch = object()
-        for batch in self._batches(keys):
-            if isinstance(batch, EvaluatorConfigError):
-                raise batch
+        for key, batch in zip(keys, self._batches(keys), strict=True):
             self._skipped |= dict.fromkeys(batch.skipped)
+            labels = torch.from_numpy(self.split.labels[key.rows])
             yield (
                 batch.images.to(self.device, non_blocking=True),
-                batch.labels.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
             )
             if self._epoch is not epoch:
                 raise RuntimeError("another epoch of this loader has begun")
 
-    def _batches(self, keys: list[_Key]) -> Iterator["_Batch | EvaluatorConfigError"]:
-        if self.workers == 0:
-            yield from map(self._make.__getitem__, keys)
+    def _batches(self, keys: list[_Key]) -> Iterator[_Batch]:
+        if isinstance(self._make, _Cached):
+            yield from map(self._make.batch, keys)
             return
         self._keys[:] = keys
+        found = map(self._make.__getitem__, keys) if self.workers == 0 else self._in_workers()
+        for key, skipped in zip(keys, found, strict=True):
+            if isinstance(skipped, EvaluatorConfigError):
+                raise skipped
+            images = self._make.slot(key)
+            on_gpu = self.device.type == "cuda"
+            yield _Batch(images.pin_memory() if on_gpu else images.clone(), skipped)
+
+    def _in_workers(self) -> Iterator[list[str] | EvaluatorConfigError]:
+        """What `_Stream` returns for each of the keys."""
         if self._running is None:
             self._running = DataLoader(
                 cast(Dataset, self._make),
@@ -142,7 +155,6 @@ class Loader:
                 sampler=cast(Any, self._keys),
                 num_workers=self.workers,
                 collate_fn=_as_it_is,
-                pin_memory=self.device.type == "cuda",
                 prefetch_factor=PREFETCH,
                 persistent_workers=True,
                 timeout=TIMEOUT,
@@ -161,31 +173,48 @@ class Loader:
 
 
 class _Stream:
-    """Decodes a batch."""
+    """Decodes batches into slots: memory that all processes see, used in turn.
+
+    Batches sent through a pipe, or in shared memory of their own, would cost a tenth of decoding.
+    """
 
     def __init__(
-        self, split: Split, indices: np.ndarray, crop: Crop, resolution: int, seed: int
+        self,
+        split: Split,
+        indices: np.ndarray,
+        crop: Crop,
+        resolution: int,
+        seed: int,
+        slots: Tensor,
     ) -> None:
+        """slots: (n, B, R, R, 3) uint8."""
         self.split, self.indices, self.crop = split, indices, crop
         self.resolution, self.seed = resolution, seed
+        self._slots = slots
 
-    def __getitem__(self, key: _Key) -> _Batch | EvaluatorConfigError:
-        """The batch, or the error: if raised in a worker, it would arrive as a traceback."""
-        size, draws = self.resolution, _draws(self.seed, key)
-        squares = np.empty((len(key.rows), size, size, 3), dtype=np.uint8)
+    def slot(self, key: _Key) -> Tensor:
+        """(B, 3, R, R): where a batch is until as many more have been decoded."""
+        slot = self._slots[key.number % len(self._slots), : len(key.rows)]
+        return slot.permute(0, 3, 1, 2)
+
+    def __getitem__(self, key: _Key) -> list[str] | EvaluatorConfigError:
+        """Decode a batch; names of the pictures that were replaced.
+
+        An error is returned: raised in a worker, it would arrive as a traceback.
+        """
+        images, draws = self.slot(key), _draws(self.seed, key)
         shifts: list[tuple[int, int]] = []
         skipped: list[str] = []
         try:
             for i, row in enumerate(key.rows.tolist()):
                 pixels = self._decode(row, skipped)
                 place = self.crop.place(pixels.shape[1], pixels.shape[0], draws[i])
-                squares[i] = resize(pixels, place.box, size).numpy().transpose(1, 2, 0)
+                images[i] = resize(pixels, place.box, self.resolution)
                 shifts.append(place.shift)
         except EvaluatorConfigError as error:
             return error
-        images = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        images = shift(images, torch.tensor(shifts))
-        return _Batch(images, torch.from_numpy(self.split.labels[key.rows]), skipped)
+        images.copy_(shift(images, torch.tensor(shifts)))
+        return skipped
 
     def _decode(self, row: int, skipped: list[str]) -> np.ndarray:
         for other in chain([row], _spares(self.split, self.indices, row)):
@@ -227,7 +256,7 @@ class _Cached:
                 raise _none_left(split, row)
             self.instead[row] = spare
 
-    def __getitem__(self, key: _Key) -> _Batch:
+    def batch(self, key: _Key) -> _Batch:
         rows = key.rows.tolist()
         skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
         used = [self.instead.get(row, row) for row in rows]
@@ -238,7 +267,7 @@ class _Cached:
             squares.to(self.device), torch.tensor([p.box for p in places]), self.resolution
         )
         images = shift(images, torch.tensor([place.shift for place in places]))
-        return _Batch(images, torch.from_numpy(self.split.labels[key.rows]), skipped)
+        return _Batch(images, skipped)
 
 
 def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
@@ -251,6 +280,12 @@ def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
 def _draws(seed: int, key: _Key) -> np.ndarray:
     """(B, DRAWS) uniform random numbers for the crops of a batch."""
     return np.random.default_rng([seed, key.epoch, 1 + key.number]).random((len(key.rows), DRAWS))
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Memory (uint8) that all processes see; a page of it is taken when first written to."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
