@@ -325,6 +325,20 @@ def test_unknown_recipes():
         find_recipe("small", epochs=0)
 
 
+def test_where_memory_is_short_only_what_is_measured_by_is_cached(task, tmp_path, monkeypatch):
+    wanted = list(task.held_out_images(RECIPE).epoch(0))
+    (tmp_path / "cache").rename(tmp_path / "of all 45")
+    monkeypatch.setattr("trainers.images.pixels._memory", lambda: 4 * 3 * 16**2 * 10)
+    held_out = list(task.held_out_images(RECIPE).epoch(0))
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    assert len(np.load(file, mmap_mode="r")) == 9
+    for (x, y), (a, b) in zip(held_out, wanted, strict=True):
+        assert torch.equal(x, a)
+        assert torch.equal(y, b)
+    list(task.training_set(replace(RECIPE, crop=Crop.random_resized()), 0).train.epoch(0))
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+
+
 class TestTrainingEvaluator:
     def evaluator(self, data, tmp_path, **changes):
         options = ImageOptions(data=data, resolution=16, held_out=9)

@@ -27,6 +27,7 @@ from trainers.images import (
 from trainers.images import decode as decoding
 from trainers.images.crops import DRAWS, crop_squares, resample_at_once, resample_each, shift
 from trainers.images.decode import CorruptImageError, decode, resize
+from trainers.images.loader import PREFETCH
 from trainers.images.pixels import open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
 
@@ -403,6 +404,24 @@ def test_only_the_indices_are_loaded(root):
     assert sorted(seen.tolist()) == [0, 0, 1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_stay_as_they_are(root, workers):
+    """More of them than are decoded ahead; the memory they were decoded into is used again."""
+    split = open_images(root).split("train")
+    one = loader(split, batch_size=1, workers=workers, shuffle=False)
+    wanted = [[y.clone() for y in batch] for batch in one.epoch(0)]
+    assert one.steps > PREFETCH * workers + 1
+    assert same(wanted, one.epoch(0))  # all of them are kept by now
+    assert torch.cat([y for _, y in wanted]).tolist() == split.labels.tolist()
+
+
+def test_a_part_is_loaded_like_its_pictures(root):
+    split, chosen = open_images(root).split("train"), np.array([0, 1, 3, 7, 8, 10])
+    part = split.part(chosen)
+    assert part.names.tolist() == split.names[chosen].tolist()
+    assert same(loader(part).epoch(2), loader(split, chosen).epoch(2))
+
+
 @pytest.mark.parametrize("workers", [0, 2, "cache"])
 def test_a_corrupt_picture_is_replaced_by_the_next_of_its_class(root, tmp_path, workers):
     for name in ("0.jpeg", "1.jpeg", "5.jpeg"):
@@ -510,7 +529,9 @@ def test_the_cache_by_default(root, monkeypatch):
     images = open_images(root)
     split = images.split("train")
     assert default_cache(images, split, Crop.shifted(), 32) == root / ".prepared"
+    assert default_cache(images, split, Crop.shifted(), 32, root / "mine") == root / "mine"
     monkeypatch.setattr("trainers.images.pixels._memory", lambda: 4 * 12 * 3 * 32**2)
+    assert default_cache(images, split, Crop.shifted(), 32, root / "mine") is None
     assert default_cache(images, split, Crop.shifted(), 32) is None
     monkeypatch.undo()
     monkeypatch.setattr(os, "access", lambda *arguments: False)

@@ -81,16 +81,22 @@ def write_pixels(
     return path
 
 
-def default_cache(images: Images, split: Split, crop: Crop, resolution: int) -> Path | None:
+def default_cache(
+    images: Images, split: Split, crop: Crop, resolution: int, folder: Path | None = None
+) -> Path | None:
     """The folder to cache a split's pixels in; None where it is better to decode every time.
 
-    Cached is what takes less than a quarter of the memory, if the folder can be written to.
+    Cached is what takes less than a quarter of the memory, in `folder` or, if that can be written
+    to, beside the data.
     """
-    folder = images.prepared if images.prepared.exists() else images.prepared.parent
     size = crop.cached_size(resolution)
-    fits = 4 * 3 * size**2 * len(split) < _memory()
+    if 4 * 3 * size**2 * len(split) >= _memory():
+        return None
+    if folder is not None:
+        return folder
+    beside = images.prepared if images.prepared.exists() else images.prepared.parent
     there = pixel_file(images.prepared, split, size).exists()
-    return images.prepared if fits and (there or os.access(folder, os.W_OK)) else None
+    return images.prepared if there or os.access(beside, os.W_OK) else None
 
 
 def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[int]:

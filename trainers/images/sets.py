@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from trainers.base import EvaluatorConfigError
 from trainers.images.index import FILE, Listing, load, prepared_folder
 from trainers.images.scan import scan
-from trainers.images.sources import Source, open_source, texts
+from trainers.images.sources import Some, Source, open_source, texts
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Split:
     def read(self, i: int) -> bytes:
         """The encoded picture i; raises OSError."""
         return self.source.read(i)
+
+    def part(self, rows: np.ndarray) -> "Split":
+        """Some of the pictures, in the same order as here."""
+        rows = np.sort(rows)
+        return Split(self.classes, self.labels[rows], self.names[rows], Some(self.source, rows))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,17 @@ class ParquetRows:
         return self.column[i].as_py()
 
 
+@dataclass(frozen=True)
+class Some:
+    """Some pictures of another source."""
+
+    source: Source
+    rows: np.ndarray  # (n,) of that source
+
+    def read(self, i: int) -> bytes:
+        return self.source.read(int(self.rows[i]))
+
+
 def open_source(listing: Listing, pictures: pa.Table) -> Source:
     """Where the bytes of some of a listing's pictures are; raises EvaluatorConfigError."""
     root = listing.root

@@ -50,8 +50,8 @@ class Place:
     workers
         Processes that decode images; by default as many as there are cores, at most 8.
     cache
-        Folder for decoded images, where all of them fit into a quarter of the memory; by default
-        beside the data.
+        Folder for decoded images, where all of them, or those that networks are measured by, fit
+        into a quarter of the memory; by default beside the data.
     checkpoints
         Folder for trainings that are under way, which are continued; by default nothing is kept.
     """
@@ -299,6 +299,12 @@ class ImageTask:
         drop_last: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> Loader:
+        where = self.place.cache
+        cache = default_cache(self._images, split, crop, self.resolution, where)
+        if cache is None and crop.scale is None:
+            # All are too many for the memory: maybe not those that every network is measured by.
+            split, indices = split.part(indices), np.arange(len(indices))
+            cache = default_cache(self._images, split, crop, self.resolution, where)
         return Loader(
             split,
             indices,
@@ -310,6 +316,6 @@ class ImageTask:
             drop_last=drop_last,
             device=self.device,
             workers=self.place.workers,
-            cache=self.place.cache or default_cache(self._images, split, crop, self.resolution),
+            cache=cache,
             shard=shard,
         )
