@@ -5,7 +5,6 @@ on whether the epoch was begun or resumed there. A picture that cannot be decode
 next good one of its class, in the order of names and among the indices, and is named in `skipped`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -96,7 +95,9 @@ class Loader:
             count = min(self.steps, PREFETCH * self.workers + 1)  # decoded ahead, and in hand
             share = len(range(shard[0], min(batch_size, len(indices)), shard[1]))
             shape = (count, share, resolution, resolution, 3)
-            slots = torch.empty(shape, dtype=torch.uint8) if self.workers == 0 else _shared(shape)
+            slots = torch.empty(shape, dtype=torch.uint8)
+            if self.workers:
+                slots.share_memory_()
             self._make: _Stream | _Cached = _Stream(*arguments, slots)
         else:
             pixels = _pixels(split, cache, crop.cached_size(resolution), self.workers)
@@ -280,12 +281,6 @@ def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
 def _draws(seed: int, key: _Key) -> np.ndarray:
     """(B, DRAWS) uniform random numbers for the crops of a batch."""
     return np.random.default_rng([seed, key.epoch, 1 + key.number]).random((len(key.rows), DRAWS))
-
-
-def _shared(shape: tuple[int, ...]) -> Tensor:
-    """Memory (uint8) that all processes see; a page of it is taken when first written to."""
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
