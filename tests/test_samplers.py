@@ -188,7 +188,7 @@ def test_moments_of_a_gaussian_converge(name, schedule):
 @pytest.mark.parametrize(
     "sampler",
     [heun, *(DPMSolver(eta, order) for eta in (0.0, 0.5, 1.0) for order in (1, 2))],
-    ids=str,
+    ids=lambda sampler: getattr(sampler, "__name__", str(sampler)),
 )
 def test_noise_is_that_of_its_level_all_the_way(sampler):
     """Where D is known x_t | x_0 is exact, however few the steps: x_t = x_0 + sigma z."""
