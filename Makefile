@@ -1,13 +1,16 @@
 # make run     search MobileNetV3 for ImageNet-1K with the embedded default; ARGS="--acq pi" and so on
 # make test    all tests but those that need root or a GPU
 # make check   format, lint, types and the quick tests
+#              both with JOBS=2 files of tests at a time; ARGS="-n 0 -x tests/test_sde.py" and so on
 # make bench   the benchmarks whose results are in benchmarks/results
 # make figures a report of each experiment that was run into RUNS (runs/experiments)
 
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/experiments
+JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .PHONY: run test check bench figures
 
@@ -18,13 +21,13 @@ test: $(VENV)/dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(VENV)/dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not ray" $(ARGS)
+	$(PYTEST) -m "not slow and not ray" $(ARGS)
 
 bench: $(VENV)/dev-ready
 	$(BIN)/python benchmarks/iteration.py
