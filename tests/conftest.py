@@ -9,6 +9,8 @@ import pytest
 
 # What a script starts in the background ignores Ctrl-C, and so would the commands of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# By default Ray's workers give way to all other processes: to the tests that run beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 The hosts are namespaces of this machine (tests/cluster/hosts.sh). They have no internet: of
 clusters/local.yaml the addresses, the user and the installation are replaced, the latter by the
-environment of this test. Everything else is run as a person would, from a fourth host.
+environment of this test, in which Ray takes a silent machine for dead after 15 seconds, not 65,
+and its workers do not give way to other processes.
+Everything else is run as a person would, from a fourth host.
 
 The tests are steps: each goes on where the one before ended.
 """
@@ -31,6 +33,8 @@ STATE = Path("/run/nag-hosts")
 FILE = "clusters/local.yaml"
 TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "ss", "unshare", "nsenter", "curl")
 HEAD, WORKERS = "10.77.0.11", ["10.77.0.12", "10.77.0.13"]
+PROFILE = "PYTHONPATH=~/nag RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=2000"
+PROFILE += " RAY_worker_niceness=0"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -109,7 +113,7 @@ def _cluster_file() -> str:
     config = yaml.safe_load((ROOT / FILE).read_text())
     config["provider"] |= {"head_ip": HEAD, "worker_ips": WORKERS}
     config["auth"]["ssh_user"] = "root"
-    profile = "grep -q PYTHONPATH ~/.bashrc || sed -i '1i export PYTHONPATH=~/nag' ~/.bashrc"
+    profile = f"grep -q PYTHONPATH ~/.bashrc || sed -i '1i export {PROFILE}' ~/.bashrc"
     for i, step in enumerate(config["setup_commands"]):
         if "-m venv" in step:
             config["setup_commands"][i] = f"ln -sfn {shlex.quote(sys.prefix)} ~/nag-env"

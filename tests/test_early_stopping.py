@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pictures import colours
+from processes import marked
 
 from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
@@ -25,6 +27,7 @@ from trainers.base import Measurement
 
 ROOT = Path(__file__).parent.parent
 CONFIG = RunConfig(space="toy", score="exact")
+MARK = {"NAG_TEST_TRAININGS": uuid.uuid4().hex}  # in the environment of all that is started here
 TEXTS = ("aa/aa", "ab/aa", "ac/aa", "ba/aa")
 
 
@@ -134,7 +137,8 @@ def start(data, out, changes=()):
         [sys.executable, "-m", "orchestrator.run_bo", "--no-dashboard"]
         + [str(part) for part in itertools.chain(*settings.items())],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"},
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        | {"OMP_NUM_THREADS": "1", **MARK},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -166,9 +170,10 @@ def test_twelve_trainings_of_which_a_worker_is_killed(data, tmp_path):
     while not (journal.exists() and '"finished"' in journal.read_text()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    workers = subprocess.run(["pgrep", "-f", "ray::_Evaluation"], capture_output=True, text=True)
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    out, err = process.communicate(timeout=400)
+    started = marked("=".join(*MARK.items()))
+    workers = [pid for name, pid in started if name == "ray::_Evaluation"[:15]]
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=500)
     assert (process.returncode, err) == (0, ""), out
     found = pd.read_parquet(tmp_path / "run" / "trials.parquet")
     assert list(found["trial"]) == list(range(12))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -81,23 +80,35 @@ def test_a_supernet_says_how_it_was_made(supernet, data):
     assert not supernet.with_name("W.pt.training").exists()
 
 
+KILLED_AT_ITS_FIRST_SAVE = """
+import os, signal, sys
+from nag.cli import run
+from trainers.train_supernet import app
+from trainers.training import Training
+
+save = Training.save
+
+def save_and_die(training, path):
+    save(training, path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Training.save = save_and_die
+run(app, sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path):
     argv = ["--data", data, *TRAIN, "--epochs", 2, "--cache", tmp_path / "cache"]
     whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
     assert outcome(train_supernet, *argv, "--out", whole)[0] == 0
-    command = [sys.executable, "-m", "trainers.train_supernet", *map(str, argv), "--out", killed]
-    process = subprocess.Popen(
-        command,
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_ITS_FIRST_SAVE, *map(str, argv), "--out", killed],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.DEVNULL,
     )
-    while not killed.with_name("killed.pt.training").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.returncode == -signal.SIGKILL
     code, _, err = outcome(train_supernet, *argv, "--out", killed)
     assert (code, "continuing after 1 epochs" in err) == (0, True)
     first, second = (load_supernet(path).state_dict() for path in (whole, killed))

@@ -472,10 +472,11 @@ class Stuck:
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"), [(Deadly(), "killed|exited"), (Stuck(), "timed out")]
+    ("source", "timeout", "reason"),
+    [(Deadly(), 300, "killed|exited"), (Stuck(), 1, "timed out")],
 )
-def test_a_dead_or_stuck_worker_is_an_error(monkeypatch, source, reason):
-    monkeypatch.setattr("trainers.images.loader.TIMEOUT", 1)
+def test_a_dead_or_stuck_worker_is_an_error(monkeypatch, source, timeout, reason):
+    monkeypatch.setattr("trainers.images.loader.TIMEOUT", timeout)
     names = np.array(["a", "b"], dtype=np.dtypes.StringDType())
     split = Split(("x", "y"), np.array([0, 1]), names, source)
     with pytest.raises(LoaderError, match=f"has died or hangs.*{reason}") as error:

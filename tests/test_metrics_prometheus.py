@@ -135,7 +135,7 @@ def ask(table, tmp_path_factory):
     yield ask
     for process in started:
         process.send_signal(signal.SIGINT)
-    codes = [process.wait(timeout=60) for process in started]
+    codes = [process.wait(timeout=300) for process in started]
     assert codes[0] == 130, (folder / "run.log").read_text()[-2000:]
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -118,16 +117,34 @@ def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, caps
     continue_and_compare(out, trained, capsys)
 
 
+STOPPED_AT_ITS_FIRST_SAVE = """
+import os, sys
+from nag import train
+from nag.cli import run
+
+save = train.save_tensors
+
+def save_and_stop(*arguments):
+    save(*arguments)
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+train.save_tensors = save_and_stop
+run(train.app, sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
 def test_killed_training_continues_to_the_same_file(trained, tmp_path, kill, capsys):
     out = tmp_path / "W.safetensors"
-    process = start("nag.train", *TRAIN, "--out", out)
-    while not out.with_suffix(".train.safetensors").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(kill)
-    _, err = process.communicate(timeout=60)
+    process = subprocess.run(
+        [sys.executable, "-c", STOPPED_AT_ITS_FIRST_SAVE, str(int(kill)), *TRAIN, "--out", out],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    err = process.stderr
     assert process.returncode == (130 if kill == signal.SIGINT else -kill)
     assert "Traceback" not in err
     continue_and_compare(out, trained, capsys)

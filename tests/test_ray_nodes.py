@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
+from processes import marked
 
 pytest.importorskip("ray")
 
@@ -64,17 +65,9 @@ class Nodes:
     def kill(self, i: int) -> None:
         self._cluster.remove_node(self._nodes.pop(i), allow_graceful=False)
 
-    def processes(self, title: str) -> list[int]:
-        """Of this cluster and of those who use it, by their title."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
-                if marked and title.encode() in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:  # it has just ended
-                continue
-        return found
+    def processes(self, name: str) -> list[int]:
+        """Of this cluster and of those who use it, by the first 15 letters of their name."""
+        return [pid for found, pid in marked(f"{MARK}={self.mark}") if found == name[:15]]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -150,8 +143,8 @@ class Monkey:
             self._cluster.kill(0)
             self._cluster.add()
             return True
-        title = {"worker": "ray::evaluate", "generator": "ray::GeneratorActor"}
-        pids = [driver.pid] if kind == "driver" else self._cluster.processes(title[kind])
+        name = {"worker": "ray::evaluate", "generator": "ray::GeneratorActor"}
+        pids = [driver.pid] if kind == "driver" else self._cluster.processes(name[kind])
         try:
             os.kill(self._random.choice(pids), signal.SIGKILL)
         except (IndexError, ProcessLookupError):

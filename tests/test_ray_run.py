@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from processes import marked
 
 pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = ["--space", "toy", "--score", "exact", "--budget", "16", "--n-init", "4"]
-SETTINGS += ["--batch-size", "3", "--pool-size", "100", "--steps", "30", "--seed", "2"]
+SEARCH = ["--space", "toy", "--score", "exact", "--n-init", "4", "--batch-size", "3"]
+SEARCH += ["--pool-size", "100", "--steps", "30", "--seed", "2"]
+SETTINGS = [*SEARCH, "--budget", "16"]
+LONG = [*SEARCH, "--budget", "144"]  # the same search, which is stopped long before its end
 LOCAL = [*SETTINGS, "--executor", "local"]
 RAY = ["--executor", "ray", "--auth", "disabled", "--no-dashboard"]
 MARK = "NAG_TEST_RUN"  # in the environment of a command and of all that it starts
+# Ray's processes look for a GCS that is gone for 60 s, unless they are told otherwise
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}
 
 
@@ -34,7 +39,7 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.run_bo", *arguments, "--out", str(out)],
             cwd=ROOT,
-            env=inherited | {"OMP_NUM_THREADS": "1", MARK: self._mark} | environment,
+            env=inherited | PATIENCE | {"OMP_NUM_THREADS": "1", MARK: self._mark} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -43,17 +48,17 @@ class Run:
     def finish(self):
         """Exit code, stdout and stderr; soon after no process of this run must be left.
 
-        But for two of Ray's agents, which after a kill take a minute to see that they are alone.
+        But for two of Ray's agents, which after a kill take a while to see that they are alone.
         """
         try:
-            stdout, stderr = self.process.communicate(timeout=180)
+            stdout, stderr = self.process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGINT)
             raise
         self.wait_until_gone(AGENTS if self.process.returncode == -signal.SIGKILL else set())
         return self.process.returncode, stdout, stderr
 
-    def wait_until_gone(self, but_for=frozenset(), seconds=30):
+    def wait_until_gone(self, but_for=frozenset(), seconds=120):
         deadline = time.monotonic() + seconds
         while left := set(self.processes()) - but_for:
             assert time.monotonic() < deadline, left
@@ -61,18 +66,17 @@ class Run:
 
     def processes(self):
         """Names of the processes that this run has started, its own among them, and their pids."""
-        mark, found = f"{MARK}={self._mark}".encode(), {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found[(folder / "comm").read_text().strip()] = int(folder.name)
-            except OSError:  # it has just ended
-                continue
-        return found
+        return dict(marked(f"{MARK}={self._mark}"))
 
     def wait_for(self, outcomes):
         journal = self.out / "journal.jsonl"
-        while not journal.exists() or journal.read_bytes().count(b'"finished"') < outcomes:
+        self.wait_until(
+            lambda: journal.exists() and journal.read_bytes().count(b'"finished"') >= outcomes
+        )
+
+    def wait_until(self, condition):
+        """While the command goes on."""
+        while not condition():
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.005)
 
@@ -83,7 +87,7 @@ def killed():
     runs = []
     yield runs
     for run in runs:
-        run.wait_until_gone(seconds=100)
+        run.wait_until_gone()
 
 
 def found(out):
@@ -106,8 +110,7 @@ def expected(tmp_path_factory):
 def test_the_trials_are_those_of_a_local_run(expected, tmp_path):
     """With a Ray of its own and two workers; the test of a joined cluster has one."""
     run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2")
-    run.wait_for(1)
-    assert {"raylet", "gcs_server"} <= set(run.processes())
+    run.wait_until(lambda: {"raylet", "gcs_server"} <= set(run.processes()))
     code, stdout, stderr = run.finish()
     assert (code, stderr) == (0, "")
     assert found(run.out) == expected
@@ -118,7 +121,7 @@ def test_the_trials_are_those_of_a_local_run(expected, tmp_path):
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_path, stop, code):
     """Continued with another executor: where a run happens is no part of it."""
-    run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2")
+    run = Run(tmp_path / "run", *LONG, *RAY, "--workers", "2")
     run.wait_for(7)
     assert "raylet" in run.processes()
     run.process.send_signal(stop)
@@ -133,20 +136,19 @@ def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_pat
     code, stdout, stderr = Run(run.out, *rest).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
-    assert found(run.out) == expected
+    assert found(run.out)[:16] == expected
 
 
 def test_a_run_whose_gcs_dies_ends_and_continues(expected, killed, tmp_path):
-    """Ray ends the driver itself, after a minute if it is not told to after seconds."""
-    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
-    run = Run(tmp_path / "run", *SETTINGS, *RAY, "--workers", "2", **patience)
+    """Ray ends the driver itself."""
+    run = Run(tmp_path / "run", *LONG, *RAY, "--workers", "2")
     run.wait_for(7)
     os.kill(run.processes()["gcs_server"], signal.SIGKILL)
-    assert run.process.wait(timeout=60) != 0
+    assert run.process.wait(timeout=180) != 0
     killed.append(run)
     code, _, stderr = Run(run.out, *LOCAL).finish()
     assert (code, stderr) == (0, "")
-    assert found(run.out) == expected
+    assert found(run.out)[:16] == expected
 
 
 def test_a_cluster_that_was_joined_goes_on(expected, tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ QUICK = {
 }
 MOBILE = QUICK | {"--space": "mobilenetv3", "--budget": 7, "--guidance-scale": "1,10"}
 LONG = QUICK | {"--budget": 14, "--pool-size": 100, "--steps": 30}  # rounds take a while
+LONGER = LONG | {"--budget": 144}  # the same search, which is stopped long before its end
 
 
 def arguments(settings, **changes):
@@ -284,20 +285,20 @@ def expected(tmp_path_factory):
 )
 def test_a_stopped_run_says_so_and_continues(expected, tmp_path, capsys, stop):
     out = tmp_path / "run"
-    process = start(LONG, out=out)
+    process = start(LONGER, out=out)
     wait_for(process, out, 5)
     process.send_signal(stop)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (130, "")
     n = num_finished(out)
-    assert 5 <= n < 14
+    assert 5 <= n < 144
     assert stdout.splitlines()[-1] in {  # the last one may be written but not yet counted
         f"interrupted: {saved} trials are saved in {out}; repeat the command to continue"
         for saved in (n - 1, n)
     }
     again = search(capsys, LONG, out=out)
     assert f"continuing {out}: {n} trials are finished" in again.splitlines()
-    assert found(out) == expected
+    assert found(out)[:14] == expected
 
 
 @pytest.mark.slow
@@ -306,13 +307,13 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(expected, tmp_path,
     print(f"killed after {moments} outcomes")  # noqa: T201
     out = tmp_path / "run"
     for moment in moments:
-        process = start(LONG, out=out)
+        process = start(LONGER, out=out)
         wait_for(process, out, moment)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
     search(capsys, LONG, out=out)
-    assert found(out) == expected
+    assert found(out)[:14] == expected
 
 
 @pytest.mark.slow
@@ -325,7 +326,7 @@ def test_a_run_killed_at_any_time_ends_as_if_it_had_not_been(expected, tmp_path,
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         code, _, err = run_here(capsys, LONG, out=out)
         assert (code, err) == (0, ""), f"killed after {seconds:.3f} s"
         assert found(out) == expected
@@ -850,15 +851,14 @@ def test_a_directory_that_is_not_a_run(capsys):
     ],
 )
 def test_a_cluster_that_is_not_there(how, address, message, monkeypatch, capsys):
-    """Starts no Ray process."""
+    """Ray is not asked: it would try for minutes."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
     settings = QUICK | {"--executor": "ray"}
     if how == "RAY_ADDRESS":
         monkeypatch.setenv("RAY_ADDRESS", address)
     else:
         settings |= {"--address": address}
-    started = time.monotonic()
     assert message in refusal(capsys, settings, out="run")
-    assert time.monotonic() - started < 20
 
 
 # Help

@@ -18,7 +18,7 @@ from test_ray_faults import (
     _outcomes,
     _trials,
 )
-from test_ray_run import LOCAL, SETTINGS, Run, expected, found, killed  # noqa: F401
+from test_ray_run import LOCAL, LONG, SETTINGS, Run, expected, found, killed  # noqa: F401
 
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.ray_tune import TuneExecutor
@@ -26,13 +26,13 @@ from orchestrator.runtime import Runtime
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-TUNE = [*SETTINGS, "--executor", "tune", "--auth", "disabled", "--no-dashboard"]
+TUNE = ["--executor", "tune", "--auth", "disabled", "--no-dashboard"]
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noqa: F811
     """With Tune, or with another executor: where a run happens is no part of it."""
-    run = Run(tmp_path / "run", *TUNE, "--workers", "2")
+    run = Run(tmp_path / "run", *LONG, *TUNE, "--workers", "2")
     run.wait_for(7)
     run.process.send_signal(stop)
     returncode, stdout, stderr = run.finish()
@@ -41,11 +41,11 @@ def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noq
         assert stdout.splitlines()[-1].startswith("interrupted: ")
     else:
         killed.append(run)
-    rest = TUNE if stop == signal.SIGKILL else LOCAL
+    rest = [*SETTINGS, *TUNE] if stop == signal.SIGKILL else LOCAL
     code, stdout, stderr = Run(run.out, *rest).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
-    assert found(run.out) == expected
+    assert found(run.out)[:16] == expected
     logged = {path.parent.name for path in (run.out / "tune").glob("*/result.json")}
     assert ("trial-15" if stop == signal.SIGKILL else "trial-0") in logged
 
