@@ -133,7 +133,8 @@ class Monkey:
     def strike(self, driver: "subprocess.Popen[str]") -> None:
         outcomes = finished(self._out)
         kinds = [k for k, apart in self.APART.items() if outcomes >= self._outcomes[k] + apart]
-        if kinds and self._kill(kind := self._random.choice(kinds), driver):
+        unharmed = [kind for kind in kinds if not self.killed[kind]]
+        if kinds and self._kill(kind := self._random.choice(unharmed or kinds), driver):
             self._outcomes[kind] = outcomes
             self.killed[kind] += 1
 

@@ -36,7 +36,7 @@ def start(*command):
 
 def finish(process):
     """The last line it writes."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     return output.splitlines()[-1]
 
@@ -51,12 +51,15 @@ def trials(folder):
 
 
 def test_a_killed_search_is_restored(tmp_path):
+    hold = tmp_path / "hold"
+    hold.touch()  # it cannot end before it is killed
     process = start("tests/tune_toy.py", str(tmp_path))
     while sum(trial["state"] == "ended" for trial in trials(tmp_path).values()) < 6:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    hold.unlink()
     before = trials(tmp_path)
     assert len(before) < NUM_SAMPLES
     archs = json.loads(finish(start("tests/tune_toy.py", str(tmp_path))))
@@ -71,7 +74,7 @@ def test_a_killed_search_is_restored(tmp_path):
 
 def test_the_example_searches_and_continues(tmp_path):
     pytest.importorskip("sklearn")
-    command = ["examples/tune_own_trainable.py", "--num-samples", "12", "--out", str(tmp_path)]
+    command = ["examples/tune_own_trainable.py", "--num-samples", "8", "--out", str(tmp_path)]
     best = finish(start(*command))
     assert best.startswith("best: 0.")
     assert float(best.split()[1]) > 0.5  # a tenth is chance

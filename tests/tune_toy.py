@@ -1,11 +1,13 @@
 """A search with Ray Tune that may be killed: `python tune_toy.py FOLDER`, again to continue.
 
-Synthetic: the toy evaluator's value is "learned" in three steps of a tenth of a second.
+Synthetic: the toy evaluator's value is "learned" in three steps of a tenth of a second. Where
+there is a file FOLDER/hold all but the first ten trainings wait until it is gone.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
 
 import ray
 from ray import tune
@@ -19,7 +21,11 @@ from trainers.evaluators.toy import ToyEvaluator
 NUM_SAMPLES = 14
 
 
-def train(config):
+def train(config, folder):
+    begun = len([*folder.glob("begun-*")])
+    (folder / f"begun-{begun}-{config['arch'].replace('/', '-')}").touch()
+    while begun >= 10 and (folder / "hold").exists():
+        time.sleep(0.1)
     value = ToyEvaluator().evaluate(TOY.from_str(config["arch"]), seed=0).value
     for step in (1, 2, 3):
         time.sleep(0.1)
@@ -28,13 +34,14 @@ def train(config):
 
 def main(folder):
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=150 * 2**20)
+    trainable = tune.with_parameters(train, folder=Path(folder))
     config = RunConfig(space="toy", score="exact", n_init=4, pool_size=20, steps=8)
     if tune.Tuner.can_restore(f"{folder}/toy"):
-        tuner = tune.Tuner.restore(f"{folder}/toy", train, resume_unfinished=True)
+        tuner = tune.Tuner.restore(f"{folder}/toy", trainable, resume_unfinished=True)
     else:
         searcher = BOSearcher(config, metric="value", mode="max", max_t=3)
         tuner = tune.Tuner(
-            train,
+            trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=ASHAScheduler(max_t=3, reduction_factor=3),
