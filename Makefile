@@ -10,7 +10,8 @@ VENV ?= .venv
 RUNS ?= runs/experiments
 JOBS ?= 2
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile
+# in alphabetical order, in which those that wait for Ray and those that compute are mixed
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check bench figures
 

@@ -192,7 +192,7 @@ def test_of_many_that_start_together_one_has_the_run(remote, monkeypatch):
 
     def pipe_one_by_one(*args, **options):
         """A server creates a file for one of two; fsspec's memory is none, and needs help."""
-        together.wait(30)
+        together.wait(300)
         with mutex:
             pipe(*args, **options)
 
@@ -200,7 +200,7 @@ def test_of_many_that_start_together_one_has_the_run(remote, monkeypatch):
         """All six learn that there is no lease before one makes it."""
         found = exists(uri)
         if uri.parent.name == "lock" and next(asked) < 6 and "memory" not in str(uri):
-            together.wait(30)
+            together.wait(300)
         return found
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_one_by_one)

@@ -43,7 +43,7 @@ def test_percent_in_the_table_fraction_inside(table, cells):
     assert found.metrics["test"] == pytest.approx(0.6)
     assert found.metrics["train_seconds"] == 700.0
     assert found.metrics["params"] >= 73_306
-    assert 0 < found.seconds < 1
+    assert 0 < found.seconds < 700
 
 
 def test_the_optimum_is_the_largest_value_there_is(table):
