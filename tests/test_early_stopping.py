@@ -16,10 +16,12 @@ import pytest
 from pictures import colours
 from processes import marked
 
+from nag.cli import run
 from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
+from orchestrator.run_bo import app
 from orchestrator.search.bayesopt import Suggestion, with_early_values
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial, evaluate_trial
@@ -131,11 +133,14 @@ SETTINGS = {
 }
 
 
-def start(data, out, changes=()):
+def arguments(data, out, changes=()):
     settings = {**SETTINGS, "--data": data, "--out": out, **dict(changes)}
+    return ["--no-dashboard", *map(str, itertools.chain(*settings.items()))]
+
+
+def start(data, out):
     return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run_bo", "--no-dashboard"]
-        + [str(part) for part in itertools.chain(*settings.items())],
+        [sys.executable, "-m", "orchestrator.run_bo", *arguments(data, out)],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         | {"OMP_NUM_THREADS": "1", **MARK},
@@ -154,10 +159,11 @@ def start(data, out, changes=()):
         ({"--method": "bohb", "--schedule": "rounds"}, "bohb goes with --early-stopping none"),
     ],
 )
-def test_settings_that_do_not_fit(data, tmp_path, changes, message):
-    process = start(data, tmp_path / "run", changes)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+def test_settings_that_do_not_fit(data, tmp_path, changes, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(app, arguments(data, tmp_path / "run", changes))
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out, err.count("\n")) == (2, "", 1)
     assert message in err
 
 

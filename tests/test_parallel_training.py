@@ -13,6 +13,8 @@ from pictures import colours, folder
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
+from nag import cli
+from orchestrator.train_supernet import app
 from trainers.images import Crop, Loader, open_images
 from trainers.ofa import load_supernet
 from trainers.training import parallel
@@ -119,7 +121,9 @@ def test_on_ray(tmp_path):
         (["--auth", "password"], "--auth password must be token or disabled"),
     ],
 )
-def test_bad_settings(tmp_path, changes, message):
-    done = run("orchestrator.train_supernet", "--data", tmp_path, "--out", "W.pt", *changes)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert message in done.stderr
+def test_bad_settings(tmp_path, changes, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(app, ["--data", str(tmp_path), "--out", "W.pt", *changes])
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
