@@ -546,6 +546,7 @@ NETWORKS = {
     "epochs": 3,
     "calibration": 100,
     "latency_batch": 1,
+    "precision": "bfloat16",
 }
 
 
