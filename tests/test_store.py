@@ -550,11 +550,20 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", [f for f in NetworkOptions.__dataclass_fields__ if f != "data"])
+@pytest.mark.parametrize(
+    "name", [f for f in NetworkOptions.__dataclass_fields__ if f not in ("data", "fidelity")]
+)
 def test_every_setting_of_networks_makes_another_run(store, name):
     store.close()
     networks = NetworkOptions(**{name: NETWORKS[name]})
     assert f"{name} is " in refusal(store.out, replace(CONFIG, networks=networks))
+
+
+def test_what_brief_training_has_less_of_makes_another_run(out):
+    config = RunConfig(space="nasbench201", evaluator="train", method="bohb")
+    RunStore.open(out, config, TOY).close()
+    networks = NetworkOptions(fidelity="images")
+    assert "fidelity is " in refusal(out, replace(config, networks=networks))
 
 
 def test_other_images_make_another_run_wherever_they_are(out, tmp_path):
