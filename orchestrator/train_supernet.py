@@ -57,7 +57,8 @@ def main(
     images = replace(images, data=images.data.resolve())
     options = replace(options, out=options.out.resolve())
     place = replace(place, cache=place.cache and place.cache.resolve())
-    user_errors(ImageTask, images, MOBILENETV3, place)  # bad settings are found here
+    options.recipe_in(workers)  # bad settings are found here
+    user_errors(ImageTask, images, MOBILENETV3, place)
     fit(
         {"options": options, "images": images, "place": place},
         workers=workers,

@@ -67,6 +67,28 @@ class SupernetOptions:
             raise UserError("--width must be more than 0, at most 4, and in hundredths")
         if not self.out.parent.is_dir():
             raise UserError(f"no such folder: {self.out.parent}")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise UserError("--batch-size must be at least 2")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise UserError("--learning-rate must be more than 0")
+
+    def recipe_in(self, processes: int) -> Recipe:
+        """What so many processes do together; raises UserError."""
+        recipe: Recipe = user_errors(find_recipe, self.recipe, self.epochs)
+        batch_size = self.batch_size or recipe.batch_size
+        if batch_size % processes:
+            raise UserError(
+                f"--batch-size {batch_size} does not go evenly into {processes} processes"
+            )
+        rate = self.learning_rate or recipe.learning_rate * batch_size / recipe.batch_size
+        return replace(
+            recipe,
+            batch_size=batch_size,
+            learning_rate=rate,
+            drop_path=0.0,
+            dropout=0.0,
+            policy="none",
+        )
 
 
 @app.default
@@ -104,11 +126,7 @@ def train_supernet(
 ) -> None:
     """What `main` does, in each of the processes that do it together; raises UserError."""
     task: ImageTask = user_errors(ImageTask, images, MOBILENETV3, place)
-    recipe = _recipe(options.recipe, options.epochs, options.batch_size, options.learning_rate)
-    if recipe.batch_size % parallel.world():
-        raise UserError(
-            f"--batch-size {recipe.batch_size} does not go evenly into {parallel.world()} processes"
-        )
+    recipe = options.recipe_in(parallel.world())
     made = {
         "recipe": options.recipe,
         "epochs": recipe.epochs,
@@ -147,23 +165,6 @@ def train_supernet(
             save_supernet(network, options.out, made)
         state.unlink(missing_ok=True)
         console.print(f"weights: {options.out}", soft_wrap=True)
-
-
-def _recipe(
-    name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None
-) -> Recipe:
-    recipe: Recipe = user_errors(find_recipe, name, epochs)
-    changes: dict[str, object] = {"drop_path": 0.0, "dropout": 0.0, "policy": "none"}
-    if batch_size is not None:
-        if batch_size < 2:
-            raise UserError("--batch-size must be at least 2")
-        changes["batch_size"] = batch_size
-        changes["learning_rate"] = recipe.learning_rate * batch_size / recipe.batch_size
-    if learning_rate is not None:
-        if not 0 < learning_rate < float("inf"):
-            raise UserError("--learning-rate must be more than 0")
-        changes["learning_rate"] = learning_rate
-    return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
 def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: str) -> Training:
