@@ -84,7 +84,7 @@ KILLED_AT_ITS_FIRST_SAVE = """
 import os, signal, sys
 from nag.cli import run
 from trainers.train_supernet import app
-from trainers.training import Training
+from trainers.training.loop import Training
 
 save = Training.save
 

@@ -132,7 +132,7 @@ def real(tmp_path_factory):
     out = tmp_path_factory.mktemp("real") / "T.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "trainers.block_times.stopwatch", lambda device: CpuStopwatch(time.process_time)
+            "trainers.latency.block_times.stopwatch", lambda device: CpuStopwatch(time.process_time)
         )
         code, text, err = build(out, (112,), repeats=3, networks=3)
     assert code == 0, err
