@@ -55,8 +55,8 @@ class Runtime:
     image_workers
         Processes that decode images for an evaluation; by default as many as it has CPUs.
     cache
-        Folder for decoded images, where all of them fit into a quarter of the memory; by default
-        beside the data.
+        Folder for decoded images, where all of them, or those that networks are measured by, fit
+        into a quarter of the memory; by default beside the data.
     """
 
     out: OptionalPathOrURI = None

@@ -140,6 +140,19 @@ def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     fails(tmp_path / "less.parquet", "no column jpeg, label or class; it has split")
 
 
+def test_a_column_that_cannot_be_read_is_called_what_it_is(root, tmp_path):
+    count = sum(file.is_file() for file in root.rglob("*"))
+    path = parquet_of(root, tmp_path / "numbers.parquet", jpeg=[*range(count)])
+    with pytest.raises(EvaluatorConfigError, match="column jpeg holds int64, not bytes"):
+        open_images(path)
+    path = parquet_of(root, tmp_path / "damaged.parquet")
+    whole = path.read_bytes()
+    start = whole.index(encoded()[:4])  # of the first picture
+    path.write_bytes(whole[: start - 40] + bytes(80) + whole[start + 40 :])
+    with pytest.raises(EvaluatorConfigError, match=r"cannot read .*damaged\.parquet"):
+        open_images(path)
+
+
 def test_a_missing_split_is_named(root):
     with pytest.raises(EvaluatorConfigError, match="has no split test: it has train, val"):
         open_images(root).split("test")

@@ -102,12 +102,7 @@ def draw_curves(lines: Facets, name: str, *, ylabel: str, watermark: str = "") -
         _line(axes, line, x[max(whole - 1, 0) :], 100 * mean[max(whole - 1, 0) :], dashes=":")
 
     def scale(all_axes: Sequence[Axes]) -> None:
-        seen = [
-            100 * edge
-            for line in _flat(lines)
-            for edge in (line.curve.mean, line.curve.mean + line.curve.half)
-        ]
-        low, high = _range(seen)
+        low, high = _percent_range(lines)
         for axes in all_axes:
             axes.set(xlabel="evaluations", ylim=(low, high))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -152,12 +147,7 @@ def draw_clock(lines: Facets, name: str, *, ylabel: str, workers: int, watermark
         _line(axes, line, x / 1000, 100 * mean)
 
     def scale(all_axes: Sequence[Axes]) -> None:
-        seen = [
-            100 * edge
-            for line in _flat(lines)
-            for edge in (line.curve.mean, line.curve.mean + line.curve.half)
-        ]
-        low, high = _range(seen)
+        low, high = _percent_range(lines)
         unit = "1 GPU" if workers == 1 else f"{workers} GPUs"
         for axes in all_axes:
             axes.set(xlabel=f"simulated time on {unit}, 1000 s", ylim=(low, high))
@@ -354,8 +344,10 @@ def _flat(lines: Facets) -> list[Line]:
     return [line for members in lines.values() for line in members]
 
 
-def _range(seen: Sequence[Numbers]) -> tuple[float, float]:
-    """Ends of an axis that shows all of these."""
+def _percent_range(lines: Facets) -> tuple[float, float]:
+    """Ends of an axis that shows the means and what is above them, percent."""
+    curves = [line.curve for line in _flat(lines)]
+    seen = [100 * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
     numbers = np.concatenate([*seen, [np.nan]])
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nag.cli import package_version
 from nag.quality_report import write_text
@@ -45,6 +44,7 @@ from orchestrator.comparison.tables import (
 from orchestrator.history.find import Skipped
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE
 from orchestrator.reporting.figures import standalone
+from orchestrator.reporting.pages import page_template
 from orchestrator.storage.location import without_secrets
 
 _PREDICTOR = {
@@ -88,14 +88,7 @@ def write_comparison(
     command = shlex.join(["python", *map(without_secrets, sys.orig_argv[1:])])
     record = manifest(summaries, settings, skipped, command, versions)
     write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
-    environment = Environment(
-        loader=PackageLoader("orchestrator.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("comparison.html").render(
+    page = page_template("comparison.html").render(
         panels=shown,
         overview=summed,
         manifest=record,

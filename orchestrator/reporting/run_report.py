@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -23,6 +22,7 @@ from orchestrator.reporting.figures import (
     draw_progress,
     draw_seconds,
 )
+from orchestrator.reporting.pages import page_template
 from orchestrator.reporting.view import QUANTITIES, Quantity
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
@@ -133,16 +133,8 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         if trial.trial in store.outcomes
     ]
     full = [pair for pair in finished if pair.is_full]
-    environment = Environment(
-        loader=PackageLoader("orchestrator.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "seconds": _seconds}
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
-    return environment.get_template("run.html").render(
+    return page_template("run.html", percent=_percent, seconds=_seconds).render(
         record=record,
         reload_seconds=_RELOAD_SECONDS if live else None,
         config=record["config"],

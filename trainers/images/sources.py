@@ -87,11 +87,15 @@ def open_source(listing: Listing, pictures: pa.Table) -> Source:
         return Files(root, texts(pictures["name"]))
     if listing.kind == "parquet":
         try:
-            jpegs = pq.read_table(root, columns=["jpeg"])["jpeg"].cast(pa.large_binary())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise EvaluatorConfigError(f"{root}: column jpeg does not hold bytes") from None
-        except OSError as error:
+            column = pq.read_table(root, columns=["jpeg"])["jpeg"]
+        except (OSError, pa.ArrowException, KeyError) as error:
             raise EvaluatorConfigError(f"cannot read {root}: {error}") from None
+        try:
+            jpegs = column.cast(pa.large_binary())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise EvaluatorConfigError(
+                f"{root}: column jpeg holds {column.type}, not bytes"
+            ) from None
         return ParquetRows(jpegs.take(pictures["row"]).combine_chunks())
     archive = pc.index_in(pictures["archive"], pa.array(listing.watched)).to_numpy()
     offset, size = (pictures[name].to_numpy() for name in ("offset", "size"))

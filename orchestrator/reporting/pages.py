@@ -1,0 +1,19 @@
+"""The templates of HTML pages."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def page_template(name: str, **filters: Callable[..., Any]) -> Template:
+    """One of `templates/`, which escapes what it is given and fails at what it is not given."""
+    environment = Environment(
+        loader=PackageLoader("orchestrator.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
