@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 from rich.console import Console
 
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
@@ -26,9 +26,24 @@ def package_version(package: str = "diffusionnag-bo") -> str:
         return "not installed"
 
 
-def command_line(name: str) -> App:
-    """An empty command line, as all ours are."""
-    return App(name=name, help_format="plaintext", version=package_version)
+_SECTIONS = ("Parameters", "Search", "Rounds", "Diffusion", "Images and networks", "Where it runs")
+
+
+def section(title: str) -> Group:
+    """A part of the help of commands; they come in the same order in all."""
+    return Group(title, sort_key=_SECTIONS.index(title))
+
+
+def command_line(name: str, *examples: str) -> App:
+    """An empty command line, as all ours are; its help ends with examples, as one types them."""
+    return App(
+        name=name,
+        version=package_version,
+        help_format="markdown",
+        help_epilogue="\n\n    ".join(("Examples:", "\n    ".join(examples))) if examples else None,
+        group_parameters=section("Parameters"),
+        group_commands=Group("Help", sort_key=len(_SECTIONS)),
+    )
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:

@@ -31,7 +31,10 @@ from nag.spaces import SearchSpace, StagedSpace
 from nag.train import train_network
 from nag.training import PAPER_TRAINING, TrainingConfig
 
-app = command_line("python -m nag.quality")
+app = command_line(
+    "python -m nag.quality",
+    "python -m nag.quality --space nasbench201 --rows default,exact --out quality",
+)
 
 ROWS = (
     "exact",

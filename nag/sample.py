@@ -17,7 +17,10 @@ from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import SAMPLERS
 from nag.spaces import SearchSpace
 
-app = command_line("python -m nag.sample")
+app = command_line(
+    "python -m nag.sample",
+    "python -m nag.sample --space mobilenetv3 --num 1000 --out samples.txt",
+)
 
 
 @app.default

@@ -36,7 +36,11 @@ from nag.training import (
     train,
 )
 
-app = command_line("python -m nag.train")
+app = command_line(
+    "python -m nag.train",
+    "python -m nag.train --space nasbench201 --out W.safetensors",
+    "python -m nag.train --space mobilenetv3 --preset paper --archs mine.txt --out W.safetensors",
+)
 
 _MAX_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to compare with
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, WholeNumber, find_space, user_errors
+from nag.cli import UserError, WholeNumber, find_space, section, user_errors
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
@@ -32,6 +32,8 @@ from trainers.build import EVALUATORS
 from trainers.latency.tables import file_and_key
 from trainers.training.task import NetworkOptions, digest_of_images
 
+_DIFFUSION = Parameter(group=section("Diffusion"))
+_ROUNDS = Parameter(group=section("Rounds"))
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "
     "where they are not named themselves. "
@@ -40,7 +42,7 @@ _METHOD_HELP = (
 )
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=section("Search"))
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What is searched, and how. Equal configurations give equal trials.
@@ -155,33 +157,33 @@ class RunConfig:
     strategy: StrategyName | None = None
     acq: AcquisitionName | None = None
     networks: NetworkOptions = NetworkOptions()
-    score: Literal["network", "exact"] = "network"
-    score_weights: Path | None = None
-    sigma_min: float = 0.1
-    sigma_max: float = 5.0
-    sampler: str = DEFAULT_SAMPLER
-    steps: WholeNumber = 20
-    noise_schedule: Literal["geometric", "karras"] = "geometric"
-    guidance: GuidanceKind = "denoised"
-    guidance_form: GuidanceForm = "value"
-    guidance_scale: str = "auto"
-    target: float | None = None
+    score: Annotated[Literal["network", "exact"], _DIFFUSION] = "network"
+    score_weights: Annotated[Path | None, _DIFFUSION] = None
+    sigma_min: Annotated[float, _DIFFUSION] = 0.1
+    sigma_max: Annotated[float, _DIFFUSION] = 5.0
+    sampler: Annotated[str, _DIFFUSION] = DEFAULT_SAMPLER
+    steps: Annotated[WholeNumber, _DIFFUSION] = 20
+    noise_schedule: Annotated[Literal["geometric", "karras"], _DIFFUSION] = "geometric"
+    guidance: Annotated[GuidanceKind, _DIFFUSION] = "denoised"
+    guidance_form: Annotated[GuidanceForm, _DIFFUSION] = "value"
+    guidance_scale: Annotated[str, _DIFFUSION] = "auto"
+    target: Annotated[float | None, _DIFFUSION] = None
     constraint: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     latency_table: str | None = None
     prior: Annotated[
         tuple[EarlierRun, ...],
         Parameter(converter=from_command_line, n_tokens=1, accepts_keys=False, negative=()),
     ] = ()
-    budget: WholeNumber = 100
-    n_init: WholeNumber = 10
-    pool_size: WholeNumber = 100
-    batch_size: WholeNumber = 1
-    schedule: Literal["rounds", "async"] = "rounds"
-    window: WholeNumber = 1
-    early_stopping: Literal["none", "asha"] = "none"
-    grace_epochs: WholeNumber = 1
-    seed: WholeNumber = 0
-    threads: WholeNumber = 1
+    budget: Annotated[WholeNumber, _ROUNDS] = 100
+    n_init: Annotated[WholeNumber, _ROUNDS] = 10
+    pool_size: Annotated[WholeNumber, _ROUNDS] = 100
+    batch_size: Annotated[WholeNumber, _ROUNDS] = 1
+    schedule: Annotated[Literal["rounds", "async"], _ROUNDS] = "rounds"
+    window: Annotated[WholeNumber, _ROUNDS] = 1
+    early_stopping: Annotated[Literal["none", "asha"], _ROUNDS] = "none"
+    grace_epochs: Annotated[WholeNumber, _ROUNDS] = 1
+    seed: Annotated[WholeNumber, _ROUNDS] = 0
+    threads: Annotated[WholeNumber, _ROUNDS] = 1
 
     def __post_init__(self) -> None:
         find_space(self.space)

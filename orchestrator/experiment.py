@@ -20,7 +20,12 @@ from orchestrator.search.record import provenance, write_json
 
 SCHEMA = 1
 
-app = command_line("python -m orchestrator.experiment")
+app = command_line(
+    "python -m orchestrator.experiment",
+    "python -m orchestrator.experiment experiments/smoke.toml",
+    "python -m orchestrator.experiment experiments/figure4.toml --out RUNS --jobs 8",
+    "python -m orchestrator.experiment experiments/figure3.toml --table nb201.parquet --dry-run",
+)
 
 
 @app.default
@@ -45,14 +50,6 @@ def main(
     Each has a directory of its own in --out, named after its content. What is finished there is
     skipped and what was interrupted continues, so experiments can share one --out and an
     interrupted experiment continues when its command is repeated.
-
-    Examples:
-
-    python -m orchestrator.experiment experiments/smoke.toml
-
-    python -m orchestrator.experiment experiments/figure3.toml --table nb201.parquet --dry-run
-
-    python -m orchestrator.experiment experiments/figure4.toml --out RUNS --jobs 8
 
     Parameters
     ----------

@@ -61,7 +61,11 @@ PUBLISHED = {  # Table 3: max / mean / min, percent
     },
 }
 
-app = command_line("python -m orchestrator.guided_quality")
+app = command_line(
+    "python -m orchestrator.guided_quality",
+    "python -m orchestrator.guided_quality --space mobilenetv3 --out quality",
+    "python -m orchestrator.guided_quality --table nb201.parquet --dataset cifar10 --out quality",
+)
 
 
 @app.default

@@ -20,7 +20,12 @@ from trainers.rows import PARTIAL, column_names, read_columns, write_rows
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
 
-app = command_line("python -m orchestrator.propose")
+app = command_line(
+    "python -m orchestrator.propose",
+    "python -m orchestrator.propose --values trials.parquet --out next.parquet --batch-size 8",
+    "python -m orchestrator.propose --values trials.parquet --out next.parquet --pool-size "
+    "256 --batch-size 256 --constraint 'macs<=250e6'",
+)
 
 
 @Parameter(name="*")
@@ -52,11 +57,6 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     One round of run_bo without the evaluation: --pool-size candidates, of which the best
     --batch-size by the acquisition function are written. Statistics go to stdout as JSON. The rows
     of --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
-
-    Example, 256 networks under 250 million MACs:
-
-    python -m orchestrator.propose --values trials.parquet --out next.parquet --pool-size 256
-    --batch-size 256 --constraint 'macs<=250e6'
     """
     if not files.out.parent.is_dir():
         raise UserError(f"no such folder: {files.out.parent}")

@@ -15,7 +15,13 @@ from orchestrator.comparison.summary import Settings, summarise
 from orchestrator.history.find import find_runs, read_runs
 from orchestrator.storage.location import PathOrURI
 
-app = command_line("python -m orchestrator.report")
+app = command_line(
+    "python -m orchestrator.report",
+    "python -m orchestrator.report runs/ --out report",
+    "python -m orchestrator.report RUNS/experiment-figure3.json --out report --reference guided",
+    "python -m orchestrator.report RUNS --out report --split acq --marks 20,40",
+    "python -m orchestrator.report RUNS --out report --workers 1 --workers 8",
+)
 
 _REPEATED = Parameter(negative=(), show_default=False)
 
@@ -44,17 +50,6 @@ def main(
     compared: the same space, evaluator, data set, objective, constraints and batch size. Methods of
     a panel are called by what differs between them. Beside the page are curves.csv, summary.csv,
     tests.csv, manifest.json, tables/*.tex and figures/*.svg.
-
-    Examples:
-
-    python -m orchestrator.report runs/ --out report
-
-    python -m orchestrator.report RUNS/experiment-figure3.json --out report --reference guided
-
-    python -m orchestrator.report RUNS --out report --split acq --marks 20,40
-
-    python -m orchestrator.report RUNS --out report --optimum nasbench201-cifar10-test=94.37
-    --within 0 --workers 1 --workers 8
 
     Parameters
     ----------

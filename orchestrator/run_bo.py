@@ -21,7 +21,13 @@ from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
 
-app = command_line("python -m orchestrator.run_bo")
+app = command_line(
+    "python -m orchestrator.run_bo",
+    "python -m orchestrator.run_bo --acq ei",
+    "python -m orchestrator.run_bo --space nasbench201 --table nb201.parquet --dataset cifar100",
+    "python -m orchestrator.run_bo --method rea --budget 200",
+    "python -m orchestrator.run_bo --acq ucb --constraint 'macs<=300e6' --batch-size 8",
+)
 
 
 @app.default
@@ -30,16 +36,6 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
 
     Without options: ImageNet-1K top-1 (embedded estimate) over the once-for-all MobileNetV3 space.
     All results are in --out; a run that was interrupted continues when its command is repeated.
-
-    Examples:
-
-    python -m orchestrator.run_bo --acq ei
-
-    python -m orchestrator.run_bo --space nasbench201 --table nb201.parquet --dataset cifar100
-
-    python -m orchestrator.run_bo --method rea --budget 200
-
-    python -m orchestrator.run_bo --strategy mutation --acq ucb --budget 40 --executor local
     """
     priors = (f"prior-{earlier.task}" for earlier in config.prior)
     label = "-".join((config.space, *config.parts.shown, *priors, f"seed{config.seed}"))

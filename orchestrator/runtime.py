@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from nag.cli import UserError, WholeNumber
+from nag.cli import UserError, WholeNumber, section
 from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Where a run happens; nothing here changes its trials.

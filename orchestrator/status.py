@@ -17,7 +17,11 @@ from orchestrator.search.record import read_record
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, PathOrURI
 
-app = command_line("python -m orchestrator.status")
+app = command_line(
+    "python -m orchestrator.status",
+    "python -m orchestrator.status runs/mobilenetv3-guided-ei-seed0 --watch",
+    "python -m orchestrator.status s3://bucket/run",
+)
 
 _NUM_LAST = 8  # outcomes that are shown, and pending trials
 _NUM_RATE = 20  # the last outcomes, which the rate is of

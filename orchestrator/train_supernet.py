@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
@@ -14,14 +13,18 @@ from trainers.train_supernet import SupernetOptions, train_supernet
 from trainers.training import parallel
 from trainers.training.task import ImageOptions, ImageTask, Place
 
-app = command_line("python -m orchestrator.train_supernet")
+app = command_line(
+    "python -m orchestrator.train_supernet",
+    "python -m orchestrator.train_supernet --workers 32 --gpus-per-worker 1 --data DIR "
+    "--batch-size 8192 --out W.pt",
+)
 
 
 @app.default
 def main(
     options: SupernetOptions,
     images: ImageOptions = ImageOptions(),
-    place: Annotated[Place, Parameter(name="*")] = Place(),
+    place: Place = Place(),
     *,
     workers: WholeNumber = 1,
     gpus_per_worker: float = 0.0,

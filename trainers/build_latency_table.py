@@ -28,7 +28,12 @@ Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, m
 _UNSTEADY = 0.2  # spread of the times of a block, as a share of their median
 _ENOUGH_TO_RANK = 3
 
-app = command_line("python -m trainers.build_latency_table")
+app = command_line(
+    "python -m trainers.build_latency_table",
+    "python -m trainers.build_latency_table --out cpu.json --threads 1",
+    "python -m trainers.build_latency_table --out gpu.json --batch-size 64 --resolution 160 224",
+    "python -m orchestrator.run_bo --constraint 'latency<=15' --latency-table cpu.json",
+)
 
 
 @app.default
@@ -55,14 +60,6 @@ def main(
 
     A command that was interrupted continues when it is repeated; until then its measurements are
     in OUT.partial.
-
-    Examples:
-
-    python -m trainers.build_latency_table --out cpu.json --threads 1
-
-    python -m trainers.build_latency_table --out gpu.json --batch-size 64 --resolution 160 224
-
-    python -m orchestrator.run_bo --constraint 'latency<=15' --latency-table cpu.json
 
     Parameters
     ----------

@@ -2,9 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import track
 
@@ -25,7 +23,13 @@ from trainers.training.task import NetworkOptions, Place
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
 
-app = command_line("python -m trainers.evaluate")
+app = command_line(
+    "python -m trainers.evaluate",
+    "python -m trainers.evaluate --space mobilenetv3 --evaluator surrogate --archs "
+    "samples.txt --out values.parquet",
+    "python -m trainers.evaluate --space mobilenetv3 --evaluator supernet --weights W.pt "
+    "--data DIR --archs samples.txt --out values.parquet",
+)
 
 
 @app.default
@@ -40,7 +44,7 @@ def main(
     objective: str = "valid",
     seed: WholeNumber = 0,
     networks: NetworkOptions = NetworkOptions(),
-    place: Annotated[Place, Parameter(name="*")] = Place(),
+    place: Place = Place(),
 ) -> None:
     """Write one row per architecture, in the order of the list.
 

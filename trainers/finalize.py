@@ -29,7 +29,12 @@ from trainers.finished.packaging import How, Packaging
 from trainers.images import LoaderError
 from trainers.training.task import NetworkOptions, Place
 
-app = command_line("python -m trainers.finalize")
+app = command_line(
+    "python -m trainers.finalize",
+    "python -m trainers.finalize runs/R --data PETS --weights ofa_mbv3_d234_e346_k357_w1.0 "
+    "--seeds 3 --out best",
+    "python -m trainers.finalize runs/R --data ILSVRC2012 --weights W.pt --no-train --out best",
+)
 
 
 @app.default
@@ -44,7 +49,7 @@ def main(
     train: Annotated[bool, Parameter(negative="--no-train")] = True,
     with_held_out: Annotated[bool, Parameter(negative=())] = False,
     networks: NetworkOptions = NetworkOptions(),
-    place: Annotated[Place, Parameter(name="*")] = Place(),
+    place: Place = Place(),
 ) -> int:
     """Train the best networks of a search and export them, each into a folder OUT/RANK.
 
@@ -52,13 +57,6 @@ def main(
     program), arch.json (once-for-all's form, or that of NAS-Bench-201), preprocessing.json and
     README.md, the model card. An interrupted command continues when it is repeated; trainings are
     kept in OUT/checkpoints unless --checkpoints is given.
-
-    Examples:
-
-    python -m trainers.finalize runs/R --data PETS --weights ofa_mbv3_d234_e346_k357_w1.0
-    --seeds 3 --out best
-
-    python -m trainers.finalize runs/R --data ILSVRC2012 --weights W.pt --no-train --out best
 
     Parameters
     ----------

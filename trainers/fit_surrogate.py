@@ -56,7 +56,11 @@ STATEMENT = (
     "weights and no fine-tuning."
 )
 
-app = command_line("python -m trainers.fit_surrogate")
+app = command_line(
+    "python -m trainers.fit_surrogate",
+    "python -m trainers.fit_surrogate --table mbv3.parquet --ofa-predictor ofa.pt --out "
+    "surrogate.safetensors",
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,11 @@ from trainers.images.sets import Images, build_images
 SHOWN = 20  # names of pictures, and classes, in the report
 CORRUPT, LEAKS, CLASSES = "corrupt.txt", "leaks.txt", "classes.csv"
 
-app = command_line("python -m trainers.prepare")
+app = command_line(
+    "python -m trainers.prepare",
+    "python -m trainers.prepare photos.tar",
+    "python -m trainers.prepare --imagenet ILSVRC2012 --size 256",
+)
 
 
 @app.default

@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from cyclopts import Parameter
@@ -22,7 +21,12 @@ from trainers.training.recipe import Recipe, find_recipe
 from trainers.training.sandwich import SMALLEST, sandwich
 from trainers.training.task import ImageOptions, ImageTask, Place
 
-app = command_line("python -m trainers.train_supernet")
+app = command_line(
+    "python -m trainers.train_supernet",
+    "python -m trainers.train_supernet --data DIR --resolution 64 --recipe small --out W.pt",
+    "torchrun --nproc-per-node 8 -m trainers.train_supernet --data DIR --batch-size 2048 "
+    "--out W.pt",
+)
 
 
 @Parameter(name="*")
@@ -95,7 +99,7 @@ class SupernetOptions:
 def main(
     options: SupernetOptions,
     images: ImageOptions = ImageOptions(),
-    place: Annotated[Place, Parameter(name="*")] = Place(),
+    place: Place = Place(),
 ) -> None:
     """Train all networks of the once-for-all MobileNetV3 space at once, in one set of weights.
 
@@ -103,14 +107,6 @@ def main(
     and some random ones. The training is saved every five minutes and after every epoch in
     OUT.training; a command that was interrupted continues when it is repeated. OUT.jsonl gets a
     line for each epoch. OUT is for --evaluator supernet, which needs no more options than --data.
-
-    Examples:
-
-    python -m trainers.train_supernet --data DIR --resolution 64 --recipe small --out W.pt
-
-    torchrun --nproc-per-node 8 -m trainers.train_supernet --data DIR --batch-size 2048 --out W.pt
-
-    python -m orchestrator.train_supernet --workers 32 --data DIR --batch-size 8192 --out W.pt
     """
     parallel.join()
     console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)

@@ -10,7 +10,10 @@ from rich.console import Console
 
 from nag.cli import UserError, command_line, run
 
-app = command_line("python -m orchestrator.dashboards")
+app = command_line(
+    "python -m orchestrator.dashboards",
+    "python -m orchestrator.dashboards --out /tmp/ray/session_latest/metrics",
+)
 
 _SCRAPE_INTERVAL = "10s"  # as often as Ray reports
 _RAYS_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # kept by the last Ray started here

@@ -12,6 +12,7 @@ import torch
 from cyclopts import Parameter
 from torch import nn
 
+from nag.cli import section
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
@@ -39,6 +40,7 @@ _FOR_STATISTICS = 2_000  # images
 _SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
 
 
+@Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True)
 class Place:
     """Where the work is done; nothing here changes its results, but for the last bits.
@@ -73,7 +75,7 @@ class Place:
         return device
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=section("Images and networks"))
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """What networks are trained on and measured by.
@@ -97,7 +99,7 @@ class ImageOptions:
     train_fraction: float = 1.0
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=section("Images and networks"))
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(ImageOptions):
     """How networks become good at a task, for the evaluators supernet and train.
