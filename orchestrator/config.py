@@ -34,11 +34,12 @@ from trainers.training.task import NetworkOptions, digest_of_images
 
 _DIFFUSION = Parameter(group=section("Diffusion"))
 _ROUNDS = Parameter(group=section("Rounds"))
+_LISTED = Parameter(show_choices=False)  # the help says what each is
 _METHOD_HELP = (
     "A published method: it says which surrogate, strategy and acquisition function are taken "
-    "where they are not named themselves. "
-    + "; ".join(f"{name}: {method.what}" for name, method in METHODS.items())
-    + f". Default: {DEFAULT}. Sources and departures from them: docs/methods.md."
+    f"where they are not named themselves; by default {DEFAULT}.\n\n"
+    + "\n".join(f"- {name}: {method.what}" for name, method in METHODS.items())
+    + "\n\nSources and departures from them: docs/methods.md."
 )
 
 
@@ -55,10 +56,13 @@ class RunConfig:
     space
         Search space: mobilenetv3, nasbench201, or the small synthetic toy.
     evaluator
-        What evaluates an architecture: surrogate (embedded estimate of ImageNet-1K top-1, for
-        mobilenetv3), table (a benchmark table, for nasbench201), supernet (its accuracy on --data
-        with the weights it has in a once-for-all supernet), train (after training on --data) or
-        toy. By default the first that fits the space.
+        What evaluates an architecture; by default the first that fits the space.
+
+        - surrogate: embedded estimate of ImageNet-1K top-1, for mobilenetv3
+        - table: a benchmark table, for nasbench201
+        - supernet: accuracy on --data with the weights it has in a once-for-all supernet
+        - train: accuracy after training on --data
+        - toy: a synthetic function, for toy
     table
         Parquet file of the table evaluator.
     dataset
@@ -66,19 +70,30 @@ class RunConfig:
     objective
         Accuracy that is searched on: validation or test. The test accuracy is always reported.
     surrogate
-        Predictor of values: gp is the Gaussian process that guided needs; gp-plain, ensemble, wl-gp
-        and hebo-gp are those of published methods (gp-plain and hebo-gp need the extra
-        baselines); none fits nothing and evaluates what the strategy proposes.
+        Predictor of values, by default gp.
+
+        - gp: Gaussian process on structural features, which guided needs
+        - gp-plain, ensemble, wl-gp, hebo-gp: those of published methods (gp-plain and hebo-gp need
+          the extra baselines)
+        - none: fits nothing and evaluates what the strategy proposes
     strategy
-        What fills the pool of candidates: guided is the diffusion model steered by the surrogate
-        predictor, and mutants of the best as long as the last batch brought nothing better;
-        guided-gen is the diffusion model alone; uncond+sort, random and the mutations are the
-        baselines of the paper; rea, local-search, reinforce and bohb need no surrogate. bohb needs
-        the train evaluator, or a table with accuracies after 12 epochs.
+        What fills the pool of candidates, by default guided.
+
+        - guided: the diffusion model steered by the surrogate, and mutants of the best as long as
+          the last batch brought nothing better
+        - guided-gen: the steered diffusion model alone
+        - uncond+sort, random, mutation, mutation+random, mutation-top10+random: the baselines of
+          the paper and of published methods
+        - rea, local-search, reinforce, bohb: need no surrogate; bohb needs the train evaluator, or
+          a table with accuracies after 12 epochs
     acq
-        Acquisition function: expected improvement, probability of improvement, independent
-        Thompson sampling, upper confidence bound, Pareto front of several. Ignored without a
-        surrogate.
+        Acquisition function, by default ei; ignored without a surrogate.
+
+        - ei: expected improvement
+        - pi: probability of improvement
+        - its: independent Thompson sampling
+        - ucb: upper confidence bound
+        - mace: Pareto front of several
     networks
         What networks are trained on and measured by, for the evaluators supernet and train.
     score
@@ -152,10 +167,10 @@ class RunConfig:
     table: Path | None = None
     dataset: str | None = None
     objective: Literal["valid", "test"] = "valid"
-    method: Annotated[MethodName | None, Parameter(help=_METHOD_HELP)] = None
-    surrogate: SurrogateName | None = None
-    strategy: StrategyName | None = None
-    acq: AcquisitionName | None = None
+    method: Annotated[MethodName | None, _LISTED, Parameter(help=_METHOD_HELP)] = None
+    surrogate: Annotated[SurrogateName | None, _LISTED] = None
+    strategy: Annotated[StrategyName | None, _LISTED] = None
+    acq: Annotated[AcquisitionName | None, _LISTED] = None
     networks: NetworkOptions = NetworkOptions()
     score: Annotated[Literal["network", "exact"], _DIFFUSION] = "network"
     score_weights: Annotated[Path | None, _DIFFUSION] = None
@@ -168,11 +183,17 @@ class RunConfig:
     guidance_form: Annotated[GuidanceForm, _DIFFUSION] = "value"
     guidance_scale: Annotated[str, _DIFFUSION] = "auto"
     target: Annotated[float | None, _DIFFUSION] = None
-    constraint: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    constraint: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
     latency_table: str | None = None
     prior: Annotated[
         tuple[EarlierRun, ...],
-        Parameter(converter=from_command_line, n_tokens=1, accepts_keys=False, negative=()),
+        Parameter(
+            converter=from_command_line,
+            n_tokens=1,
+            accepts_keys=False,
+            negative=(),
+            show_default=False,
+        ),
     ] = ()
     budget: Annotated[WholeNumber, _ROUNDS] = 100
     n_init: Annotated[WholeNumber, _ROUNDS] = 10
