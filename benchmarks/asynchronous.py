@@ -86,7 +86,7 @@ class _Recorder:
 
 def kept(config: RunConfig, workers: int, keep: Path) -> Found:
     """The result of a run, from its file in `keep` where there is one."""
-    path = keep / f"{config.hash()[:24]}-{workers}.npz"
+    path = keep / f"{config.hash()[:24]}-{config.budget}-{workers}.npz"
     if not path.exists():
         aside = path.with_suffix(".tmp.npz")
         np.savez(aside, **search(config, workers)._asdict())

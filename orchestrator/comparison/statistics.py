@@ -111,6 +111,7 @@ class Comparison:
     ties: int
     losses: int
     median: float  # of a - b
+    excess: float  # of the ranks of a's wins over those of its losses
     p: float  # two-sided
     p_holm: float = np.nan
 
@@ -120,13 +121,13 @@ class Comparison:
 
     @property
     def a_is_better(self) -> bool:
-        """By the signs where there are more of one, else by the median."""
-        return (self.wins - self.losses, self.median) > (0, 0.0)
+        """As the test sees it: few large wins may outweigh many small losses."""
+        return self.excess > 0
 
     def reversed(self) -> "Comparison":
         return Comparison(
-            self.b, self.a, self.n, self.losses, self.ties, self.wins, -self.median, self.p,
-            self.p_holm,
+            self.b, self.a, self.n, self.losses, self.ties, self.wins, -self.median, -self.excess,
+            self.p, self.p_holm,
         )  # fmt: skip
 
 
@@ -135,15 +136,17 @@ def compare(a: str, b: str, first: Mapping[int, float], second: Mapping[int, flo
     seeds = sorted(first.keys() & second.keys())
     differences = np.round([first[seed] - second[seed] for seed in seeds], _DIGITS)
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
-    p = signed_rank_test(differences)
+    ties = len(seeds) - wins - losses
     median = float(np.median(differences)) if seeds else np.nan
-    return Comparison(a, b, len(seeds), wins, len(seeds) - wins - losses, losses, median, p)
+    excess, p = signed_rank_test(differences)
+    return Comparison(a, b, len(seeds), wins, ties, losses, median, excess, p)
 
 
-def signed_rank_test(differences: Numbers) -> float:
-    """Two-sided p of the signed-rank test of (S,) differences (Wilcoxon, 1945).
+def signed_rank_test(differences: Numbers) -> tuple[float, float]:
+    """Signed-rank test of (S,) differences (Wilcoxon, 1945).
 
-    Differences of zero are dropped, as he did. The p is exact, also with ties: the distribution of
+    Returns the sum of the ranks of positive differences less that of negative ones, and the
+    two-sided p. Differences of zero are dropped, as he did. The p is exact, also with ties: the distribution of
     the sum of ranks of one sign, each sign being as likely for each rank, is built rank by rank.
     """
     kept = differences[differences != 0]
@@ -154,7 +157,8 @@ def signed_rank_test(differences: Numbers) -> float:
         share[rank:] += share[: len(share) - rank].copy()
         share /= 2
     found = ranks[kept > 0].sum()
-    return float(min(1.0, 2 * min(share[: found + 1].sum(), share[found:].sum())))
+    p = float(min(1.0, 2 * min(share[: found + 1].sum(), share[found:].sum())))
+    return float(found - ranks.sum() / 2), p
 
 
 def compare_all(
