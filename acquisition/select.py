@@ -36,8 +36,9 @@ def select_batch(
     2014), which matters for properties that are predicted; a strategy proposes nothing that more
     likely breaks one than not.
 
-    Each pick is pending for the next: the predictor is conditioned on its own mean there
-    (kriging believer), which removes the uncertainty around it and so spreads the batch.
+    Each pick is pending for the next: it counts as observed at its predicted mean (kriging
+    believer, Ginsbourger et al. 2010). No uncertainty is left around it, and where that is better
+    than `best`, the next has to improve on it; both spread the batch.
     """
     before = predictor.predict(pool.archs)
     log_weight = np.zeros(len(pool.archs))
@@ -48,7 +49,9 @@ def select_batch(
     while left and len(picked) < count:
         prediction = predictor.predict([pool.archs[i] for i in left])
         scores = acquisition(prediction, best=best, rng=rng) + log_weight[left]
-        i = left.pop(int(np.argmax(scores)))
+        place = int(np.argmax(scores))
+        best = max(best, float(prediction.mean[place]))
+        i = left.pop(place)
         picked.append(Candidate(pool.archs[i], float(before.mean[i]), float(before.std[i])))
         if len(picked) < count:
             predictor = predictor.condition([pool.archs[i]])

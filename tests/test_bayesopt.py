@@ -186,6 +186,22 @@ def test_the_suggestion_is_the_most_promising_of_all(acquisition):
     assert found.archs == (left[int(np.argmax(scores))],)
 
 
+def test_what_is_pending_is_to_be_improved_on():
+    """It counts as observed at its predicted mean, in the surrogate and as the best value."""
+    observations = observed(TOY, 12, seed=4)
+    left = [arch for arch in TOY_ARCHS if arch not in observations.archs]
+    fitted = GaussianProcess(TOY).fit(observations, np.random.default_rng(0))
+    mean = fitted.predict(left).mean
+    promising, hopeless = left[int(mean.argmax())], left[int(mean.argmin())]
+    assert mean.max() > observations.best > mean.min()
+    for pending, best in ((promising, mean.max()), (hopeless, observations.best)):
+        chosen = optimizer(TOY, "random", "pi", pool_size=500)
+        spy = replace(chosen, acquisition=Recording(chosen.acquisition))
+        seen = {*observations.archs, pending}
+        spy.suggest(observations, seen, 1, np.random.default_rng(0), pending=[pending])
+        assert spy.acquisition.calls[0]["best"] == pytest.approx(best)
+
+
 def test_thompson_sampling_is_a_matter_of_the_seed():
     observations = observed(TOY, 12)
     by_seed = {

@@ -67,14 +67,28 @@ def test_the_first_pick_is_the_best_by_acquisition(pool, predictor, acquisition)
 
 @pytest.mark.parametrize("name", ["ei", "pi", "ucb"])
 def test_every_pick_is_the_best_given_all_earlier_ones(name, pool, predictor):
-    """Conditioning one by one is conditioning on all of them."""
+    """Conditioning one by one is conditioning on all of them, and all are to be improved on."""
     batch = pick(pool, predictor, ACQUISITIONS[name], 5)
     for i, candidate in enumerate(batch):
         earlier = [c.arch for c in batch[:i]]
         pending = predictor.condition(earlier) if earlier else predictor
+        best = max([0.6, *(c.mean for c in batch[:i])])
         left = [arch for arch in pool.archs if arch not in earlier]
-        found = scores(left, pending, ACQUISITIONS[name])
+        found = scores(left, pending, ACQUISITIONS[name], best)
         assert found[left.index(candidate.arch)] >= found.max() - 1e-6
+
+
+@pytest.mark.parametrize("name", ["ei", "pi"])
+def test_the_next_pick_has_to_improve_on_the_pending_one(name, pool, predictor):
+    """Nothing is worth more for it that another is on its way; what was near it is worth less."""
+    first, _ = pick(pool, predictor, ACQUISITIONS[name], 2)
+    assert first.mean > 0.6
+    left = [arch for arch in pool.archs if arch != first.arch]
+    before = scores(left, predictor, ACQUISITIONS[name])
+    after = scores(left, predictor.condition([first.arch]), ACQUISITIONS[name], first.mean)
+    assert (after <= before + 1e-9).all()
+    stale = scores(left, predictor.condition([first.arch]), ACQUISITIONS[name])
+    assert (after < stale).all()
 
 
 def test_candidates_carry_what_was_predicted_before_any_was_pending(pool, predictor, acquisition):

@@ -22,7 +22,7 @@ ensemble).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional
 
 from nag.predictors.base import Observations, Prediction
 from nag.spaces import Architecture, SearchSpace
@@ -177,6 +178,11 @@ class Hyperparameters(NamedTuple):
         matern = (1 + d + d.square() / 3) * torch.exp(-d)
         return torch.einsum("g,gbn->bn", self.linear, p.cross) + self.amplitude * matern
 
+    def covariance(self, p: Products) -> Tensor:
+        """Of observations, (n, n), from the products of them with themselves."""
+        noise = self.noise + _JITTER
+        return self.kernel(p) + noise * torch.eye(p.cross.shape[-1], dtype=noise.dtype)
+
     def variance(self, squares: Tensor) -> Tensor:
         """k(x, x), (B,), from squared norms (G, B)."""
         return self.linear @ squares + self.amplitude
@@ -195,8 +201,7 @@ def prior(num_groups: int) -> tuple[Tensor, Tensor]:
 def negative_log_posterior(theta: Tensor, products: Products, z: Tensor) -> Tensor:
     """- log p(z | X, theta) - log p(theta), up to a constant."""
     h = Hyperparameters.of(theta)
-    K = h.kernel(products) + (h.noise + _JITTER) * torch.eye(len(z), dtype=z.dtype)
-    L = torch.linalg.cholesky(K)
+    L = torch.linalg.cholesky(h.covariance(products))
     half = torch.linalg.solve_triangular(L, z[:, None], upper=False)
     mean, std = prior(len(h.linear))
     return (
@@ -227,6 +232,12 @@ def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor
     return torch.from_numpy(min(runs, key=lambda run: run.fun).x)
 
 
+def _inverse_factor(K: Tensor) -> Tensor:
+    """L^-1 of K = L L^T."""
+    eye = torch.eye(len(K), dtype=K.dtype)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(K), eye, upper=False)
+
+
 @dataclass(frozen=True, eq=False)
 class FittedGaussianProcess:
     """Posterior of a Gaussian process. Implements `DifferentiablePredictor`."""
@@ -246,10 +257,8 @@ class FittedGaussianProcess:
     @cached_property
     def _inverse_factor(self) -> Tensor:
         """L^-1, (n, n)."""
-        h, groups = self._hyperparameters, self.features.groups(self.X)
-        eye = torch.eye(len(self.z), dtype=self.z.dtype)
-        K = h.kernel(Products.of(groups, groups)) + (h.noise + _JITTER) * eye
-        return torch.linalg.solve_triangular(torch.linalg.cholesky(K), eye, upper=False)
+        groups = self.features.groups(self.X)
+        return _inverse_factor(self._hyperparameters.covariance(Products.of(groups, groups)))
 
     @cached_property
     def _alpha(self) -> Tensor:
@@ -290,9 +299,21 @@ class FittedGaussianProcess:
 
     def condition(self, archs: Sequence[Architecture]) -> "FittedGaussianProcess":
         x = self.space.encode(archs).double()
-        X = torch.cat([self.X, self.features(self.space, x)])
-        z = torch.cat([self.z, self.relaxed(x)[0]])
-        return FittedGaussianProcess(self.space, self.features, self.warp, self.theta, X, z)
+        X = self.features(self.space, x)
+        conditioned = replace(
+            self, X=torch.cat([self.X, X]), z=torch.cat([self.z, self.relaxed(x)[0]])
+        )
+        # L^-1 gets rows, which takes O(n^2) and not O(n^3); observed at the mean, alpha gets zeros
+        h, factor = self._hyperparameters, self._inverse_factor
+        new, old = self.features.groups(X), self.features.groups(self.X)
+        cross = h.kernel(Products.of(new, old)) @ factor.T
+        corner = _inverse_factor(h.covariance(Products.of(new, new)) - cross @ cross.T)
+        rows = torch.cat([-corner @ cross @ factor, corner], dim=1)
+        vars(conditioned).update(
+            _inverse_factor=torch.cat([functional.pad(factor, (0, len(X))), rows]),
+            _alpha=functional.pad(self._alpha, (0, len(X))),
+        )
+        return conditioned
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,9 @@ def signed_rank_test(differences: Numbers) -> tuple[float, float]:
     """Signed-rank test of (S,) differences (Wilcoxon, 1945).
 
     Returns the sum of the ranks of positive differences less that of negative ones, and the
-    two-sided p. Differences of zero are dropped, as he did. The p is exact, also with ties: the distribution of
-    the sum of ranks of one sign, each sign being as likely for each rank, is built rank by rank.
+    two-sided p. Differences of zero are dropped, as he did. The p is exact, also with ties: the
+    distribution of the sum of ranks of one sign, each sign being as likely for each rank, is built
+    rank by rank.
     """
     kept = differences[differences != 0]
     ranks = (2 * rankdata(np.abs(kept))).astype(int)  # twice, so that they are whole numbers

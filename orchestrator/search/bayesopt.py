@@ -66,8 +66,8 @@ class BayesianOptimizer:
     ) -> Suggestion:
         """At most `count` architectures outside `exclude`; fewer only where no more are found.
 
-        pending: are being evaluated. The predictor is conditioned on its own mean there (kriging
-        believer), so that guidance and acquisition look elsewhere.
+        pending: are being evaluated. They count as observed at their predicted mean (kriging
+        believer), so that guidance and acquisition look elsewhere and for something better.
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
@@ -80,13 +80,15 @@ class BayesianOptimizer:
             predicted = (None,) * len(pool.archs)
             return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
         predictor = self.predictor.fit(observations, rng)
+        best_value = feasible.best
         if pending:
+            best_value = max(best_value, predictor.predict(pending).mean.max())
             predictor = predictor.condition(pending)
         fitted = perf_counter()
         pool = self._pool(self.pool_size, count, feasible, predictor, unwanted, rng)
         proposed = perf_counter()
         best = select_batch(
-            pool, predictor, self.acquisition, feasible.best, count, rng, self.constraints
+            pool, predictor, self.acquisition, best_value, count, rng, self.constraints
         )
         return Suggestion(
             archs=tuple(candidate.arch for candidate in best),
