@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
 from rich.console import Console
 
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
@@ -96,12 +96,26 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     app.suppress_keyboard_interrupt = False  # else cyclopts exits without a word
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, UserError, OSError) as error:
-        _fail(" ".join(str(error).split()))
+    except MissingArgumentError as error:
+        if error.argument is None or error.tokens_so_far or error.keyword:
+            _fail(_one_line(error))
+        name = error.argument.name
+        if error.argument.field_info.is_positional:
+            name = name.lstrip("-").upper()
+        _fail(f"{name} is needed: see --help")
+    except (CycloptsError, UserError) as error:
+        _fail(_one_line(error))
+    except OSError as error:
+        of = f"{error.filename}: " if error.filename else ""
+        _fail(f"{of}{error.strerror}" if error.strerror else _one_line(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _fail(message: str) -> NoReturn:

@@ -106,9 +106,10 @@ def main(
     page = write_comparison(summarise(panels, settings), settings, [*skipped, *twice], out)
     for path, reason in [*skipped, *twice]:
         sys.stderr.write(f"left out: {path}: {reason}\n")
-    finished = sum(run.complete for _, run in members)
+    compared = [run for panel in panels for run in panel.runs]
+    finished = sum(run.complete for run in compared)
     sys.stdout.write(
-        f"{len(members)} runs, {finished} of them finished, in {len(panels)} "
+        f"{len(compared)} runs, {finished} of them finished, in {len(panels)} "
         f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
         f"report: {page}\n"
     )

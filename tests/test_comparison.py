@@ -766,7 +766,7 @@ def test_damaged_runs_are_named_and_left_out(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUNS"], "parameter --out requires an argument"),
+        (["RUNS"], "--out is needed"),
         (["--out", "OUT"], "name at least one run"),
         (["OUT", "--out", "OUT"], "no such folder"),
         (["EMPTY", "--out", "OUT"], "no runs in"),

@@ -316,7 +316,7 @@ def test_progress_is_within_0_and_1(progress, capsys):
     ("changes", "message"),
     [
         ({"space": "nowhere"}, "unknown space 'nowhere'"),
-        ({"space": "nasbench201"}, "the table evaluator needs a table"),
+        ({"space": "nasbench201"}, "the table evaluator needs --table"),
         ({"space": "nasbench201", "table": "none.parquet"}, "no such table: none.parquet"),
         ({"table": "none.parquet"}, "the toy evaluator reads no table"),
         ({"space": "mobilenetv3", "dataset": "cifar10"}, "has no data set 'cifar10'"),

@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("ray")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+from nag.cli import UserError
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from orchestrator.dashboards import __main__ as dashboards
 from orchestrator.executors.metrics import METRICS
@@ -205,3 +206,14 @@ def test_targets_and_ray_s_own_files(tmp_path, capsys):
     (scraped,) = config["scrape_configs"]
     assert scraped["file_sd_configs"][0]["files"]
     assert f"kept {provisioning}" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_not_what_was_asked_for(tmp_path):
+    """Another target than that of the configuration that is there is refused, not ignored."""
+    dashboards.main(out=tmp_path, target=("127.0.0.1:8080",))
+    dashboards.main(out=tmp_path, target=("127.0.0.1:8080",))
+    dashboards.main(out=tmp_path)
+    with pytest.raises(UserError, match=r"prometheus\.yml is there and differs from --target"):
+        dashboards.main(out=tmp_path, target=("127.0.0.1:9090",))
+    with pytest.raises(UserError, match=r"default\.yml is there and differs from --prometheus"):
+        dashboards.main(out=tmp_path, prometheus="http://elsewhere:9090")

@@ -355,7 +355,7 @@ def test_bad_settings(changes, message, capsys):
     [
         ("macs", "'macs' is not a constraint: expected QUANTITY<=NUMBER"),
         ("macs<=100e6", "no architecture of mobilenetv3 satisfies 'macs<=100e6'"),
-        ("latency<=25", "a constraint on latency needs a latency table"),
+        ("latency<=25", "a constraint on latency needs --latency-table"),
     ],
 )
 def test_bad_constraints(constraint, message, mobile_values, capsys):

@@ -31,7 +31,7 @@ TOY_TEXTS = [
             "unknown evaluator 'oracle'.*surrogate, table, toy, supernet, train",
         ),
         ("toy", {"evaluator": "surrogate"}, "knows the space mobilenetv3, not toy"),
-        ("nasbench201", {"evaluator": "table"}, "needs a table"),
+        ("nasbench201", {"evaluator": "table"}, "needs --table"),
         ("mobilenetv3", {"evaluator": "surrogate", "dataset": "cifar10"}, "choose from imagenet"),
         ("mobilenetv3", {"evaluator": "surrogate", "objective": "test"}, "choose from valid"),
         ("mobilenetv3", {"evaluator": "surrogate", "table": "t.parquet"}, "reads no table"),

@@ -122,6 +122,13 @@ def test_constraints_come_in_the_order_of_their_texts(latencies):
     assert build_constraints(MOBILENETV3, [], None, None) == ()
 
 
+def test_bounds_that_exclude_each_other_are_refused():
+    said = r"no macs is at least 3e\+08 and at most 2\.5e\+08"
+    with pytest.raises(EvaluatorConfigError, match=said):
+        build_constraints(MOBILENETV3, ["macs<=250e6", "macs>=300e6", "macs<=1e9"], None, None)
+    assert len(build_constraints(MOBILENETV3, ["macs<=3e8", "macs>=3e8"], None, None)) == 2
+
+
 @pytest.mark.parametrize("dataset", [None, *NUM_CLASSES])
 @pytest.mark.parametrize("name", ["macs", "params"])
 def test_costs_are_those_of_the_data_set(dataset, name, rng):
@@ -158,7 +165,7 @@ def test_the_toy_space_has_no_quantities(name):
 def test_a_latency_needs_a_table(tmp_path):
     arguments = [MOBILENETV3, ["latency<=9"], None]
     assert refusal(build_constraints, *arguments, None) == (
-        "a constraint on latency needs a latency table"
+        "a constraint on latency needs --latency-table"
     )
     missing = tmp_path / "nowhere.json"
     assert refusal(build_constraints, *arguments, str(missing)) == f"no such table: {missing}"

@@ -67,7 +67,7 @@ def build_evaluator(
 
 def _table(space: SearchSpace, settings: Settings) -> Evaluator:
     if settings.table is None:
-        raise EvaluatorConfigError("the table evaluator needs a table: the path of a parquet file")
+        raise EvaluatorConfigError("the table evaluator needs --table, the path of a parquet file")
     return TableEvaluator(settings.table, settings.dataset or "cifar10", settings.objective)
 
 

@@ -36,7 +36,7 @@ def build_property(
     if name != "latency":
         return cost_property(space, name, dataset or _DATASET.get(space.name, ""))
     if latency_table is None:
-        raise EvaluatorConfigError("a constraint on latency needs a latency table")
+        raise EvaluatorConfigError("a constraint on latency needs --latency-table")
     return latency_property(space, latency_table)
 
 
@@ -55,6 +55,12 @@ def build_constraints(
                 f"and {high:.6g}"
             )
         constraints.append(constraint)
+    for name in dict.fromkeys(constraint.quantity.name for constraint in constraints):
+        bounds = [c for c in constraints if c.quantity.name == name]
+        least = max((c.limit for c in bounds if not c.at_most), default=-math.inf)
+        most = min((c.limit for c in bounds if c.at_most), default=math.inf)
+        if least > most:
+            raise EvaluatorConfigError(f"no {name} is at least {least:.6g} and at most {most:.6g}")
     if latency_table is not None and all(c.quantity.name != "latency" for c in constraints):
-        raise EvaluatorConfigError("a latency table goes with a constraint on latency")
+        raise EvaluatorConfigError("--latency-table goes with a constraint on latency")
     return tuple(constraints)

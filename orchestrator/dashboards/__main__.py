@@ -15,6 +15,7 @@ app = command_line(
     "python -m orchestrator.dashboards --out /tmp/ray/session_latest/metrics",
 )
 
+_PROMETHEUS = "http://127.0.0.1:9090"
 _SCRAPE_INTERVAL = "10s"  # as often as Ray reports
 _RAYS_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # kept by the last Ray started here
 
@@ -24,12 +25,12 @@ def main(
     *,
     out: Path,
     target: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    prometheus: str = "http://127.0.0.1:9090",
+    prometheus: str = _PROMETHEUS,
 ) -> None:
     """Write a Grafana dashboard of runs, and configurations with which it is shown.
 
-    The layout is that of Ray's own configuration, SESSION/metrics; what is there already is kept,
-    so that given this folder the dashboard appears among Ray's.
+    The layout is that of Ray's own configuration, SESSION/metrics; configurations that are there
+    already are kept, so that given this folder the dashboard appears among Ray's.
 
     Parameters
     ----------
@@ -47,17 +48,24 @@ def main(
     console = Console(highlight=False, markup=False, emoji=False)
     grafana = out.resolve() / "grafana"
     dashboards, provisioning = grafana / "dashboards", grafana / "provisioning"
-    for path, content in {
-        out / "prometheus" / "prometheus.yml": _prometheus(target),
-        provisioning / "datasources" / "default.yml": _datasources(prometheus),
-        provisioning / "dashboards" / "default.yml": _providers(dashboards),
-    }.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            console.print(f"kept {path}", soft_wrap=True)
-        else:
-            path.write_text(json.dumps(content, indent=1) + "\n")  # JSON is YAML
+    for path, content, asked in (
+        (out / "prometheus" / "prometheus.yml", _prometheus(target), target and "--target"),
+        (
+            provisioning / "datasources" / "default.yml",
+            _datasources(prometheus),
+            prometheus != _PROMETHEUS and "--prometheus",
+        ),
+        (provisioning / "dashboards" / "default.yml", _providers(dashboards), None),
+    ):
+        text = json.dumps(content, indent=1) + "\n"  # JSON is YAML
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
             console.print(f"wrote {path}", soft_wrap=True)
+        elif asked and path.read_text() != text:
+            raise UserError(f"{path} is there and differs from {asked}: delete it, or edit it")
+        else:
+            console.print(f"kept {path}", soft_wrap=True)
     dashboards.mkdir(exist_ok=True)
     (dashboards / "nag.json").write_bytes(files(__package__).joinpath("nag.json").read_bytes())
     console.print(f"wrote {dashboards / 'nag.json'}", soft_wrap=True)

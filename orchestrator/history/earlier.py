@@ -65,7 +65,8 @@ def read_earlier_run(path: Location) -> EarlierRun:
         raise InUseError(f"{error}: what it holds would change") from None
     except (DamagedRunError, OSError) as error:
         raise UserError(
-            f"{path} is not a run ({reason(error)}): give the --out of an earlier run"
+            f"{path} is not a run ({reason(error)}): give the --out of an earlier run, "
+            "one that has begun"
         ) from None
     values = run.columns["value"]
     known = np.isfinite(values)

@@ -123,10 +123,9 @@ def print_result(
         for name, quantity in QUANTITIES.items()
         if name in metrics
     ]
-    where = f"trial {trial.trial} of {store.num_finished}"
     kept = f" with {', '.join(constraints)}" if constraints else ""
     lines = [
-        f"best architecture{kept} ({where}): {', '.join(numbers)}",
+        f"best architecture{kept} (trial {trial.trial}): {', '.join(numbers)}",
         f"  {store.space.to_str(trial.arch)}",
         f"  {json.dumps(store.space.to_config(trial.arch))}",
         f"trials: {store.out / 'trials.parquet'}",
