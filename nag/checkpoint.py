@@ -6,15 +6,15 @@ made, and the SHA-256 of the weights. Loading never unpickles anything.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nag.files import write_bytes, write_text
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE
 from nag.spaces import SearchSpace
@@ -42,11 +42,9 @@ def shipped_weights(space: SearchSpace) -> Path:
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write aside, then rename: a crash leaves the old file or the new one."""
+    """Write a safetensors file whole; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    save_file(tensors, aside, metadata)
-    os.replace(aside, path)
+    write_bytes(path, save(tensors, metadata))
 
 
 def save_network(
@@ -69,9 +67,7 @@ def save_network(
         "training": training,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    aside = path.with_suffix(".json.tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, path.with_suffix(".json"))
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
 
 
 def load_network(

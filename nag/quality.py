@@ -19,11 +19,12 @@ from rich.progress import Progress
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
 from nag.cli import UserError, WholeNumber, choose, command_line, find_space, run, user_errors
 from nag.exact_score import exact_score, exact_score_of_samples, uniform_law_sde
+from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, generate, resolve_device
 from nag.generator import accelerated
 from nag.laws import ListLaw, random_list, sde_of
 from nag.metrics import distances, noise, pack, summary
-from nag.quality_report import report, write_text
+from nag.quality_report import report
 from nag.samplers import SAMPLERS
 from nag.score_net import ScoreNetConfig, preset, without_positions
 from nag.sde import VESDE, ScoreFn, centre

@@ -3,13 +3,14 @@
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nag.files import write_text
 
 PUBLISHED = {  # Table 4: validity, uniqueness, novelty, percent
     "nasbench201": {
@@ -33,7 +34,7 @@ def report(found: dict[str, Any], stem: Path) -> None:
     writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_text(stem.with_suffix(".csv"), table.getvalue().rstrip())
+    write_text(stem.with_suffix(".csv"), table.getvalue())
     text = "\n".join(markdown(found))
     write_text(stem.with_suffix(".md"), text)
     sys.stdout.write(text + "\n")
@@ -90,10 +91,3 @@ def markdown(found: dict[str, Any]) -> list[str]:
 def _mean_std(values: list[float]) -> str:
     mean = f"{np.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text + "\n")
-    os.replace(aside, path)

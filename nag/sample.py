@@ -1,7 +1,6 @@
 """`python -m nag.sample`: draw architectures from the diffusion model."""
 
 import json
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nag.cli import INVALID, UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import SAMPLERS
@@ -106,9 +106,7 @@ def main(
             progress=advance,
         )
     lines = [INVALID if a is None else search_space.to_str(a) for a in samples.archs]
-    aside = out.with_name(out.name + ".tmp")
-    aside.write_text("\n".join(lines) + "\n")
-    os.replace(aside, out)
+    write_text(out, "\n".join(lines))
     sys.stdout.write(json.dumps(statistics(search_space, samples), indent=1) + "\n")
 
 

@@ -21,6 +21,7 @@ from scipy.stats import wilcoxon
 
 from nag.calibration import Calibrated
 from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.files import write_text
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.laws import random_list
@@ -162,12 +163,12 @@ def main(
         accuracies = {f"best {num:,} of the space": oracle, **accuracies}
     drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
-    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g")
+    write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
     svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not inside a page
     svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
-    stem.with_suffix(".svg").write_text(svg)
+    write_text(stem.with_suffix(".svg"), svg)
     text = "\n".join(report(frame, oracle, dataset or config.dataset or "cifar10", bench))
-    stem.with_suffix(".md").write_text(text + "\n")
+    write_text(stem.with_suffix(".md"), text)
     sys.stdout.write(text + "\n")
 
 

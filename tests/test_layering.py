@@ -76,6 +76,19 @@ def test_nag_knows_no_data_frames():
     assert "nag" not in importers("pandas", "pyarrow")
 
 
+def test_files_are_replaced_in_one_place_only():
+    """`path.replace(other)`, `os.replace(...)`: see nag/files.py."""
+    found = set()
+    for module, path in MODULES.items():
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                of_os = isinstance(call.func.value, ast.Name) and call.func.value.id == "os"
+                if call.func.attr == "replace" and len(call.args) == 1 + of_os:
+                    found.add(module)
+    assert "nag.files" in found
+    assert found <= {"nag.files", "trainers.training.loop"}
+
+
 def test_no_cycles_between_modules():
     graph = {module: names & MODULES.keys() for module, names in IMPORTS.items()}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError

@@ -120,12 +120,11 @@ def test_the_index_is_written_whole_or_not_at_all(root, tmp_path, monkeypatch):
     prepare(root)
     listing = load(prepared_folder(root), root)
 
-    def full(table, path):
-        path.write_bytes(b"half")
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainers.images.index.pq.write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '.*{FILE}'"):
         save(listing, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 

@@ -1,7 +1,6 @@
 """Measure a latency table on this device: `python -m trainers.build_latency_table --help`."""
 
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.stats import spearmanr
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.files import write_text
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.latency.block_times import BlockTimer
 from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
@@ -120,7 +120,7 @@ def main(
         if not out_of_memory(error):
             raise
         raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-    _write(out, about | _tables(partial, resolution))
+    write_text(out, json.dumps(about | _tables(partial, resolution), indent=1))
     partial.path.unlink()
     for side in dict.fromkeys(resolution):
         for line in report(out, side):
@@ -148,7 +148,7 @@ class Partial:
             raise UserError(
                 f"{path} was begun otherwise ({', '.join(others)}): delete it to start again"
             )
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in self._lines), encoding="utf-8")
+        write_text(path, "\n".join(map(json.dumps, self._lines)))
 
     def add(self, resolution: int, layers: Samples, networks: Samples) -> None:
         line = {"resolution": resolution, "layers": layers, "networks": networks}
@@ -227,12 +227,6 @@ def _spread(times: Sequence[float]) -> float:
     """What the middle half of them is within, ms."""
     low, high = np.quantile(times, (0.25, 0.75))
     return float(high - low)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def report(path: Path, resolution: int) -> Iterator[str]:

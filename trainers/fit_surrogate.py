@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from nag.cli import UserError, command_line, run, user_errors
+from nag.files import write_bytes, write_text
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import (
     DEPTHS,
@@ -286,8 +287,8 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
         "errors": numbers,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / WEIGHTS.name).write_bytes(weights)
-    (out / WEIGHTS.with_suffix(".json").name).write_text(json.dumps(description, indent=2) + "\n")
+    write_bytes(out / WEIGHTS.name, weights)
+    write_text(out / WEIGHTS.with_suffix(".json").name, json.dumps(description, indent=2))
     _say("\n".join(f"{name}: {number}" for name, number in numbers.items()))
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
 from trainers.images.index import FILE, Listing, prepared_folder, save
 from trainers.images.pixels import write_pixels
@@ -156,8 +157,7 @@ def _write_lists(found: Found, folder: Path) -> None:
         ],
     }
     for name, lines in lists.items():
-        text = "".join(f"{line}\n" for line in lines)
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, "\n".join(lines))
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Rows in parquet files, read and written: the border at which fractions become percent."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nag.files import write_bytes
 from trainers.base import EvaluatorConfigError
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
@@ -24,10 +24,8 @@ def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:
-    """Write rows to parquet, aside and then renamed, so that `path` is never half a file."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(to_parquet(rows, columns))
-    aside.replace(path)
+    """Write rows to a parquet file whole; raises OSError."""
+    write_bytes(path, to_parquet(rows, columns))
 
 
 def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> bytes:

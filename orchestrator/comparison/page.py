@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nag.cli import package_version
-from nag.quality_report import write_text
+from nag.files import write_text
 from orchestrator.comparison.checklist import panel_checklist
 from orchestrator.comparison.figures import (
     Facets,
@@ -101,7 +101,7 @@ def write_comparison(
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    write_text(path, frame.to_csv(index=False, float_format="%.7g").rstrip("\n"))
+    write_text(path, frame.to_csv(index=False, float_format="%.7g"))
 
 
 def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[str, Any]:

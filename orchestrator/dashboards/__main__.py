@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nag.cli import UserError, command_line, run
+from nag.files import write_bytes, write_text
 
 app = command_line(
     "python -m orchestrator.dashboards",
@@ -57,17 +58,17 @@ def main(
         ),
         (provisioning / "dashboards" / "default.yml", _providers(dashboards), None),
     ):
-        text = json.dumps(content, indent=1) + "\n"  # JSON is YAML
+        text = json.dumps(content, indent=1)  # JSON is YAML
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_text(path, text)
             console.print(f"wrote {path}", soft_wrap=True)
         elif asked and path.read_text() != text:
             raise UserError(f"{path} is there and differs from {asked}: delete it, or edit it")
         else:
             console.print(f"kept {path}", soft_wrap=True)
     dashboards.mkdir(exist_ok=True)
-    (dashboards / "nag.json").write_bytes(files(__package__).joinpath("nag.json").read_bytes())
+    write_bytes(dashboards / "nag.json", files(__package__).joinpath("nag.json").read_bytes())
     console.print(f"wrote {dashboards / 'nag.json'}", soft_wrap=True)
 
 

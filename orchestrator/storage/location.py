@@ -4,12 +4,9 @@ Both have the part of `pathlib.Path` that is used of a run: `/`, `name`, `exists
 `iterdir`, `read_bytes`, `read_text`, `unlink`. What is written is written whole: `write_whole`.
 """
 
-import os
-import platform
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeAlias
@@ -20,6 +17,7 @@ from cyclopts import Parameter, Token
 from pyarrow import fs as pafs
 
 from nag.cli import UserError
+from nag.files import write_bytes
 
 _TORN = ("hdfs", "local", "subtree")  # filesystems on which a file can be seen half written
 _PROMPT = "allow_delayed_open=true"  # of S3: one request for a small file, not three
@@ -173,18 +171,9 @@ OptionalPathOrURI = Annotated[Location | None, _CONVERTED]
 def write_whole(location: Location, data: bytes) -> None:
     """Write a file so that it is never half there, and stays; raises OSError."""
     if isinstance(location, URI):
-        return location.write(data)
-    aside = location.with_name(f"{location.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(location)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+        location.write(data)
+    else:
+        write_bytes(location, data)
 
 
 def reason(error: BaseException) -> str:

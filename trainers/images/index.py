@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nag.files import write_bytes
 from trainers.base import EvaluatorConfigError
 
 FILE = "pictures.parquet"
@@ -59,7 +60,7 @@ def newest(root: Path, watched: tuple[str, ...]) -> int:
 
 
 def save(listing: Listing, folder: Path) -> None:
-    """Write a listing aside and rename it, so that there is never half an index."""
+    """Write a listing whole, so that there is never half an index; raises OSError."""
     about = {
         "version": VERSION,
         "kind": listing.kind,
@@ -69,12 +70,9 @@ def save(listing: Listing, folder: Path) -> None:
         "newest": listing.newest,
     }
     table = listing.pictures.replace_schema_metadata({b"images": json.dumps(about).encode()})
-    aside = folder / f"{FILE}.{os.getpid()}.tmp"
-    try:
-        pq.write_table(table, aside)
-        aside.replace(folder / FILE)
-    finally:
-        aside.unlink(missing_ok=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(folder / FILE, sink.getvalue().to_pybytes())
 
 
 def load(folder: Path, root: Path | None = None) -> Listing:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nag.files import aside, write_text
 from trainers.base import EvaluatorConfigError
 from trainers.images.crops import DRAWS, Crop
 from trainers.images.decode import CorruptImageError, decode, resize
@@ -60,24 +61,18 @@ def write_pixels(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = pixel_file(folder, split, size)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
     corrupt: list[int] = []
-    try:
+    with aside(path) as temporary:
         shape = (len(split), 3, size, size)
-        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
-        _reserve(aside)
-        done = 0
-        for rows, bad in in_processes(
-            partial(_write_rows, split, size, aside), len(split), workers
-        ):
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(temporary)
+        work, done = partial(_write_rows, split, size, temporary), 0
+        for rows, bad in in_processes(work, len(split), workers):
             corrupt += bad
             done += len(rows)
             progress(done)
         about = {"names": _digest(split), "corrupt": sorted(corrupt)}
-        path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        write_text(path.with_suffix(".json"), json.dumps(about))
     return path
 
 

@@ -5,8 +5,8 @@ that code, and may come wrapped: in a mapping, as an average, or trained in para
 """
 
 import json
-import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nag.checkpoint import save_tensors
+from nag.files import write_bytes
 from trainers.base import EvaluatorConfigError
 from trainers.cost import mobilenetv3_plan
 from trainers.ofa.supernet import Supernet
@@ -59,7 +60,7 @@ def load_supernet(path: Path) -> Supernet:
 
 
 def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> None:
-    """Write the weights, and how they were made (`meta`, for JSON), aside, then rename.
+    """Write the weights, and how they were made (`meta`, for JSON), whole; raises OSError.
 
     The format is safetensors where `path` ends so, else PyTorch's, as official checkpoints have it.
     """
@@ -71,9 +72,9 @@ def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> No
         save_tensors(tensors, path, {"meta": record})
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    torch.save({"state_dict": tensors, "meta": record}, aside)
-    os.replace(aside, path)
+    file = BytesIO()  # on a full disk torch.save speaks of positions
+    torch.save({"state_dict": tensors, "meta": record}, file)
+    write_bytes(path, file.getvalue())
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:

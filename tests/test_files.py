@@ -1,0 +1,117 @@
+"""Files are written whole: what is there after a write that was broken off, by whatever."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nag.checkpoint import save_tensors
+from nag.files import aside, write_bytes, write_text
+from trainers.ofa import Supernet, save_supernet
+from trainers.rows import write_rows
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 20_000  # bytes of a file
+
+
+def test_a_file_replaces_the_old_one_at_the_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with aside(path) as temporary:
+        assert temporary.parent == tmp_path  # a rename is all or nothing only on one filesystem
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write():
+        with aside(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_two_writers_do_not_share_a_name(tmp_path):
+    path = tmp_path / "file"
+    with aside(path) as one:
+        one.write_text("one")
+        with aside(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.exists()))
+    )
+    write_bytes(path, b"12345")
+    assert synced == [(5, False)]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a\nb", b"a\nb\n"), ("a\n", b"a\n"), ("", b"")])
+def test_texts_end_with_their_last_line(tmp_path, text, expected):
+    write_text(tmp_path / "text", text)
+    assert (tmp_path / "text").read_bytes() == expected
+
+
+def rows(path):
+    write_rows([{"arch": os.urandom(16).hex(), "value": 1.0} for _ in range(2_000)], ["arch"], path)
+
+
+WRITERS = {
+    "text": lambda path: write_text(path, "x" * 2 * LIMIT),
+    "rows": rows,
+    "tensors": lambda path: save_tensors({"x": torch.zeros(LIMIT)}, path),
+    "supernet": lambda path: save_supernet(Supernet(3, 0.1), path, {}),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, writer):
+    """A limit on the size of files stands for a full disk."""
+    path = tmp_path / "file.pt"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*file.pt'$") as error:
+            WRITERS[writer](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path) == []
+
+
+def test_processes_that_write_one_file_leave_one_of_them(tmp_path):
+    """Each writes whole files of its own letter for a while; a reader never sees a mixture."""
+    path = tmp_path / "file"
+    program = (
+        "import sys; from pathlib import Path; from nag.files import write_text\n"
+        "for _ in range(20): write_text(Path(sys.argv[1]), sys.argv[2] * 100_000)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, path, letter], cwd=ROOT) for letter in "ab"
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_text())
+    assert all(writer.returncode == 0 for writer in writers)
+    assert seen <= {"a" * 100_000 + "\n", "b" * 100_000 + "\n"}
+    assert os.listdir(tmp_path) == ["file"]
