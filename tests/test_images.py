@@ -1,5 +1,6 @@
 """Image sets, on made pictures (synthetic) and on real ones."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -28,7 +29,7 @@ from trainers.images import decode as decoding
 from trainers.images.crops import DRAWS, crop_squares, resample_at_once, resample_each, shift
 from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.loader import PREFETCH
-from trainers.images.pixels import open_pixels, pixel_file, write_pixels
+from trainers.images.pixels import LOCK, open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
 
 
@@ -536,7 +537,69 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*'"):
         write_pixels(val, 16, tmp_path / "full", workers=1)
-    assert list((tmp_path / "full").iterdir()) == []
+    assert os.listdir(tmp_path / "full") == [LOCK]
+
+
+class Watched:
+    """Blue pictures, named in a file as they are read. Synthetic."""
+
+    def __init__(self, log, delay=0.0):
+        self.log, self.delay = log, delay
+
+    def read(self, i):
+        with self.log.open("a") as file:
+            file.write(f"{i}\n")
+        time.sleep(self.delay)
+        return encoded(i)
+
+
+def watched(log, delay=0.0):
+    names = np.array([f"{i:02}" for i in range(20)], dtype=np.dtypes.StringDType())
+    return Split(("cat", "dog"), np.arange(20) % 2, names, Watched(log, delay))
+
+
+def test_of_processes_that_want_a_cache_one_decodes(tmp_path):
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    split = watched(log, delay=0.02)
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=lambda: list(loader(split, cache=cache).epoch(0))) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(map(int, log.read_text().split())) == list(range(20))
+
+
+def test_a_cache_that_a_killed_process_has_begun_is_begun_anew(tmp_path):
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    slow = multiprocessing.get_context("fork").Process(
+        target=write_pixels, args=(watched(log, delay=60), 32, cache, 1)
+    )
+    slow.start()
+    while not log.exists():
+        time.sleep(0.01)
+    slow.kill()
+    slow.join()
+    assert list(cache.glob("*.tmp"))
+    split = watched(tmp_path / "other")
+    path = write_pixels(split, 32, cache, 1)
+    assert len(open_pixels(path, split).squares) == 20
+    assert sorted(os.listdir(cache)) == sorted([LOCK, path.name, path.with_suffix(".json").name])
+
+
+def test_a_filesystem_without_locks_has_caches_too(root, tmp_path, monkeypatch):
+    def unknown(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("trainers.images.pixels.fcntl.flock", unknown)
+    split = open_images(root).split("train")
+    assert same(
+        loader(split, cache=tmp_path / "one").epoch(0),
+        loader(split, cache=write_pixels(split, 37, tmp_path / "other", 1)).epoch(0),
+    )
 
 
 def test_the_cache_by_default(root, monkeypatch):

@@ -15,7 +15,7 @@ from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
 from trainers.images.index import FILE, Listing, prepared_folder, save
-from trainers.images.pixels import write_pixels
+from trainers.images.pixels import locked, write_pixels
 from trainers.images.scan import scan
 from trainers.images.sets import Images, build_images
 
@@ -76,8 +76,9 @@ def main(
     with _bar(console, "checking", len(listing.pictures)) as progress:
         found = look_at_all(listing, workers, progress)
     images: Images = user_errors(build_images, found.listing, folder)
-    for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
-        old.unlink()
+    with locked(folder):
+        for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
+            old.unlink()
     _write_lists(found, folder)
     save(found.listing, folder)
     sys.stdout.writelines(f"{line}\n" for line in report(found, folder))

@@ -1,8 +1,10 @@
 """Decoded pictures kept in a memory-mapped file: the central square of each, S x S pixels."""
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -17,6 +19,7 @@ from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.parallel import in_processes
 from trainers.images.sets import Images, Split
 
+LOCK = "pixels.lock"
 _SQUARE = Crop.center(1)
 
 
@@ -48,6 +51,25 @@ def open_pixels(path: Path, split: Split) -> Pixels:
     return Pixels(squares, corrupt)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """In this block no other process writes or removes pixel files of a folder; it waits for that.
+
+    False, at once, on a filesystem that knows no locks.
+    """
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        try:
+            yield alone
+        finally:
+            if alone:
+                fcntl.flock(file, fcntl.LOCK_UN)  # which forked processes would keep
+
+
 def write_pixels(
     split: Split,
     size: int,
@@ -55,12 +77,26 @@ def write_pixels(
     workers: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Path:
-    """Decode a split into its pixel file, which is there whole or not at all.
+    """Decode a split into its pixel file, unless it is there, whole or not at all.
+
+    Of processes that want it at the same time one decodes and the others wait.
 
     progress: called with how many pictures are done. Raises OSError when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = pixel_file(folder, split, size)
+    with locked(folder) as alone:
+        if path.exists():
+            return path
+        for left in folder.glob(f"{path.name}.*.tmp") if alone else ():  # by a process killed
+            left.unlink()
+        _write(split, size, path, workers, progress)
+    return path
+
+
+def _write(
+    split: Split, size: int, path: Path, workers: int | None, progress: Callable[[int], object]
+) -> None:
     corrupt: list[int] = []
     with aside(path) as temporary:
         shape = (len(split), 3, size, size)
@@ -73,7 +109,6 @@ def write_pixels(
             progress(done)
         about = {"names": _digest(split), "corrupt": sorted(corrupt)}
         write_text(path.with_suffix(".json"), json.dumps(about))
-    return path
 
 
 def default_cache(
