@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
@@ -329,6 +330,28 @@ def test_parts_depend_on_names_and_not_on_the_order(many, rng):
         if split is many:
             wanted = found
     assert found == wanted
+
+
+def test_names_are_hashed_once(many, root, tmp_path, monkeypatch):
+    hashed = []
+
+    def counted(data, **options):
+        hashed.append(data)
+        return blake2b(data, **options)
+
+    monkeypatch.setattr("trainers.images.splits.blake2b", counted)
+    for f in (0.5, 0.25, 0.5):
+        fraction(many, hold_out(many, 60, seed=0)[0], f, seed=0)
+    assert len(hashed) == 2 * len(many)  # for what is held out, and for fractions
+    fraction(many, np.arange(300), 0.5, seed=1)
+    assert len(hashed) == 3 * len(many)
+
+    monkeypatch.setattr("trainers.images.sets.blake2b", counted)
+    hashed.clear()
+    split = open_images(root).split("train")
+    for _ in range(2):
+        loader(split, cache=tmp_path)
+    assert len(hashed) == 1
 
 
 def test_parts_out_of_range_are_refused(many):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ class Pixels:
 
 def pixel_file(folder: Path, split: Split, size: int) -> Path:
     """Where a folder keeps the squares of a split."""
-    return folder / f"pixels-{size}-{_digest(split)[:12]}.npy"
+    return folder / f"pixels-{size}-{split.digest[:12]}.npy"
 
 
 def open_pixels(path: Path, split: Split) -> Pixels:
@@ -46,7 +45,7 @@ def open_pixels(path: Path, split: Split) -> Pixels:
         raise EvaluatorConfigError(f"no such pixel cache: {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise EvaluatorConfigError(f"{path} is not a pixel cache") from None
-    if digest != _digest(split) or len(squares) != len(split):
+    if digest != split.digest or len(squares) != len(split):
         raise EvaluatorConfigError(f"{path} holds the pixels of other pictures")
     return Pixels(squares, corrupt)
 
@@ -107,7 +106,7 @@ def _write(
             corrupt += bad
             done += len(rows)
             progress(done)
-        about = {"names": _digest(split), "corrupt": sorted(corrupt)}
+        about = {"names": split.digest, "corrupt": sorted(corrupt)}
         write_text(path.with_suffix(".json"), json.dumps(about))
 
 
@@ -160,7 +159,3 @@ def _memory() -> float:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such file, or "max"
         return total
-
-
-def _digest(split: Split) -> str:
-    return blake2b("\n".join(split.names.tolist()).encode(), digest_size=16).hexdigest()

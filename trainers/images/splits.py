@@ -51,16 +51,23 @@ def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarr
 
 def _first(split: Split, indices: np.ndarray, taken: np.ndarray, salt: str) -> np.ndarray:
     """The first taken[c] pictures of each class c in the order of their hashes."""
-    key = salt.encode()
-    ranks = np.array(
-        [blake2b(str(n).encode(), digest_size=8, key=key).digest() for n in split.names[indices]],
-        dtype="S8",
-    ).view(">u8")
-    labels = split.labels[indices]
-    order = np.lexsort((ranks, labels))
-    starts = np.searchsorted(labels[order], np.arange(len(taken)))
-    within = np.arange(len(order)) - starts[labels[order]]
-    return np.sort(indices[order[within < taken[labels[order]]]])
+    among = np.zeros(len(split), dtype=bool)
+    among[indices] = True
+    order = _order(split, salt)
+    order = order[among[order]]
+    labels = split.labels[order]
+    within = np.arange(len(order)) - np.searchsorted(labels, np.arange(len(taken)))[labels]
+    return np.sort(order[within < taken[labels]])
+
+
+def _order(split: Split, salt: str) -> np.ndarray:
+    """(n,) all pictures by class, and in each in the order of their hashes; kept by the split."""
+    if salt not in split.orders:
+        key = salt.encode()
+        hashes = [blake2b(n.encode(), digest_size=8, key=key).digest() for n in split.names]
+        ranks = np.array(hashes, dtype="S8").view(">u8")
+        split.orders[salt] = np.lexsort((ranks, split.labels))
+    return split.orders[salt]
 
 
 def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
