@@ -1,5 +1,6 @@
 """Work on many pictures in several processes."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,7 @@ def in_processes(
 
 def _start(work: Callable[[np.ndarray], Any]) -> None:
     global _work
+    gc.freeze()  # what was forked, such as PyTorch's loaders, is not this process's to tidy up
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for us ends us
     _work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
