@@ -1,8 +1,10 @@
 """Image sets, on made pictures (synthetic) and on real ones."""
 
+import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import time
 from hashlib import blake2b
@@ -29,7 +31,8 @@ from trainers.images import (
 from trainers.images import decode as decoding
 from trainers.images.crops import DRAWS, crop_squares, resample_at_once, resample_each, shift
 from trainers.images.decode import CorruptImageError, decode, resize
-from trainers.images.loader import PREFETCH
+from trainers.images.loader import PREFETCH, _Cached
+from trainers.images.parallel import in_processes
 from trainers.images.pixels import LOCK, open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
 
@@ -563,6 +566,27 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "full") == [LOCK]
 
 
+def test_a_cached_batch_is_read_while_the_one_before_is_used(root, tmp_path, monkeypatch):
+    split = open_images(root).split("train")
+    cached = loader(split, cache=tmp_path)
+    first = list(cached.epoch(0))
+    read, begun = _Cached.read, queue.SimpleQueue()
+
+    def watched(self, key):
+        begun.put(key.number)
+        return read(self, key)
+
+    monkeypatch.setattr(_Cached, "read", watched)
+    batches = cached.epoch(0)
+    for number, batch in enumerate(batches):
+        ahead = range(number, number + 2) if number == 0 else [number + 1]
+        for expected in ahead:
+            if expected < cached.steps:
+                assert begun.get(timeout=60) == expected  # before the next batch is asked for
+        assert begun.empty()  # and no more than one
+        assert same([batch], [first[number]])
+
+
 class Watched:
     """Blue pictures, named in a file as they are read. Synthetic."""
 
@@ -594,6 +618,36 @@ def test_of_processes_that_want_a_cache_one_decodes(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sorted(map(int, log.read_text().split())) == list(range(20))
+
+
+class Garbage:
+    """In a circle, so that only a collection of garbage finds it."""
+
+    def __init__(self, log):
+        self.log, self.circle = log, self
+
+    def __del__(self):
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def collected(rows):
+    gc.collect()
+    return os.getpid()
+
+
+def test_working_processes_do_not_tidy_up_after_their_parent(tmp_path):
+    """PyTorch's loaders complain there: "can only test a child process"."""
+    log = tmp_path / "log"
+    gc.disable()
+    try:
+        Garbage(log)
+        (_, worker), *_ = in_processes(collected, 1, 1)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert worker != os.getpid()
+    assert log.read_text().split() == [str(os.getpid())]
 
 
 def test_a_cache_that_a_killed_process_has_begun_is_begun_anew(tmp_path):

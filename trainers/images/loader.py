@@ -5,10 +5,12 @@ on whether the epoch was begun or resumed there. A picture that cannot be decode
 next good one of its class, in the order of names and among the indices, and is named in `skipped`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from trainers.images.sets import Split
 MAX_WORKERS = 8  # by default
 TIMEOUT = 300  # seconds for a batch, after which its worker is taken to hang
 PREFETCH = 2  # batches per worker
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class LoaderError(RuntimeError):
@@ -136,7 +141,8 @@ class Loader:
 
     def _batches(self, keys: list[_Key]) -> Iterator[_Batch]:
         if isinstance(self._make, _Cached):
-            yield from map(self._make.batch, keys)
+            for key, squares in zip(keys, _one_ahead(self._make.read, keys), strict=True):
+                yield self._make.batch(key, squares)
             return
         self._keys[:] = keys
         found = map(self._make.__getitem__, keys) if self.workers == 0 else self._in_workers()
@@ -257,18 +263,36 @@ class _Cached:
                 raise _none_left(split, row)
             self.instead[row] = spare
 
-    def batch(self, key: _Key) -> _Batch:
-        rows = key.rows.tolist()
-        skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
-        used = [self.instead.get(row, row) for row in rows]
+    def read(self, key: _Key) -> Tensor:
+        """(B, 3, S, S) uint8 squares of a batch, in memory that a GPU can copy from by itself."""
+        used = [self.instead.get(row, row) for row in key.rows.tolist()]
         squares = torch.from_numpy(np.asarray(self.squares[used]))
-        side = squares.shape[-1]
+        if self.device.type != "cuda":
+            return squares
+        with torch.cuda.device(self.device):  # in a thread it would be the first GPU
+            return squares.pin_memory()
+
+    def batch(self, key: _Key, squares: Tensor) -> _Batch:
+        """Cut a batch out of what `read` has read."""
+        rows, side = key.rows.tolist(), squares.shape[-1]
+        skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
         places = [self.crop.place(side, side, draws) for draws in _draws(self.seed, key)]
-        images = crop_squares(
-            squares.to(self.device), torch.tensor([p.box for p in places]), self.resolution
-        )
+        squares = squares.to(self.device, non_blocking=True)
+        images = crop_squares(squares, torch.tensor([p.box for p in places]), self.resolution)
         images = shift(images, torch.tensor([place.shift for place in places]))
         return _Batch(images, skipped)
+
+
+def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """function(item) of each in turn: a thread finds the next one while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[Future[T]] = deque()
+        for item in items:
+            coming.append(thread.submit(function, item))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        for future in coming:
+            yield future.result()
 
 
 def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
