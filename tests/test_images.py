@@ -205,8 +205,8 @@ def test_resizing_is_that_of_pillow(rng):
 
 def test_a_central_crop_is_that_of_resizing_and_cutting():
     pixels = decode(encoded(1, 500, 375))
-    place = Crop.center().place(500, 375, np.zeros(DRAWS))
-    found = resize(pixels, place.box, 224).permute(1, 2, 0).numpy().astype(int)
+    box = Crop.center().box(500, 375, np.zeros(DRAWS))
+    found = resize(pixels, box.part, 224).permute(1, 2, 0).numpy().astype(int)
     whole = Image.fromarray(pixels).resize((341, 256), Image.Resampling.BILINEAR)
     wanted = np.asarray(whole.crop((58, 16, 282, 240)))
     assert np.abs(found - wanted).max() <= 3  # a gradient of up to 1.8 per pixel
@@ -215,7 +215,7 @@ def test_a_central_crop_is_that_of_resizing_and_cutting():
 def test_random_boxes_have_the_areas_and_shapes_of_torchvision(rng):
     crop, boxes = Crop.random_resized((0.08, 1.0)), []
     for draws in rng.random((4000, DRAWS)):
-        (left, top, width, height), moved = crop.place(500, 375, draws)
+        (left, top, width, height), moved = crop.box(500, 375, draws)
         assert moved == (0, 0)
         assert 0 <= left <= 500 - width
         assert 0 <= top <= 375 - height
@@ -232,9 +232,9 @@ def test_random_boxes_have_the_areas_and_shapes_of_torchvision(rng):
 
 
 def test_a_very_long_picture_is_cut_in_its_middle():
-    place = Crop.random_resized((0.9, 1.0)).place(1000, 10, np.full(DRAWS, 0.5))
-    assert place.box == (493, 0, 13, 10)
-    assert Crop.random_resized((1.0, 1.0)).place(1, 1, np.full(DRAWS, 0.5)).box == (0, 0, 1, 1)
+    box = Crop.random_resized((0.9, 1.0)).box(1000, 10, np.full(DRAWS, 0.5))
+    assert box.part == (493, 0, 13, 10)
+    assert Crop.random_resized((1.0, 1.0)).box(1, 1, np.full(DRAWS, 0.5)).part == (0, 0, 1, 1)
 
 
 def test_shifting_moves_and_brings_in_black(rng):
@@ -249,7 +249,7 @@ def test_shifting_moves_and_brings_in_black(rng):
 
 
 def test_shifts_are_even(rng):
-    shifts = [Crop.shifted(2).place(32, 32, draws).shift for draws in rng.random((2000, DRAWS))]
+    shifts = [Crop.shifted(2).box(32, 32, draws).shift for draws in rng.random((2000, DRAWS))]
     for axis in np.array(shifts).T:
         assert (np.bincount(axis + 2, minlength=5) > 320).all()
         assert set(axis) == {-2, -1, 0, 1, 2}

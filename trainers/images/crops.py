@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TRIES = 10  # of a random box to lie inside the picture
-DRAWS = 2 * TRIES + 2  # random numbers that a picture uses up: area and shape of tries; place
+DRAWS = 2 * TRIES + 2  # random numbers that a picture uses up: area and shape of tries; where
 ASPECT = math.log(4 / 3)  # largest |log(width / height)| of a random box
 
 
-class Place(NamedTuple):
-    """A box of the picture, which becomes R x R, and how far that is shifted then."""
+class Box(NamedTuple):
+    """The part of a picture that becomes R x R, and how far that is shifted then."""
 
-    box: tuple[int, int, int, int]  # left, top, width, height
+    part: tuple[int, int, int, int]  # left, top, width, height
     shift: tuple[int, int]  # right, down; black comes in
 
 
@@ -55,17 +55,19 @@ class Crop:
         ratio = 0.875 if self.scale is not None else self.ratio
         return round(resolution / ratio)
 
-    def place(self, width: int, height: int, draws: np.ndarray) -> Place:
+    def box(self, width: int, height: int, draws: np.ndarray) -> Box:
         """Where to crop a picture of this size, given (DRAWS,) uniform random numbers."""
         if self.scale is not None:
-            return Place(self._random_box(width, height, draws.tolist()), (0, 0))
+            return Box(self._random_part(width, height, draws.tolist()), (0, 0))
         side = max(1, round(self.ratio * min(width, height)))
-        box = (round((width - side) / 2), round((height - side) / 2), side, side)
+        part = (round((width - side) / 2), round((height - side) / 2), side, side)
         span = 2 * self.padding + 1
         right, down = (int(x * span) - self.padding for x in draws[-2:])
-        return Place(box, (right, down))
+        return Box(part, (right, down))
 
-    def _random_box(self, width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:
+    def _random_part(
+        self, width: int, height: int, draws: list[float]
+    ) -> tuple[int, int, int, int]:
         low, high = self.scale or (1.0, 1.0)
         for i in range(TRIES):
             area = width * height * (low + (high - low) * draws[2 * i])

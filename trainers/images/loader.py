@@ -215,9 +215,9 @@ class _Stream:
         try:
             for i, row in enumerate(key.rows.tolist()):
                 pixels = self._decode(row, skipped)
-                place = self.crop.place(pixels.shape[1], pixels.shape[0], draws[i])
-                images[i] = resize(pixels, place.box, self.resolution)
-                shifts.append(place.shift)
+                box = self.crop.box(pixels.shape[1], pixels.shape[0], draws[i])
+                images[i] = resize(pixels, box.part, self.resolution)
+                shifts.append(box.shift)
         except EvaluatorConfigError as error:
             return error
         images.copy_(shift(images, torch.tensor(shifts)))
@@ -276,10 +276,10 @@ class _Cached:
         """Cut a batch out of what `read` has read."""
         rows, side = key.rows.tolist(), squares.shape[-1]
         skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
-        places = [self.crop.place(side, side, draws) for draws in _draws(self.seed, key)]
+        boxes = [self.crop.box(side, side, draws) for draws in _draws(self.seed, key)]
         squares = squares.to(self.device, non_blocking=True)
-        images = crop_squares(squares, torch.tensor([p.box for p in places]), self.resolution)
-        images = shift(images, torch.tensor([place.shift for place in places]))
+        images = crop_squares(squares, torch.tensor([box.part for box in boxes]), self.resolution)
+        images = shift(images, torch.tensor([box.shift for box in boxes]))
         return _Batch(images, skipped)
 
 

@@ -137,8 +137,8 @@ def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[i
         except CorruptImageError:
             corrupt.append(row)
             continue
-        place = _SQUARE.place(pixels.shape[1], pixels.shape[0], np.zeros(DRAWS))
-        squares[row] = resize(pixels, place.box, size).numpy()
+        box = _SQUARE.box(pixels.shape[1], pixels.shape[0], np.zeros(DRAWS))
+        squares[row] = resize(pixels, box.part, size).numpy()
     return corrupt
 
 
