@@ -21,7 +21,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
-from trainers.build_latency_table import Partial, app
+from trainers.build_latency_table import Passes, app
 from trainers.cost import mobilenetv3_plan
 from trainers.evaluate import evaluate_row
 from trainers.latency import timing
@@ -30,6 +30,7 @@ from trainers.latency.tables import latency_property, once_for_all_block, once_f
 from trainers.latency.timing import CpuStopwatch, CudaStopwatch, latency, stopwatch
 from trainers.ofa import LARGEST, Supernet, save_supernet
 from trainers.ofa.layers import Block
+from trainers.partial import Partial
 from trainers.training.sandwich import SMALLEST
 from trainers.training.task import NetworkOptions, Place
 
@@ -189,11 +190,12 @@ def test_an_interrupted_table_continues(clock, tmp_path, monkeypatch):
 
 
 def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
-    partial = Partial(tmp_path / "T.json.partial", ABOUT)
+    path = tmp_path / "T.json.partial"
+    passes = Passes(Partial(path, ABOUT))
     for i in range(5):
-        partial.add(32, {"a": [float(i), 10.0 * i]}, {"n": [1.0]})
-    partial.add(48, {"a": [7.0]}, {})
-    again = Partial(partial.path, ABOUT)
+        passes.add(32, {"a": [float(i), 10.0 * i]}, {"n": [1.0]})
+    passes.add(48, {"a": [7.0]}, {})
+    again = Passes(Partial(path, ABOUT))
     assert (again.count(32), again.count(48), again.count(64)) == (5, 1, 0)
     assert sorted(again.samples(32, "layers")["a"]) == [0, 0, 1, 2, 3, 4, 10, 20, 30, 40]
 
@@ -335,7 +337,7 @@ def test_evaluators_measure_latency_where_it_is_asked_for(evaluator, tmp_path):
         assert timed.value == plain.value
         assert 0 < timed.metrics["latency"] < 60_000
         assert timed.device == f"{timing.device_name(CPU)}, batches of 2"
-        row = evaluate_row(evaluator(name, space, **options, latency_batch=2), space, arch, 0)
+        row = evaluate_row(evaluator(name, space, **options, latency_batch=2), space, arch, 0)[0]
         assert row["device"] == timed.device
 
 

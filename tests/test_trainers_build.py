@@ -1,20 +1,25 @@
 """Evaluators by name, the synthetic toy objective, and the command that evaluates a list."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import torch
+from pictures import encoded, folder
 
 from nag.cli import run
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from trainers.base import EvaluatorConfigError
+from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import EVALUATORS, Settings, build_evaluator
-from trainers.evaluate import app
+from trainers.evaluate import app, conditions
+from trainers.images import LoaderError
+from trainers.training.task import NetworkOptions, digest_of_images
 
 TOY_TEXTS = [
     f"{''.join(first)}/{''.join(second)}"
@@ -106,6 +111,149 @@ def test_command_keeps_failures_as_rows(tmp_path):
     assert "is not in" in frame.error[0]
     assert frame.value.isna().tolist() == [True, False]
     assert (frame.value[1], frame.test[1]) == pytest.approx((10.0, 11.0))
+
+
+class Flaky:
+    """The toy evaluator (synthetic), which raises what it is told when it meets an architecture."""
+
+    def __init__(self, faults=()):
+        self.faults, self.met = dict(faults), []
+        self._toy = build_evaluator(TOY, "toy")
+
+    def evaluate(self, arch, *, seed):
+        self.met.append(TOY.to_str(arch))
+        if (fault := self.faults.get(self.met[-1])) is not None:
+            raise fault
+        return self._toy.evaluate(arch, seed=seed)
+
+
+@pytest.fixture
+def flaky(tmp_path, monkeypatch, capsys):
+    """Evaluates TOY_TEXTS[:6] into OUT with faults; exit code, lines of stderr, what was met."""
+    (tmp_path / "archs.txt").write_text("\n".join(TOY_TEXTS[:6]))
+    monkeypatch.chdir(tmp_path)
+
+    def command(faults=(), *more, archs="archs.txt", out="out.parquet"):
+        evaluator = Flaky(faults)
+        monkeypatch.setattr("trainers.evaluate.build_evaluator", lambda *arguments: evaluator)
+        argv = ["--space", "toy", "--evaluator", "toy", "--archs", archs, "--out", out, *more]
+        with pytest.raises(SystemExit) as left:
+            run(app, argv)
+        return left.value.code, capsys.readouterr().err.splitlines(), evaluator.met
+
+    return command
+
+
+def without_seconds(path):
+    return pd.read_parquet(path).drop(columns="seconds")
+
+
+def test_an_interrupted_command_continues(flaky, tmp_path):
+    code, err, met = flaky({TOY_TEXTS[3]: KeyboardInterrupt()})
+    assert (code, err) == (130, ["interrupted: repeat the command to continue"])
+    assert met == TOY_TEXTS[:4]
+    assert not (tmp_path / "out.parquet").exists()
+    with (tmp_path / "out.parquet.partial").open("a") as file:
+        file.write('{"arch": "')  # torn, as by a full disk
+
+    code, err, met = flaky((), "--seed", "1")
+    assert (code, met) == (2, [])
+    assert "was begun otherwise (seed is 0 there, 1 here): delete it to start again" in err[0]
+
+    code, err, met = flaky()
+    assert (code, met) == (0, TOY_TEXTS[3:6])
+    assert err[0] == "continuing: 3 of 6 are not in out.parquet.partial"
+    assert err[1].startswith("6 evaluated, 0 failed")
+    flaky(out="whole.parquet")
+    pd.testing.assert_frame_equal(
+        without_seconds("out.parquet"), without_seconds("whole.parquet"), check_exact=True
+    )
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_killed_command_has_kept_its_rows(flaky, tmp_path):
+    """A crash stands for `kill -9`: nothing is written after it."""
+    with pytest.raises(ZeroDivisionError):
+        flaky({TOY_TEXTS[5]: ZeroDivisionError()})
+    code, _, met = flaky()
+    assert (code, met) == (0, TOY_TEXTS[5:6])
+
+
+def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
+    faults = {
+        TOY_TEXTS[0]: LoaderError("a process that loads pictures has died"),
+        TOY_TEXTS[1]: torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB"),
+        TOY_TEXTS[2]: RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        TOY_TEXTS[3]: MemoryError(),
+        TOY_TEXTS[4]: EvaluationError("not in the table"),
+    }
+    code, err, _ = flaky(faults)
+    assert code == 0
+    assert err[0].startswith("6 evaluated, 5 failed")
+    assert err[1] == "repeat the command to try again the 4 that the machine failed"
+    frame = pd.read_parquet("out.parquet")
+    assert frame.status.tolist() == ["failed"] * 5 + ["ok"]
+    assert frame.error.tolist()[:5] == [
+        "a process that loads pictures has died",
+        "CUDA out of memory. Tried to allocate 3 GiB",
+        "DefaultCPUAllocator: can't allocate memory",
+        "MemoryError",
+        "not in the table",
+    ]
+    code, err, met = flaky()
+    assert (code, met) == (0, TOY_TEXTS[:4])  # the table would say the same again
+    assert pd.read_parquet("out.parquet").status.tolist() == ["ok"] * 4 + ["failed", "ok"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_other_errors_are_not_hidden(flaky):
+    with pytest.raises(RuntimeError, match="a defect"):
+        flaky({TOY_TEXTS[0]: RuntimeError("a defect")})
+
+
+def test_images_that_are_gone_are_one_line(flaky):
+    code, err, _ = flaky({TOY_TEXTS[1]: EvaluatorConfigError("cannot read 1.jpeg: gone")})
+    assert (code, err) == (2, ["error: cannot read 1.jpeg: gone"])
+    assert flaky()[2] == TOY_TEXTS[1:6]
+
+
+def test_an_architecture_listed_twice_is_evaluated_once(flaky, tmp_path):
+    (tmp_path / "twice.txt").write_text("\n".join([*TOY_TEXTS[:2], TOY_TEXTS[0]]))
+    code, _, met = flaky(archs="twice.txt")
+    assert (code, met) == (0, TOY_TEXTS[:2])
+    assert pd.read_parquet("out.parquet").arch.tolist() == [*TOY_TEXTS[:2], TOY_TEXTS[0]]
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(flaky, monkeypatch):
+    assert len(flaky()[1]) == 1
+    monkeypatch.setattr("trainers.evaluate._SAY_SECONDS", 0)
+    lines = flaky()[1]
+    assert len(lines) == 7
+    assert lines[1].startswith("2 of 6 evaluated, ")
+
+
+@pytest.mark.parametrize("name", ["table", "weights", "data"])
+def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
+    path = folder(tmp_path / "data") if name == "data" else tmp_path / name
+
+    def found():
+        digest_of_images.cache_clear()
+        options = {name: path}
+        settings = (
+            Settings(**options) if name == "table" else Settings(networks=NetworkOptions(**options))
+        )
+        return json.loads(json.dumps(conditions(settings)))
+
+    if name != "data":
+        path.write_bytes(b"one")
+    before = found()
+    assert found() == before
+    if name == "data":
+        (path / "train" / "cat" / "more.jpeg").write_bytes(encoded())
+    else:
+        path.write_bytes(b"other")
+    after = found()
+    assert {key for key in before if before[key] != after[key]} == {name}
 
 
 @pytest.mark.parametrize(

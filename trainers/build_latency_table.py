@@ -20,6 +20,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.latency.block_times import BlockTimer
 from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
 from trainers.latency.timing import device_name, stopwatch
+from trainers.partial import Partial
 from trainers.training.loop import out_of_memory
 from trainers.training.task import Place
 
@@ -106,13 +107,14 @@ def main(
     }
     console = Console(stderr=True, highlight=False)
     console.print(f"{about['device']}, width {width:g}, batches of {batch_size}", soft_wrap=True)
-    partial = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
+    kept = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
+    passes = Passes(kept)
     try:
         for side in dict.fromkeys(resolution):
             timer = BlockTimer(
                 archs, resolution=side, width=width, batch_size=batch_size, device=place
             )
-            _measure(timer, side, repeats, partial, console)
+            _measure(timer, side, repeats, passes, console)
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue", soft_wrap=True)
         sys.exit(130)
@@ -120,41 +122,22 @@ def main(
         if not out_of_memory(error):
             raise
         raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-    write_text(out, json.dumps(about | _tables(partial, resolution), indent=1))
-    partial.path.unlink()
+    write_text(out, json.dumps(about | _tables(passes, resolution), indent=1))
+    kept.remove()
     for side in dict.fromkeys(resolution):
         for line in report(out, side):
             sys.stdout.write(f"{line}\n")
     console.print(f"table: {out}", soft_wrap=True)
 
 
-class Partial:
-    """The passes measured so far, in a file with a line for each.
+class Passes:
+    """The passes measured so far."""
 
-    about: the conditions; UserError where the file is of other ones.
-    """
-
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self._lines = list(_whole(lines)) or [dict(about)]
-        begun = self._lines[0]
-        others = [
-            f"{name} is {begun.get(name)!r} there, {here!r} here"
-            for name, here in about.items()
-            if begun.get(name) != here
-        ]
-        if others:
-            raise UserError(
-                f"{path} was begun otherwise ({', '.join(others)}): delete it to start again"
-            )
-        write_text(path, "\n".join(map(json.dumps, self._lines)))
+    def __init__(self, kept: Partial) -> None:
+        self._kept = kept
 
     def add(self, resolution: int, layers: Samples, networks: Samples) -> None:
-        line = {"resolution": resolution, "layers": layers, "networks": networks}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(line)}\n")
-        self._lines.append(line)
+        self._kept.add({"resolution": resolution, "layers": layers, "networks": networks})
 
     def count(self, resolution: int) -> int:
         return len(self._at(resolution))
@@ -168,23 +151,14 @@ class Partial:
         return found
 
     def _at(self, resolution: int) -> list[dict[str, Any]]:
-        return [line for line in self._lines[1:] if line["resolution"] == resolution]
-
-
-def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Up to the first one that was not written to its end."""
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+        return [line for line in self._kept.found if line["resolution"] == resolution]
 
 
 def _measure(
-    timer: BlockTimer, resolution: int, repeats: int, partial: Partial, console: Console
+    timer: BlockTimer, resolution: int, repeats: int, passes: Passes, console: Console
 ) -> None:
     """Passes until there are `repeats`; before them one that only warms up."""
-    done = partial.count(resolution)
+    done = passes.count(resolution)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns,
@@ -198,16 +172,16 @@ def _measure(
         for number in range(done, repeats):
             if number == done:
                 timer.measure(np.random.default_rng(repeats))
-            partial.add(resolution, *timer.measure(np.random.default_rng([resolution, number])))
+            passes.add(resolution, *timer.measure(np.random.default_rng([resolution, number])))
             bar.update(task, completed=number + 1, refresh=True)
 
 
-def _tables(partial: Partial, resolutions: Sequence[int]) -> dict[str, Any]:
+def _tables(passes: Passes, resolutions: Sequence[int]) -> dict[str, Any]:
     """By resolution: medians and spreads of layers, medians of the networks that were timed."""
-    layers = {str(side): partial.samples(side, "layers") for side in resolutions}
-    networks = {str(side): partial.samples(side, "networks") for side in resolutions}
+    layers = {str(side): passes.samples(side, "layers") for side in resolutions}
+    networks = {str(side): passes.samples(side, "networks") for side in resolutions}
     return {
-        "passes": {str(side): partial.count(side) for side in resolutions},
+        "passes": {str(side): passes.count(side) for side in resolutions},
         "tables": {
             side: {layer: round(float(np.median(ms)), 5) for layer, ms in sorted(times.items())}
             for side, times in layers.items()

@@ -1,10 +1,16 @@
 """Evaluate a list of architectures: `python -m trainers.evaluate --help`."""
 
-import time
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from nag.cli import (
     UserError,
@@ -16,12 +22,18 @@ from nag.cli import (
     user_errors,
 )
 from nag.spaces import Architecture, StagedSpace
-from trainers.base import EvaluationError, Evaluator
+from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
+from trainers.images import LoaderError
+from trainers.partial import Partial
 from trainers.rows import percent, write_rows
-from trainers.training.task import NetworkOptions, Place
+from trainers.training.loop import out_of_memory
+from trainers.training.task import NetworkOptions, Place, digest_of_images
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
+_SAY_SECONDS = 60  # between lines that say how far it is, where there is no terminal
+
+Row = dict[str, object]
 
 app = command_line(
     "python -m trainers.evaluate",
@@ -49,7 +61,11 @@ def main(
     """Write one row per architecture, in the order of the list.
 
     Columns: arch, value (percent), status ("ok" or "failed"), error, seconds, and one per metric
-    (macs, params, test in percent, ...).
+    (macs, params, test in percent, ...). An architecture that is listed twice is evaluated once.
+
+    A command that was interrupted continues when it is repeated; until then its rows are in
+    OUT.partial. There they also stay where the machine failed an architecture, whose memory was
+    short for example: repeated, the command tries it again.
 
     Parameters
     ----------
@@ -75,53 +91,112 @@ def main(
         Where networks are trained and measured.
     """
     search_space = find_space(space)
-    built: Evaluator = user_errors(
-        build_evaluator,
-        search_space,
-        evaluator,
-        Settings(table=table, dataset=dataset, objective=objective, networks=networks, place=place),
+    settings = Settings(
+        table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )
+    built: Evaluator = user_errors(build_evaluator, search_space, evaluator, settings)
     architectures = read_architectures(archs, search_space)
     if not out.parent.is_dir():
         raise UserError(f"no such folder: {out.parent}")
 
-    start = time.perf_counter()
-    console = Console(stderr=True)
-    rows = [
-        evaluate_row(built, search_space, arch, seed)
-        for arch in track(
-            architectures,
-            "evaluating",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-    ]
-    write_rows(rows, COLUMNS, out)
-    failed = sum(row["status"] == "failed" for row in rows)
-    console.print(
-        f"{len(rows)} evaluated, {failed} failed, {time.perf_counter() - start:.2f} s: {out}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+    start = perf_counter()
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    kept = Partial(
+        out.with_name(f"{out.name}.partial"),
+        {"space": space, "evaluator": evaluator, "seed": seed, **conditions(settings)},
     )
+    rows: dict[object, Row] = {row["arch"]: row for row in kept.found}
+    texts = [search_space.to_str(arch) for arch in architectures]
+    missing = {
+        text: arch for text, arch in zip(texts, architectures, strict=True) if text not in rows
+    }
+    if rows:
+        console.print(f"continuing: {len(missing):,} of {len({*texts}):,} are not in {kept.path}")
+    unlucky = 0
+    try:
+        with _progress(console, len(missing)) as advance:
+            for text, arch in missing.items():
+                rows[text], final = evaluate_row(built, search_space, arch, seed)
+                if final:
+                    kept.add(rows[text])
+                unlucky += not final
+                advance()
+    except EvaluatorConfigError as error:
+        raise UserError(str(error)) from None
+    except KeyboardInterrupt:
+        console.print("interrupted: repeat the command to continue")
+        sys.exit(130)
+    found = [rows[text] for text in texts]
+    write_rows(found, COLUMNS, out)
+    failed = sum(row["status"] == "failed" for row in found)
+    console.print(f"{len(found)} evaluated, {failed} failed, {perf_counter() - start:.2f} s: {out}")
+    if unlucky:
+        console.print(f"repeat the command to try again the {unlucky} that the machine failed")
+    else:
+        kept.remove()
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """What values depend on, for JSON; files by what is in them. Raises UserError."""
+    networks = settings.networks
+    found = {"dataset": settings.dataset, "objective": settings.objective, **asdict(networks)}
+    for name, path in (("table", settings.table), ("weights", networks.weights)):
+        found[name] = path and hashlib.sha256(path.read_bytes()).hexdigest()
+    found["data"] = networks.data and user_errors(digest_of_images, networks.data)
+    return found
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[], object]]:
+    """What to call when one more is done: a bar on a terminal, else a line now and then."""
+    if console.is_terminal:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("evaluating", total=total)
+            yield lambda: bar.advance(task)
+        return
+    done, started = 0, perf_counter()
+    said = started
+
+    def advance() -> None:
+        nonlocal done, said
+        done += 1
+        if (now := perf_counter()) - said >= _SAY_SECONDS:
+            console.print(f"{done:,} of {total:,} evaluated, {now - started:.0f} s")
+            said = now
+
+    yield advance
 
 
 def evaluate_row(
     evaluator: Evaluator, space: StagedSpace, arch: Architecture, seed: int
-) -> dict[str, object]:
-    """One row of the output; an architecture that cannot be evaluated is a row with an error."""
-    row: dict[str, object] = {"arch": space.to_str(arch)}
-    start = time.perf_counter()
+) -> tuple[Row, bool]:
+    """One row of the output, and whether another time would bring the same.
+
+    An architecture that cannot be evaluated, or that the machine failed, is a row with an error.
+    """
+    row: Row = {"arch": space.to_str(arch)}
+    start = perf_counter()
     try:
         found = evaluator.evaluate(arch, seed=seed)
     except EvaluationError as error:
-        seconds = time.perf_counter() - start
-        return row | {"status": "failed", "error": str(error), "seconds": seconds}
+        return row | _failure(error, start), True
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _of_the_machine(error):
+            raise
+        return row | _failure(error, start), False
     row |= {"status": "ok", "seconds": found.seconds}
     if found.device:
         row["device"] = found.device
-    return row | percent({"value": found.value, **found.metrics})
+    return row | percent({"value": found.value, **found.metrics}), True
+
+
+def _failure(error: Exception, start: float) -> Row:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return {"status": "failed", "error": text, "seconds": perf_counter() - start}
+
+
+def _of_the_machine(error: RuntimeError) -> bool:
+    return isinstance(error, LoaderError) or out_of_memory(error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""What a long command has found so far, in a file: repeated, the command goes on from there."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nag.cli import UserError
+from nag.files import write_text
+
+
+class Partial:
+    """Findings, JSON objects, in a file with a line for each after one of their conditions.
+
+    conditions: for JSON; UserError where the file is of other ones. A line that was not written to
+        its end is dropped, and found anew.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        begun, *self.found = list(_whole(lines)) or [dict(conditions)]
+        others = [
+            f"{name} is {begun.get(name)!r} there, {here!r} here"
+            for name, here in conditions.items()
+            if begun.get(name) != here
+        ]
+        if others:
+            raise UserError(
+                f"{path} was begun otherwise ({', '.join(others)}): delete it to start again"
+            )
+        write_text(path, "\n".join(map(json.dumps, [begun, *self.found])))
+
+    def add(self, finding: Mapping[str, Any]) -> None:
+        """Keep a finding; raises OSError."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(finding)}\n")
+        self.found.append(dict(finding))
+
+    def remove(self) -> None:
+        """Of no more use: all is found."""
+        self.path.unlink()
+
+
+def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Up to the first one that was not written to its end."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
