@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from nag.checkpoint import save_tensors
 from nag.files import aside, write_bytes, write_text
 from trainers.ofa import Supernet, save_supernet
+from trainers.partial import Partial
 from trainers.rows import write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -83,19 +85,35 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, writer):
+@contextmanager
+def full():
     """A limit on the size of files stands for a full disk."""
-    path = tmp_path / "file.pt"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
     try:
-        with pytest.raises(OSError, match=r"File too large: '.*file.pt'$") as error:
-            WRITERS[writer](path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, writer):
+    path = tmp_path / "file.pt"
+    with full(), pytest.raises(OSError, match=r"File too large: '.*file.pt'$") as error:
+        WRITERS[writer](path)
     assert error.value.errno == errno.EFBIG
     assert os.listdir(tmp_path) == []
+
+
+def test_a_partial_file_that_cannot_grow_keeps_what_it_has(tmp_path):
+    path = tmp_path / "partial"
+    partial = Partial(path, {"seed": 0})
+    partial.add({"row": 1})
+    with full(), pytest.raises(OSError, match=r"File too large: '.*partial'$"):
+        partial.add({"row": "x" * 2 * LIMIT})
+    assert path.stat().st_size == LIMIT  # torn
+    assert Partial(path, {"seed": 0}).found == [{"row": 1}]
+    assert path.read_text() == '{"seed": 0}\n{"row": 1}\n'
 
 
 def test_processes_that_write_one_file_leave_one_of_them(tmp_path):

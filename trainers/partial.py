@@ -32,9 +32,12 @@ class Partial:
         write_text(path, "\n".join(map(json.dumps, [begun, *self.found])))
 
     def add(self, finding: Mapping[str, Any]) -> None:
-        """Keep a finding; raises OSError."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(finding)}\n")
+        """Keep a finding; raises OSError, which names the file."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(finding)}\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.found.append(dict(finding))
 
     def remove(self) -> None:
