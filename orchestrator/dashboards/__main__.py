@@ -58,7 +58,7 @@ def main(
         ),
         (provisioning / "dashboards" / "default.yml", _providers(dashboards), None),
     ):
-        text = json.dumps(content, indent=1)  # JSON is YAML
+        text = json.dumps(content, indent=1) + "\n"  # JSON is YAML
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
