@@ -33,8 +33,8 @@ def shipped_weights(space: SearchSpace) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"no trained weights ship for space {space.name!r}: train some with 'python -m "
-            f"nag.train --space {space.name} --out W.safetensors' and give --weights, or use "
-            "--score exact"
+            f"nag.train --space {space.name} --out W.safetensors' and name the file (--weights; "
+            "--score-weights of a search), or use --score exact"
         )
     return path
 

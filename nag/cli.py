@@ -63,6 +63,16 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     return name
 
 
+def check_output(out: Path, suffix: str = "") -> None:
+    """Before the work begins: raises UserError where --out cannot become a file of that ending."""
+    if suffix and out.suffix != suffix:
+        raise UserError(f"--out {out} must end in {suffix}")
+    if not out.parent.is_dir():
+        raise UserError(f"no such folder: {out.parent}")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder")
+
+
 def find_space(name: str) -> StagedSpace:
     """The search space of that name."""
     return SPACES[choose("space", name, SPACES)]

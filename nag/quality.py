@@ -157,6 +157,8 @@ def main(
     choose("sampler", sampler, SAMPLERS)
     if min(seeds, num, distance_num, threads, 1 if steps is None else steps) < 1:
         raise UserError("--seeds, --num, --distance-num, --steps and --threads must be at least 1")
+    if networks is not None and not networks.is_dir():
+        raise UserError(f"--networks: no such folder: {networks}")
     steps = steps or SAMPLERS[sampler].steps
     size = min(_LARGEST_LIST, search_space.size // 2)
     chosen = choose_rows(rows, search_space, size)

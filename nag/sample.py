@@ -10,7 +10,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from nag.cli import INVALID, UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.cli import (
+    INVALID,
+    UserError,
+    WholeNumber,
+    check_output,
+    command_line,
+    find_space,
+    run,
+    user_errors,
+)
 from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
@@ -80,8 +89,7 @@ def main(
     search_space = find_space(space)
     if min(num, batch_size, threads, steps or 1) < 1:
         raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
-    if not out.parent.is_dir():
-        raise UserError(f"no such folder: {out.parent}")
+    check_output(out)
     config = GeneratorConfig(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from nag.cli import UserError, command_line, find_space, run, user_errors
+from nag.cli import UserError, check_output, command_line, find_space, run, user_errors
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, StagedSpace
@@ -58,10 +58,7 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     --batch-size by the acquisition function are written. Statistics go to stdout as JSON. The rows
     of --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
     """
-    if not files.out.parent.is_dir():
-        raise UserError(f"no such folder: {files.out.parent}")
-    if files.out.is_dir():
-        raise UserError(f"--out {files.out} is a folder")
+    check_output(files.out, ".parquet")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space = find_space(config.space)

@@ -203,7 +203,7 @@ def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--out", "T.txt"), "--out must end in .json, not 'T.txt'"),
+        (("--out", "T.txt"), "--out T.txt must end in .json"),
         (("--out", "no/where.json"), "no such folder: no"),
         (("--width", 0.123), "--width must be more than 0, at most 4, and in hundredths"),
         (("--width", "nan"), "--width must be more than 0, at most 4, and in hundredths"),

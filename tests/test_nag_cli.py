@@ -347,6 +347,7 @@ def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
         (["--space", "toy", "--num", "0"], "must be at least 1"),
         (["--space", "toy", "--score", "exact", "--sigma-min", "-1"], "sigma_min -1 must be pos"),
         (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
+        (["--space", "toy", "--out", "."], "--out . is a folder"),
     ],
 )
 def test_bad_sampling_options(options, message, tmp_path, capsys):

@@ -197,9 +197,10 @@ def test_rows_are_in_no_order_so_none_of_them_is_a_failure(capsys):
 
 
 def test_equal_seeds_give_equal_files(capsys):
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+    for name, seed in (("a.parquet", 3), ("b.parquet", 3), ("c.parquet", 4)):
         propose(capsys, seed=seed, out=name)
-    assert Path("a").read_bytes() == Path("b").read_bytes() != Path("c").read_bytes()
+    first, again, other = (Path(f"{name}.parquet").read_bytes() for name in "abc")
+    assert first == again != other
 
 
 def test_rows_without_a_value_are_skipped(capsys):
@@ -329,6 +330,7 @@ def test_what_was_sampled_and_evaluated(capsys):
         ({"values": None}, "--values"),
         ({"out": None}, "--out"),
         ({"out": "no/such/next.parquet"}, "no such folder: no/such\n"),
+        ({"out": "next.csv"}, "--out next.csv must end in .parquet\n"),
         ({"space": "nowhere"}, f"unknown space 'nowhere': choose from {', '.join(SPACES)}\n"),
         ({"space": "nasbench201"}, "values.parquet, row 0: 'a-/a-' is not a NAS-Bench-201 cell"),
         ({"score": "network"}, "no trained weights ship for space 'toy'"),

@@ -263,6 +263,7 @@ def test_a_record_without_its_training_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--networks", "nowhere"], "--networks: no such folder: nowhere"),
         (["--rows", "exact,other"], "unknown row 'other': choose from exact, default, shipped"),
         (["--rows", "shipped"], "no row 'shipped' for this space: no trained weights ship"),
         (["--sampler", "magic", "--steps", "3"], "unknown sampler 'magic'"),

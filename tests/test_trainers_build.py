@@ -266,6 +266,7 @@ def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
         ({"--archs": "bad.txt"}, "bad.txt, line 2: "),
         ({"--archs": "empty.txt"}, "lists no architecture"),
         ({"--out": "nowhere/out.parquet"}, "no such folder"),
+        ({"--out": "out.csv"}, "--out out.csv must end in .parquet"),
         ({"--seed": "many"}, "--seed"),
         ({"--colour": "red"}, "--colour"),
     ],

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.cli import UserError, WholeNumber, check_output, command_line, run, user_errors
 from nag.files import write_text
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.latency.block_times import BlockTimer
@@ -81,10 +81,7 @@ def main(
     networks
         Random networks to compare with the sums of their blocks; 0 for none.
     """
-    if out.suffix != ".json":
-        raise UserError(f"--out must end in .json, not {out.name!r}")
-    if not out.parent.is_dir():
-        raise UserError(f"no such folder: {out.parent}")
+    check_output(out, ".json")
     if not 0 < width <= MAX_WIDTH or width != round(width, 2):
         raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
     if min(resolution) < 8:

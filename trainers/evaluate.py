@@ -15,6 +15,7 @@ from rich.progress import Progress
 from nag.cli import (
     UserError,
     WholeNumber,
+    check_output,
     command_line,
     find_space,
     read_architectures,
@@ -96,8 +97,7 @@ def main(
     )
     built: Evaluator = user_errors(build_evaluator, search_space, evaluator, settings)
     architectures = read_architectures(archs, search_space)
-    if not out.parent.is_dir():
-        raise UserError(f"no such folder: {out.parent}")
+    check_output(out, ".parquet")
 
     start = perf_counter()
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
