@@ -50,8 +50,8 @@ class Runtime:
     retries
         How often an evaluation is tried again after an error or a lost worker.
     eval_device
-        Device on which networks are trained and measured: auto takes a GPU where an evaluation has
-        one (--gpus-per-eval).
+        Device on which networks are trained and measured: auto takes a GPU where an evaluation
+        reserves one (--gpus-per-eval), and in this process where there is one.
     image_workers
         Processes that decode images for an evaluation; by default as many as it has CPUs.
     cache
@@ -96,10 +96,15 @@ class Runtime:
 
 
 def place_of(runtime: Runtime) -> Place:
-    """Where networks are trained and measured; trainings under way are kept with the run."""
+    """Where networks are trained and measured; trainings under way are kept with the run.
+
+    A task that reserves no GPU sees all of its machine, the generator's and those of other tasks:
+    it is sent to the CPU, unless the user names a device.
+    """
     out = runtime.out
+    unreserved = runtime.executor != "local" and not runtime.gpus_per_eval
     return Place(
-        device=runtime.eval_device,
+        device="cpu" if unreserved and runtime.eval_device == "auto" else runtime.eval_device,
         workers=max(1, int(runtime.cpus_per_eval))
         if runtime.image_workers is None
         else runtime.image_workers,
