@@ -1,6 +1,6 @@
 """The composition root: the only place where names become objects."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -184,33 +184,49 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     return WithProperties(evaluator, properties) if properties else evaluator
 
 
-def build_executor(config: RunConfig, runtime: Runtime) -> Executor:
-    """The executor of a run; raises UserError, in one line, for what cannot be set up."""
-    evaluator: Callable[[], Evaluator] = partial(
-        make_evaluator, config.absolute(), place_of(runtime)
-    )
-    build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
+def build_evaluator_here(config: RunConfig, runtime: Runtime) -> Evaluator:
+    """The evaluator of the driver; raises UserError, in one line, for bad settings.
+
+    Only with --executor local does it evaluate, on the device that is asked for. Elsewhere it is on
+    the CPU: the driver need not have the devices of its workers.
+    """
     if config.early_stopping != "none" and runtime.executor != "tune":
         raise UserError("--early-stopping goes with --executor tune")
+    place = place_of(runtime)
+    if runtime.executor != "local":
+        place = replace(place, device="cpu")
     try:
-        if runtime.executor == "local":
-            generator = config.generator(runtime.device)
-            return LocalExecutor(generator, evaluator, runtime.retries, runtime.timeout)
-        evaluator()  # bad settings are found here, not in a worker
-        DiffusionGenerator(config.generator("cpu" if wants_gpu(runtime.device) else runtime.device))
-        if runtime.executor == "tune":
-            from orchestrator.executors.ray_tune import TuneExecutor
-
-            return TuneExecutor(config, runtime, evaluator)
-        from orchestrator.executors.ray_core import RayExecutor  # Ray is slow to import
-
-        return RayExecutor(config, runtime, evaluator)
-    except ValueError as error:
+        return make_evaluator(config.absolute(), place)
+    except EvaluatorConfigError as error:
         raise UserError(str(error)) from error
 
 
+def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) -> Executor:
+    """The executor of a run; raises UserError, in one line, for what cannot be set up.
+
+    evaluator: that of the driver. Workers make their own, on the device that is asked for.
+    """
+    build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
+    here, anywhere = config.generator(runtime.device), config.generator("cpu")
+    if runtime.executor == "local":
+        local: LocalExecutor = user_errors(
+            LocalExecutor, here, evaluator, runtime.retries, runtime.timeout
+        )
+        return local
+    # bad settings of the generator are found here, not where it will be
+    user_errors(DiffusionGenerator, anywhere if wants_gpu(runtime.device) else here)
+    make = partial(make_evaluator, config.absolute(), place_of(runtime))
+    if runtime.executor == "tune":
+        from orchestrator.executors.ray_tune import TuneExecutor
+
+        return TuneExecutor(config, runtime, make)
+    from orchestrator.executors.ray_core import RayExecutor  # Ray is slow to import
+
+    return RayExecutor(config, runtime, make)
+
+
 def build_observers(
-    run: str, config: RunConfig, runtime: Runtime, executor: Executor
+    run: str, config: RunConfig, runtime: Runtime, executor: Executor, evaluator: Evaluator
 ) -> tuple[Observer, ...]:
     """Who is told of the progress of a run of that name, besides the person at the terminal."""
     if runtime.executor == "local":
@@ -218,6 +234,5 @@ def build_observers(
     from orchestrator.executors.metrics import OnRay, RayMetrics
 
     assert isinstance(executor, OnRay)
-    evaluator = make_evaluator(config)
     optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
     return (RayMetrics(run, config, runtime, executor, optimum),)

@@ -10,13 +10,19 @@ import torch
 from rich.console import Console
 
 from nag.cli import UserError, command_line, find_space, run
-from orchestrator.build import build_executor, build_observers, build_optimizer, plan_of
+from orchestrator.build import (
+    build_evaluator_here,
+    build_executor,
+    build_observers,
+    build_optimizer,
+    plan_of,
+)
 from orchestrator.config import RunConfig
 from orchestrator.reporting.live_report import live_report
 from orchestrator.reporting.run_report import write_report
 from orchestrator.reporting.view import View, print_result
 from orchestrator.runtime import Runtime
-from orchestrator.search.loop import run_study
+from orchestrator.search.loop import Observer, run_study
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
@@ -47,16 +53,23 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(config.threads)
-    executor = build_executor(config, replace(runtime, out=out))
+    runtime = replace(runtime, out=out)
+    evaluator = build_evaluator_here(config, runtime)
+    executor = build_executor(config, runtime, evaluator)
     try:
         with closing(RunStore.open(out, config, find_space(config.space))) as store:
-            return _search(config, runtime, executor, store, console)
+            observers = build_observers(out.resolve().name, config, runtime, executor, evaluator)
+            return _search(config, executor, store, observers, console)
     finally:
         executor.close()
 
 
 def _search(
-    config: RunConfig, runtime: Runtime, executor: Executor, store: RunStore, console: Console
+    config: RunConfig,
+    executor: Executor,
+    store: RunStore,
+    observers: tuple[Observer, ...],
+    console: Console,
 ) -> int:
     shown = [config.space, config.evaluator_name, *config.parts.shown, *config.constraint]
     shown += [f"prior {earlier.content}" for earlier in config.prior]
@@ -77,11 +90,7 @@ def _search(
                 executor,
                 store,
                 plan_of(config),
-                observers=(
-                    view,
-                    report,
-                    *build_observers(store.out.resolve().name, config, runtime, executor),
-                ),
+                observers=(view, report, *observers),
             )
     except KeyboardInterrupt:
         store.compact()

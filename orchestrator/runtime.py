@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from cyclopts import Parameter
 
 from nag.cli import UserError, WholeNumber, section
@@ -91,6 +92,12 @@ class Runtime:
             share = getattr(self, name)
             if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
+        try:
+            torch.device("cpu" if self.eval_device == "auto" else self.eval_device)
+        except RuntimeError:
+            raise UserError(
+                f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N"
+            ) from None
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UserError("--timeout must be more than 0 seconds")
 

@@ -42,7 +42,7 @@ def make(seconds: float) -> Slow:
 
 def main(kind: str, out: str, address: str | None = None) -> None:
     if kind == "local":
-        executor = LocalExecutor(CONFIG.generator("cpu"), partial(make, 0), retries=0)
+        executor = LocalExecutor(CONFIG.generator("cpu"), make(0), retries=0)
     else:
         from orchestrator.executors.ray_core import RayExecutor
 

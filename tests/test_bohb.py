@@ -22,7 +22,13 @@ from nag.predictors.base import Observations
 from nag.spaces import SPACES, Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
-from orchestrator.build import build_executor, build_optimizer, make_evaluator, plan_of
+from orchestrator.build import (
+    build_evaluator_here,
+    build_executor,
+    build_optimizer,
+    make_evaluator,
+    plan_of,
+)
 from orchestrator.comparison.summary import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiments.jobs import Search
@@ -42,6 +48,7 @@ from trainers.evaluators.toy import ToyEvaluator
 from trainers.training.task import NetworkOptions
 
 NONE = Observations((), np.empty(0))
+LOCAL = Runtime(executor="local", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,7 @@ def config(table):
 def study(out, config, observers=()):
     """Open or reopen the run in `out`, go on with it, and return the closed store."""
     with (
-        closing(build_executor(config, Runtime(executor="local", device="cpu"))) as executor,
+        closing(build_executor(config, LOCAL, build_evaluator_here(config, LOCAL))) as executor,
         closing(RunStore.open(out, config, SPACES[config.space])) as store,
     ):
         run_study(
@@ -468,7 +475,4 @@ def test_on_the_published_table(data_dir, tmp_path):
     assert rows.epochs.notna().sum() == 3 * (rows.epochs.isna().sum() - 10)
     assert json.loads((store.out / "config.json").read_text())["config"]["strategy"] == "bohb"
     with pytest.raises(UserError, match="no column in16_valid_"):
-        build_executor(
-            replace(config, dataset="imagenet16-120", objective="valid"),
-            Runtime(executor="local", device="cpu"),
-        )
+        build_evaluator_here(replace(config, dataset="imagenet16-120", objective="valid"), LOCAL)

@@ -46,14 +46,14 @@ class Evaluator(ToyEvaluator):
         return found if replacement is None else Measurement(replacement)
 
 
-def local(config=CONFIG, evaluator=ToyEvaluator):
+def local(config=CONFIG, evaluator=ToyEvaluator()):  # noqa: B008
     return LocalExecutor(config.generator("cpu"), evaluator, RETRIES)
 
 
 def faulty(fault, config=CONFIG):
     """An executor whose evaluations fail as `fault` says, and its evaluator."""
     evaluator = Evaluator(fault)
-    return local(config, lambda: evaluator), evaluator
+    return local(config, evaluator), evaluator
 
 
 @dataclass
@@ -571,7 +571,7 @@ def test_an_evaluator_may_measure_in_numbers_of_numpy(tmp_path, number):
         def evaluate(self, arch, *, seed):
             return Measurement(number(1), {"macs": number(10)})
 
-    store = study(tmp_path / "run", executor=local(evaluator=Numpy))
+    store = study(tmp_path / "run", executor=local(evaluator=Numpy()))
     assert statuses(store) == ["ok"] * CONFIG.budget
     assert found(study(tmp_path / "run")) == found(store)
 

@@ -131,7 +131,7 @@ def _outcomes(executor: Executor, trials: Sequence[Trial]) -> list[Outcome]:
 def test_trials_do_not_depend_on_the_executor(
     start: Callable[..., RayExecutor], tmp_path: Path
 ) -> None:
-    local = LocalExecutor(CONFIG.generator("cpu"), TOY_EVALUATOR, retries=2)
+    local = LocalExecutor(CONFIG.generator("cpu"), TOY_EVALUATOR(), retries=2)
     expected = _search(local, tmp_path / "local")
     assert len(expected) == CONFIG.budget
     for workers in (1, 2):

@@ -69,8 +69,8 @@ def search(tmp_path: Path) -> Iterator[Callable[..., tuple[RunStore, str]]]:
     def run(evaluator: Callable[[], Evaluator] | None = None, **settings) -> tuple[RunStore, str]:
         config = RunConfig(**{**vars(CONFIG), **settings})
         stores.append(store := RunStore.open(tmp_path / "run", config, SPACES[config.space]))
-        evaluator = evaluator or partial(make_evaluator, config)
-        executor = LocalExecutor(config.generator("cpu"), evaluator, retries=0)
+        made = evaluator() if evaluator else make_evaluator(config)
+        executor = LocalExecutor(config.generator("cpu"), made, retries=0)
         run_study(
             build_optimizer(config, executor.generator),
             executor,

@@ -803,7 +803,7 @@ def test_what_the_surrogate_does_not_have(changes, message, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": "nasbench201"}, "holds weights of space 'toy', not 'nasbench201'"),
+        ({"space": "mobilenetv3"}, "holds weights of space 'toy', not 'mobilenetv3'"),
         ({"sigma_max": 20}, "was trained with sigma 0.1..5, but sigma 0.1..20 is asked for"),
         ({"sigma_min": 0.01}, "but sigma 0.01..5 is asked for"),
     ],

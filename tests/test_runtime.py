@@ -1,8 +1,15 @@
-"""Where a run happens."""
+"""Where a run happens, and what the driver checks of it."""
 
 import pytest
+import torch
+from pictures import colours
 
+from nag.cli import UserError
+from orchestrator import build
+from orchestrator.build import build_evaluator_here, build_executor
+from orchestrator.config import RunConfig
 from orchestrator.runtime import Runtime, place_of
+from trainers.training.task import NetworkOptions
 
 
 @pytest.mark.parametrize(
@@ -19,3 +26,38 @@ from orchestrator.runtime import Runtime, place_of
 def test_no_evaluation_takes_a_gpu_that_it_does_not_reserve(executor, gpus, asked, expected):
     runtime = Runtime(executor=executor, gpus_per_eval=gpus, eval_device=asked)
     assert place_of(runtime).device == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_driver_needs_no_gpu_for_those_of_the_workers(tmp_path):
+    networks = NetworkOptions(data=colours(tmp_path / "colours"), recipe="small", held_out=3)
+    config = RunConfig(space="nasbench201", evaluator="train", networks=networks)
+    on_gpu = {"gpus_per_eval": 1.0, "eval_device": "cuda"}
+    evaluator = build_evaluator_here(config, Runtime(executor="ray", **on_gpu))
+    assert str(evaluator.task.device) == "cpu"
+    with pytest.raises(UserError, match="no device 'cuda' here"):
+        build_evaluator_here(config, Runtime(executor="local", **on_gpu))
+
+
+def test_a_device_that_there_is_nowhere():
+    with pytest.raises(UserError, match=r"^--eval-device 'warp' must be auto, cpu, cuda or cuda:N"):
+        Runtime(eval_device="warp")
+
+
+def test_a_bug_is_no_error_of_the_user(monkeypatch):
+    """It is to be seen with its traceback."""
+    pytest.importorskip("ray")
+
+    def broken(*settings):
+        raise ValueError("not enough values to unpack")
+
+    config, runtime = RunConfig(space="toy", score="exact"), Runtime(device="cpu")
+    evaluator = build_evaluator_here(config, runtime)
+    monkeypatch.setattr("orchestrator.executors.ray_core.RayExecutor", broken)
+    with pytest.raises(ValueError, match="not enough values") as found:
+        build_executor(config, runtime, evaluator)
+    assert not isinstance(found.value, UserError)
+    monkeypatch.setattr(build, "build_evaluator", broken)
+    with pytest.raises(ValueError, match="not enough values") as found:
+        build_evaluator_here(config, runtime)
+    assert not isinstance(found.value, UserError)

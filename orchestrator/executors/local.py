@@ -1,6 +1,6 @@
 """The executor without Ray: everything in this process, one trial after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from orchestrator.search.trial import Ask, Outcome, evaluate_trial
@@ -13,13 +13,13 @@ class LocalExecutor:
     def __init__(
         self,
         generator: GeneratorConfig,
-        evaluator: Callable[[], Evaluator],
+        evaluator: Evaluator,
         retries: int,
         timeout: float | None = None,
     ) -> None:
         self.generator = DiffusionGenerator(generator)
         self.description = f"in this process, generator on {self.generator.device}"
-        self._evaluator = evaluator()
+        self._evaluator = evaluator
         self._retries, self._timeout = retries, timeout
 
     def run(self, ask: Ask) -> Iterator[Outcome]:

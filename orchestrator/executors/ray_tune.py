@@ -23,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from nag.cli import UserError
+from nag.cli import UserError, user_errors
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
@@ -46,7 +46,9 @@ class TuneExecutor:
     ) -> None:
         if not isinstance(runtime.out, Path):
             raise UserError("--executor tune writes to a folder: --out must not be a URI")
-        self.generator = DiffusionGenerator(config.generator(runtime.device))
+        self.generator: DiffusionGenerator = user_errors(
+            DiffusionGenerator, config.generator(runtime.device)
+        )
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
         machines = Machines.now()

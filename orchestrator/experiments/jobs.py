@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nag.cli import UserError, find_space
-from orchestrator.build import build_executor, build_optimizer, plan_of
+from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
@@ -165,7 +165,7 @@ class Search:
             image_workers=0,
             cache=place.root / "images",
         )
-        executor = build_executor(config, runtime)
+        executor = build_executor(config, runtime, build_evaluator_here(config, runtime))
         with (
             closing(executor),
             closing(RunStore.open(out, config, find_space(config.space), place.command)) as store,
@@ -185,9 +185,10 @@ class Search:
 
     def check(self, device: str) -> None:
         """Raise UserError for what cannot be built, before anything runs."""
-        executor = build_executor(self.config, Runtime(executor="local", device=device))
+        config, runtime = self.config, Runtime(executor="local", device=device)
+        executor = build_executor(config, runtime, build_evaluator_here(config, runtime))
         with closing(executor):
-            build_optimizer(self.config, executor.generator)
+            build_optimizer(config, executor.generator)
 
 
 @dataclass(frozen=True)
