@@ -27,6 +27,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
+    Patience,
     evaluation_request,
     generator_request,
 )
@@ -291,3 +292,34 @@ def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
     assert machines.alone({"CPU": 1}, {}) == {"CPU": 64}
     assert machines.alone({"CPU": 1, "GPU": 0.25}, {}) == {"CPU": 8, "GPU": 1}
     assert machines.alone({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}) == {"CPU": 8, "GPU": 0.5}
+
+
+def test_what_a_machine_lacks_is_said_in_words() -> None:
+    lost = Machines(({"CPU": 0.0}, SMALL))
+    assert lost.lack("an evaluation", {"CPU": 1}, {}) is None
+    assert lost.lack("the generator", {}) is None  # it reserves nothing where there is no GPU
+    assert lost.lack("the generator", {"GPU": 0.5, "generator": 1}) == (
+        "no machine has room: the generator needs 0.5 GPU, 1 generator, "
+        "the cluster has 0 GPU, 0 generator"
+    )
+    assert Machines((BIG,)).lack("an evaluation", {"CPU": 1, "GPU": 0.25}, {"GPU": 1}) == (
+        "no machine has room: an evaluation needs 1 CPU, 0.25 GPU besides the generator's 1 GPU, "
+        "the cluster has 8 CPU, 1 GPU"
+    )
+
+
+def test_patience_ends_after_ten_minutes_without_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at = [0.0]
+    monkeypatch.setattr("orchestrator.executors.cluster.monotonic", lambda: at[0])
+    patience = Patience()
+    for second, lack in ((0, "no room"), (599, "no room"), (599.5, None), (650, "no room")):
+        at[0] = second
+        patience.look(lack)
+    at[0] = 1250
+    patience.look("no room")
+    at[0] = 1251
+    with pytest.raises(ClusterError, match=r"^no room$"):
+        patience.look("no room")
+    assert caplog.messages == ["no room: waiting 10 minutes for one"] * 2  # once for each wait

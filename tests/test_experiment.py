@@ -615,7 +615,7 @@ class TestOnRay:
         assert found[1] == 7
         assert isinstance(found[0], ClusterError)
         assert str(found[0]) == "the worker was lost (WorkerCrashedError)"
-        with pytest.raises(ClusterError, match=r"no room for a task of one CPU and 0\.5 GPUs"):
+        with pytest.raises(ClusterError, match=r"a task needs 1 CPU, 0\.5 GPU, the cluster has"):
             RayTasks(runtime, gpu=0.5)
 
     def test_a_killed_worker_costs_nothing(self, toy, tmp_path, expected):

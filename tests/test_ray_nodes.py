@@ -30,6 +30,7 @@ from ray import cloudpickle
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
+from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.ray_core import RayExecutor
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Trial
@@ -56,11 +57,11 @@ class Nodes:
         self._nodes = [self._add() for _ in range(count)]
         self.address: str = self._cluster.address
 
-    def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    def _add(self, **more: Any) -> Any:
+        return self._cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20, **more)
 
-    def add(self) -> None:
-        self._nodes.append(self._add())
+    def add(self, **more: Any) -> None:
+        self._nodes.append(self._add(**more))
 
     def kill(self, i: int) -> None:
         self._cluster.remove_node(self._nodes.pop(i), allow_graceful=False)
@@ -115,6 +116,33 @@ def test_machines_that_join_are_used_and_those_that_leave_are_survived(cluster: 
     assert len(cluster._nodes) == 1, "no machine was killed"
     assert sorted(outcome.trial for outcome in outcomes) == list(range(len(archs)))
     assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_generator_without_a_machine_is_waited_for_and_given_up(
+    cluster: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine of the generator is lost; first there is another one, then none."""
+
+    def lose(machine: int) -> None:
+        there = len(Machines.now().each)
+        cluster.kill(machine)
+        while len(Machines.now().each) == there:
+            time.sleep(0.1)
+
+    cluster.add(resources={"generator": 1})
+    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu")
+    with closing(RayExecutor(CONFIG, runtime, Where)) as executor:
+        before = executor.generator.generate(8, seed=3)
+        cluster.add(resources={"generator": 1})
+        lose(machine=0)
+        assert executor.generator.generate(8, seed=3).archs == before.archs
+        monkeypatch.setattr("orchestrator.executors.cluster._RETURN_SECONDS", 3.0)
+        lose(machine=0)
+        lack = "no machine has room: the generator needs 1 generator, the cluster has 0 generator"
+        with pytest.raises(ClusterError, match=f"^{lack}$"):
+            executor.generator.generate(8, seed=3)
+    assert caplog.messages == [f"{lack}: waiting 0.05 minutes for one"]
 
 
 class Monkey:

@@ -1,10 +1,12 @@
 """Starting a Ray of our own or joining a cluster, and what its machines have room for."""
 
+import logging
 import os
 import signal
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +26,9 @@ from orchestrator.runtime import Runtime, wants_gpu
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
 _GRACE_SECONDS = 5.0
+_RETURN_SECONDS = 600.0  # for a machine to come, when none has room
+
+_log = logging.getLogger(__name__)
 
 
 class ClusterError(UserError):
@@ -137,6 +142,18 @@ class Machines:
         ]
         return sum(_times(machine, request) for machine in self.each) - min(lost, default=0)
 
+    def lack(
+        self, what: str, request: Mapping[str, float], held: Mapping[str, float] | None = None
+    ) -> str | None:
+        """Why there is no room for one more task, in words; None where there is."""
+        if self.room(request, held):
+            return None
+        needed = f"{what} needs {in_words(request)}"
+        if held:
+            needed += f" besides the generator's {in_words(held)}"
+        there = {name: self.total.get(name, 0) for name in request}
+        return f"no machine has room: {needed}, the cluster has {in_words(there)}"
+
     def alone(self, request: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
         """What a task asks for to have a machine's CPUs to itself, and all of a GPU not held."""
         asked = dict(request)
@@ -148,7 +165,28 @@ class Machines:
 
 
 def _times(machine: Mapping[str, float], request: Mapping[str, float]) -> int:
-    return min(int(machine.get(name, 0) / share + 1e-9) for name, share in request.items())
+    shares = (int(machine.get(name, 0) / share + 1e-9) for name, share in request.items())
+    return min(shares, default=1)
+
+
+class Patience:
+    """What waits for a machine: says so, and gives up after ten minutes in which none had room."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def look(self, lack: str | None) -> None:
+        """To be called again and again; raises ClusterError.
+
+        lack: that of `Machines.lack`.
+        """
+        if lack is None:
+            self._since = None
+        elif self._since is None:
+            self._since = monotonic()
+            _log.warning("%s: waiting %g minutes for one", lack, _RETURN_SECONDS / 60)
+        elif monotonic() - self._since > _RETURN_SECONDS:
+            raise ClusterError(lack)
 
 
 def in_words(request: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
+    Patience,
     connect,
     evaluation_request,
     generator_request,
@@ -41,7 +42,6 @@ from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
 
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
-_RETURN_SECONDS = 600.0  # for a machine to come, when none has room for an evaluation
 _HEARTBEAT_SECONDS = 1.0
 _LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
 _TRIALS_PER_AHEAD = 16  # asynchronous: one trial in Ray's queue for so many that are evaluated
@@ -63,14 +63,17 @@ class GeneratorActor:
 
 
 class RayGenerator:
-    """A `Generator` that works in an actor."""
+    """A `Generator` that works in an actor, which asks for `request`."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, request: Mapping[str, float]) -> None:
+        self._actor, self._request = actor, request
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
+        reference, patience = self._actor.generate.remote(n, seed, guidance), Patience()
         try:
-            return ray.get(self._actor.generate.remote(n, seed, guidance))
+            while not ray.wait([reference], timeout=_HEARTBEAT_SECONDS)[0]:
+                patience.look(Machines.now().lack("the generator", self._request))
+            return ray.get(reference)
         except RayTaskError:
             raise  # our own bug
         except RayError as error:
@@ -126,12 +129,12 @@ class RayExecutor:
                 **{"num_cpus": 0, **options_of(request)},
             ).remote(config.generator(device))
             device = _ready(actor, request)
-            self.generator = RayGenerator(actor)
+            self.generator = RayGenerator(actor, request)
             self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
             self._look()
-            if is_own(runtime) and not self._room:
-                raise self._no_room()
+            if is_own(runtime) and self._lack:
+                raise ClusterError(self._lack)
         except BaseException:
             ray.shutdown()
             raise
@@ -153,7 +156,7 @@ class RayExecutor:
         """
         running = self._running
         again: deque[_Attempt] = deque()
-        last_room = monotonic()
+        patience = Patience()
         while True:
             self._look()
             for attempt in self._next(ask, running, again):
@@ -161,10 +164,7 @@ class RayExecutor:
             if not running:
                 return
             done = _ended(list(running))
-            if done or self._room:
-                last_room = monotonic()
-            elif monotonic() - last_room > _RETURN_SECONDS:
-                raise self._no_room()
+            patience.look(None if done else self._lack)
             for reference in done:
                 attempt = running.pop(reference)
                 outcome = self._outcome(reference, attempt)
@@ -213,14 +213,8 @@ class RayExecutor:
         self._machines = Machines.now()
         self._request = evaluation_request(self._machines.total, self._runtime)
         self._room = self._machines.room(self._request, self.generator_request)
+        self._lack = self._machines.lack("an evaluation", self._request, self.generator_request)
         self._looked = monotonic()
-
-    def _no_room(self) -> ClusterError:
-        there = {name: self._machines.total.get(name, 0) for name in self._request}
-        needed = f"an evaluation needs {in_words(self._request)}"
-        if self.generator_request:
-            needed += f" besides the generator's {in_words(self.generator_request)}"
-        return ClusterError(f"no machine has room: {needed}, the cluster has {in_words(there)}")
 
     def _submit(self, attempt: _Attempt) -> Any:
         """Reference of its outcome."""

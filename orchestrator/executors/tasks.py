@@ -7,7 +7,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.executors.cluster import ClusterError, Machines, connect, interrupt, options_of
+from orchestrator.executors.cluster import (
+    ClusterError,
+    Machines,
+    Patience,
+    connect,
+    interrupt,
+    options_of,
+)
 from orchestrator.runtime import Runtime
 
 _HEARTBEAT_SECONDS = 1.0
@@ -32,9 +39,10 @@ class RayTasks:
         if "evaluator" in machines.total:
             request["evaluator"] = 1.0
         slots = machines.room(request)
-        if slots < 1:
+        if lack := machines.lack("a task", request):
             ray.shutdown()
-            raise ClusterError(f"the cluster has no room for a task of one CPU and {gpu:g} GPUs")
+            raise ClusterError(lack)
+        self._request = request
         self._options = {**options_of(request), "max_retries": runtime.retries}
         self.workers = runtime.workers or slots
         self._running: dict[Any, int] = {}
@@ -45,8 +53,10 @@ class RayTasks:
         """What is done, as it is done, and at least every second what is being done.
 
         Yields the numbers of the functions that are running and (number, result) of those that have
-        ended; the result of one that was lost with its workers is a ClusterError.
+        ended; the result of one that was lost with its workers is a ClusterError. Raises one when
+        no machine is left.
         """
+        patience = Patience()
         waiting = deque(enumerate(functions))
         running = self._running
         while waiting or running:
@@ -54,6 +64,7 @@ class RayTasks:
                 number, function = waiting.popleft()
                 running[_call.options(**self._options).remote(function)] = number
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
+            patience.look(None if done else Machines.now().lack("a task", self._request))
             ended = [(running.pop(reference), _result(reference)) for reference in done]
             yield list(running.values()), ended
 
