@@ -1,6 +1,7 @@
 """The loop on the toy space: the trials are a function of the configuration, come what may."""
 
 import math
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +10,7 @@ from itertools import islice
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from toy_law import ARCHS
 
 from nag.predictors.gp import GaussianProcess
@@ -506,6 +508,28 @@ class Recording:
     def fit(self, observations, rng):
         self.fits.append(observations)
         return self.predictor.fit(observations, rng)
+
+
+def test_the_memory_of_a_gpu_is_given_back_when_the_evaluation_no_longer_holds_it(
+    tmp_path, monkeypatch
+):
+    """Pretends that there is a GPU. An idle process must not keep what another one lacks."""
+    freed, alive = [], weakref.WeakSet()
+
+    class Network:
+        pass
+
+    def out_of_memory(arch, evaluated):
+        alive.add(network := Network())
+        if len(evaluated) == 1:
+            raise torch.OutOfMemoryError(f"no room for {network}")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(alive)))
+    executor, _ = faulty(out_of_memory)
+    store = study(tmp_path / "run", executor=executor)
+    assert [store.outcomes[i].status for i in (0, 1)] == ["failed", "ok"]
+    assert freed == [0] * store.num_finished
 
 
 def test_failures_are_not_learned_from(tmp_path):

@@ -106,7 +106,24 @@ def evaluate_trial(
     memory, which an executor may know a remedy for.
 
     last_resort: an attempt that ignores its timeout for so many seconds more ends the process.
+
+    The memory of a GPU that it no longer uses is given back, to whoever shares the GPU: a process
+    may live on, idle, while another is alone there after it ran out of memory.
     """
+    try:
+        return _attempts(evaluator, trial, retries, timeout, last_resort)
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _attempts(
+    evaluator: Evaluator,
+    trial: Trial,
+    retries: int,
+    timeout: float | None,
+    last_resort: float | None,
+) -> Outcome:
     started = perf_counter()
     for attempt in range(1, retries + 2):
         try:
