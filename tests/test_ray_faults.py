@@ -183,7 +183,7 @@ class TestFaults:
     def test_what_ignores_its_deadline_is_ended(
         self, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("orchestrator.executors.ray_core._LAST_RESORT_SECONDS", 1.0)
+        monkeypatch.setattr("orchestrator.executors.ray_core.LAST_RESORT_SECONDS", 1.0)
         stuck, fine = _outcomes(executor, _trials(STUCK, "a-/a-"))
         assert (stuck.status, stuck.attempts, fine.status) == ("failed", 2, "ok")
         assert "the worker was lost" in str(stuck.error)

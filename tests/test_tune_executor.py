@@ -13,6 +13,7 @@ from test_ray_faults import (
     KILLS,
     KILLS_ONCE,
     RAISES,
+    STUCK,
     _Faulty,
     _no_table,
     _outcomes,
@@ -54,8 +55,10 @@ def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noq
 def executor_of(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def make(evaluator, out):
-        runtime = Runtime(auth="disabled", dashboard=False, workers=2, retries=1, out=out)
+    def make(evaluator, out, **settings):
+        runtime = Runtime(
+            auth="disabled", dashboard=False, workers=2, retries=1, out=out, **settings
+        )
         return closing(TuneExecutor(CONFIG, runtime, evaluator))
 
     return make
@@ -81,3 +84,13 @@ def test_faults_are_outcomes(executor_of, tmp_path):
                 assert outcomes[2].attempts == 2
             else:
                 assert outcomes[0].error == "the worker was lost"
+
+
+@pytest.mark.timeout(300)  # without the last resort it would take for ever
+def test_what_ignores_its_deadline_is_ended(executor_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.executors.ray_tune.LAST_RESORT_SECONDS", 1.0)
+    evaluator = partial(_Faulty, tmp_path / "marker")
+    with executor_of(evaluator, tmp_path, timeout=2) as executor:
+        stuck, fine = _outcomes(executor, _trials(STUCK, "ab/aa"))
+    assert (stuck.status, stuck.error) == ("failed", "the worker was lost")
+    assert fine.status == "ok"

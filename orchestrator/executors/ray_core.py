@@ -43,7 +43,7 @@ from trainers.base import Evaluator
 
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
 _HEARTBEAT_SECONDS = 1.0
-_LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
+LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
 _TRIALS_PER_AHEAD = 16  # asynchronous: one trial in Ray's queue for so many that are evaluated
 
 
@@ -228,7 +228,7 @@ class RayExecutor:
             attempt.trial,
             self._runtime.retries,
             self._runtime.timeout,
-            _LAST_RESORT_SECONDS,
+            LAST_RESORT_SECONDS,
         )
 
     def _outcome(self, reference: Any, attempt: _Attempt) -> Outcome | _Attempt:

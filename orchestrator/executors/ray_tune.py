@@ -28,7 +28,7 @@ from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError, Machines, connect, evaluation_request
-from orchestrator.executors.ray_core import in_flight
+from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
@@ -112,6 +112,7 @@ class TuneExecutor:
                 evaluator=self._evaluator,
                 retries=runtime.retries,
                 timeout=runtime.timeout,
+                last_resort=LAST_RESORT_SECONDS,
                 watched=self._grace is not None,
             )
             scheduler = self._grace and ASHAScheduler(
@@ -164,9 +165,10 @@ class _Evaluation(tune.Trainable):
         evaluator: Callable[[], Evaluator],
         retries: int,
         timeout: float | None,
+        last_resort: float,
         watched: bool,
     ) -> None:
-        self._retries, self._timeout = retries, timeout
+        self._retries, self._timeout, self._last_resort = retries, timeout, last_resort
         self._watched = watched
         self._training: _Epochs | None = None
         self._problem = None
@@ -184,7 +186,7 @@ class _Evaluation(tune.Trainable):
         evaluator = self._evaluator
         if self._watched:
             evaluator = self._training = self._training or _Epochs(in_steps(evaluator))
-        outcome = evaluate_trial(evaluator, trial, self._retries, self._timeout)
+        outcome = evaluate_trial(evaluator, trial, self._retries, self._timeout, self._last_resort)
         epoch = len(outcome.curve)
         done = self._training is None or epoch in (0, self._training.whole)
         if not done:
