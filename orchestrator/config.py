@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -348,6 +349,18 @@ def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str | None:
     """That of a file; None where it cannot be read, which whoever reads it will say."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        found = path.stat()
+        return _sha256_as_of(path.resolve(), found.st_mtime_ns, found.st_size)
     except OSError:
         return None
+
+
+@cache
+def _sha256_as_of(path: Path, modified: int, size: int) -> str:
+    """That of a file as it was then.
+
+    Kept, for those who go through many runs and ask each for its hash again and again: a table has
+    tens of megabytes.
+    """
+    del modified, size
+    return hashlib.sha256(path.read_bytes()).hexdigest()

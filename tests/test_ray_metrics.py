@@ -185,6 +185,16 @@ def test_rank_correlation_is_of_the_last_trials(store, monkeypatch):
     assert rank_correlation(store) == 1
 
 
+def test_rank_correlation_looks_no_further_back(store, monkeypatch):
+    """A search without a surrogate would read all of its trials after every outcome."""
+    monkeypatch.setattr(ray_metrics, "_WINDOW", 2)
+    propose(store, ARCHS[:2], (0.1, 0.2))
+    propose(store, ARCHS[2:4])
+    for trial in range(4):
+        store.record(Outcome(trial, "ok", 0.5 + trial / 10))
+    assert rank_correlation(store) is None
+
+
 def test_ranks_of_equal_predictions_mean_nothing(store):
     propose(store, ARCHS[:3], (0.5, 0.5, 0.5))
     for trial, value in enumerate((0.1, 0.2, 0.3)):

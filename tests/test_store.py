@@ -601,6 +601,19 @@ def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, s
     assert "sha256 is " in refusal(out, config("new", "2"))
 
 
+def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
+    """A table may be large, and whoever shows many runs asks for the hash of each all the time."""
+    read, table = Path.read_bytes, tmp_path / "t.parquet"
+    table.write_text("1")
+    config, files = replace(CONFIG, table=table), []
+    first = config.hash()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: files.append(path) or read(path))
+    assert (config.hash(), files) == (first, [])
+    table.write_text("2")
+    os.utime(table, ns=(1, 1))  # as large as before
+    assert (config.hash() == first, files) == (False, [table])
+
+
 def test_the_way_a_latency_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     RunStore.open(out, replace(CONFIG, latency_table="t.json:160"), TOY).close()

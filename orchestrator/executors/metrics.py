@@ -8,7 +8,6 @@ from time import perf_counter, sleep
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 from scipy.stats import kendalltau
@@ -19,7 +18,7 @@ from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome
 
-_WINDOW = 100  # trials that the rank correlation is of
+_WINDOW = 100  # outcomes that the rank correlation is of
 _AGAIN_SECONDS = 5.0  # Ray forgets a gauge that is not set for a while
 
 
@@ -69,7 +68,7 @@ METRICS: Mapping[str, _Metric] = MappingProxyType(
         ),
         "nag_guidance_scale": _Metric(Gauge, "Guidance scales of the last pool", "end"),
         "nag_kendall_tau": _Metric(
-            Gauge, f"Rank correlation of predictions and outcomes, last {_WINDOW} trials"
+            Gauge, f"Rank correlation of predictions and the last {_WINDOW} outcomes"
         ),
     }
 )
@@ -190,21 +189,20 @@ class RayMetrics:
 
 
 def rank_correlation(store: RunStore) -> float | None:
-    """Kendall's tau-b of predicted and observed value over the last trials that have both.
+    """Kendall's tau-b of predicted and observed value, of the last outcomes that have both.
 
-    None where ranks mean nothing.
+    None where ranks mean nothing. Does not look further back, however many were not predicted.
     """
-    found = (
-        (trial.predicted_mean, outcome.value)
-        for trial in reversed(store.trials)
-        if trial.predicted_mean is not None
-        and (outcome := store.outcomes.get(trial.trial))
+    last = islice(reversed(store.outcomes.values()), _WINDOW)
+    pairs = [
+        (predicted, outcome.value)
+        for outcome in last
+        if (predicted := store.trials[outcome.trial].predicted_mean) is not None
         and outcome.value is not None
-    )
-    pairs = np.array(list(islice(found, _WINDOW)), dtype=float).reshape(-1, 2)
+    ]
     if len(pairs) < 2:
         return None
-    tau = float(kendalltau(*pairs.T).statistic)
+    tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
     return tau if isfinite(tau) else None
 
 
