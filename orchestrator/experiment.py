@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run
 from orchestrator.experiments.file import Data, Experiment, read_experiment
-from orchestrator.experiments.jobs import Job, Place, Result, check, execute
+from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch
 from orchestrator.runtime import Runtime
 from orchestrator.search.record import provenance, write_json
@@ -100,7 +100,7 @@ def main(
     refuse_missing(experiment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     out.mkdir(parents=True, exist_ok=True)
-    place = Place(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
+    place = JobPlace(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
     write_manifest(experiment, place.root)
     return run_experiment(console, experiment, place, runtime, gpu)
 
@@ -147,7 +147,7 @@ def write_manifest(experiment: Experiment, root: Path) -> None:
 
 
 def run_experiment(
-    console: Console, experiment: Experiment, place: Place, runtime: Runtime, gpu: float
+    console: Console, experiment: Experiment, place: JobPlace, runtime: Runtime, gpu: float
 ) -> int:
     """Run what is not finished; returns the exit code."""
     board = Board(console, experiment.jobs, place.root)
@@ -175,7 +175,7 @@ def run_experiment(
 
 
 def run_here(
-    jobs: Sequence[Job], place: Place, runtime: Runtime, watch: Watch
+    jobs: Sequence[Job], place: JobPlace, runtime: Runtime, watch: Watch
 ) -> Iterator[tuple[Job, Result]]:
     """One after the other in this process."""
     del runtime
@@ -184,7 +184,7 @@ def run_here(
 
 
 def run_on_ray(
-    jobs: Sequence[Job], place: Place, runtime: Runtime, watch: Watch, *, gpu: float
+    jobs: Sequence[Job], place: JobPlace, runtime: Runtime, watch: Watch, *, gpu: float
 ) -> Iterator[tuple[Job, Result]]:
     """One Ray task each."""
     from orchestrator.executors.cluster import ClusterError  # Ray is slow to import

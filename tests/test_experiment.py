@@ -24,7 +24,7 @@ from orchestrator.config import RunConfig
 from orchestrator.experiment import main
 from orchestrator.experiments import jobs as experiment_jobs
 from orchestrator.experiments.file import Data, read_experiment
-from orchestrator.experiments.jobs import Place, Search, execute
+from orchestrator.experiments.jobs import JobPlace, Search, execute
 from orchestrator.experiments.view import Board
 from orchestrator.runtime import Runtime
 from orchestrator.search.store import RunStore
@@ -98,7 +98,7 @@ def expected(tmp_path_factory):
     root = tmp_path_factory.mktemp("expected")
     (root / "toy.toml").write_text(TOY_FILE)
     for job in read_experiment(root / "toy.toml", Data()).jobs:
-        assert not execute(job, Place(root, "cpu", 0, ("python",))).failed
+        assert not execute(job, JobPlace(root, "cpu", 0, ("python",))).failed
     return found(root)
 
 
@@ -369,7 +369,7 @@ class TestRuns:
 
     def test_our_own_bugs_leave_a_traceback(self, toy, tmp_path, monkeypatch):
         job = read_experiment(toy, Data()).jobs[0]
-        place = Place(tmp_path, "cpu", 0, ("python",))
+        place = JobPlace(tmp_path, "cpu", 0, ("python",))
         with monkeypatch.context() as patch:
             patch.setattr(experiment_jobs, "run_study", lambda *_, **__: {}["missing"])
             result = execute(job, place)
@@ -381,7 +381,7 @@ class TestRuns:
 
     def test_a_folder_that_is_not_shared_is_named(self, toy, tmp_path):
         job = read_experiment(toy, Data()).jobs[0]
-        result = execute(job, Place(tmp_path / "elsewhere", "cpu", 0, ("python",)))
+        result = execute(job, JobPlace(tmp_path / "elsewhere", "cpu", 0, ("python",)))
         assert result.failed
         assert result.text.startswith(f"there is no {tmp_path / 'elsewhere'} on ")
 
@@ -390,7 +390,7 @@ class TestRuns:
             "[settings]\nspace = 'toy'\nmethod = 'random-search'\nscore = 'exact'\nbudget = 200\n"
         )
         (job,) = read_experiment(path, Data()).jobs
-        result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert not result.failed
         assert result.text.endswith("%, the space is exhausted after 144 trials")
 
@@ -414,7 +414,7 @@ class TestLocks:
 
     def test_is_left_alone(self, job, store, tmp_path, monkeypatch):
         monkeypatch.setattr(experiment_jobs, "_PATIENCE", 0.3)
-        result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         expected = f"{tmp_path / job.label} is in use by another process"
         assert (result.failed, result.text) == (True, expected)
         assert (store.out / "journal.jsonl").read_bytes() == b""
@@ -422,7 +422,7 @@ class TestLocks:
     def test_is_waited_for_where_its_process_is_ending(self, job, store, tmp_path):
         timer = threading.Timer(0.5, store.close)
         timer.start()
-        assert not execute(job, Place(tmp_path, "cpu", 0, ("python",))).failed
+        assert not execute(job, JobPlace(tmp_path, "cpu", 0, ("python",))).failed
         timer.join()
 
     def test_a_command_too(self, write, tmp_path, monkeypatch):
@@ -433,7 +433,7 @@ class TestLocks:
         (out / "command.log").write_text("going on")
         with (out / "command.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            result = execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+            result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert result.failed
         assert result.text.endswith("is in use by another process")
         assert (out / "command.log").read_text() == "going on"
@@ -442,7 +442,7 @@ class TestLocks:
         (job,) = read_experiment(write(COMMAND_FILE), Data()).jobs
         (tmp_path / job.label).mkdir()
         (tmp_path / job.label / "command.json").touch()
-        assert not execute(job, Place(tmp_path, "cpu", 0, ("python",))).failed
+        assert not execute(job, JobPlace(tmp_path, "cpu", 0, ("python",))).failed
         assert not (tmp_path / job.label / "command.log").exists()
 
 
@@ -488,7 +488,7 @@ class TestBoard:
         console = Console(force_terminal=True, width=120, record=True, quiet=False, file=Sink())
         board = Board(console, jobs, tmp_path)
         with board.live():
-            board.ended(jobs[0], execute(jobs[0], Place(tmp_path, "cpu", 0, ("python",))))
+            board.ended(jobs[0], execute(jobs[0], JobPlace(tmp_path, "cpu", 0, ("python",))))
         text = console.export_text()
         assert "14/56" in text
         assert f"[1/4 runs] {jobs[0].label}: best " in text
@@ -497,12 +497,12 @@ class TestBoard:
     def test_runs_begun_earlier_count(self, toy, tmp_path):
         jobs = read_experiment(toy, Data()).jobs
         short = Search(replace(jobs[0].config, budget=6))
-        execute(short, Place(tmp_path, "cpu", 0, ("python",)))
+        execute(short, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert str(Board(Console(), jobs, tmp_path)).startswith("0/4 runs finished, 6 of 56 trials")
 
     def test_another_run_in_the_directory_does_not(self, toy, tmp_path):
         job = read_experiment(toy, Data()).jobs[1]
-        execute(job, Place(tmp_path, "cpu", 0, ("python",)))
+        execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert job.progress(tmp_path) == (14, True)
         record = tmp_path / job.label / "config.json"
         record.write_text(record.read_text().replace(job.config.hash(), "0" * 64))

@@ -40,7 +40,7 @@ _PATIENCE = 30.0  # seconds that a process whose driver was killed may need to e
 
 
 @dataclass(frozen=True)
-class Place:
+class JobPlace:
     """Where and how jobs are run; nothing here changes their results."""
 
     root: Path  # the directories of all jobs
@@ -90,7 +90,7 @@ class Job(Protocol):
         """Trials finished so far, and whether all is; read off the disk."""
         ...
 
-    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+    def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         """Run or continue it; returns what was found, in one line. Raises UserError."""
         ...
 
@@ -152,7 +152,7 @@ class Search:
             return 0, False
         return min(rows, self.trials), rows >= self.trials
 
-    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+    def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         config, out = self.config, place.root / self.label
         _wait_until_free(out)
         torch.set_num_threads(config.threads)
@@ -232,7 +232,7 @@ class Command:
     def progress(self, root: Path) -> tuple[int, bool]:
         return 0, (root / self.label / "command.json").exists()
 
-    def run(self, place: Place, observers: tuple[Observer, ...] = ()) -> str:
+    def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         del observers
         out = place.root / self.label
         out.mkdir(exist_ok=True)
@@ -267,7 +267,7 @@ class Command:
         write_json(out / "command.json", {**record, "seconds": time.monotonic() - started})
 
 
-def execute(job: Job, place: Place, observers: tuple[Observer, ...] = ()) -> Result:
+def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> Result:
     """Run a job where this process is; what it raises is its result.
 
     The traceback of what is not the user's fault is left beside the directory of the job.
