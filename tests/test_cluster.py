@@ -139,6 +139,12 @@ EVALUATOR = "available_node_types evaluator"
         ("aws", _without(f"{EVALUATOR} node_config", "InstanceMarketOptions"), "spot machines"),
         ("gcp", _without(f"{EVALUATOR} node_config", "disks"), "disks is missing"),
         ("gcp", _with(f"{EVALUATOR}-gpu node_config", scheduling={}), "cannot be moved"),
+        (
+            "gcp",
+            _without(f"{EVALUATOR}-gpu", "initialization_commands"),
+            "evaluator-gpu: Ray is started before the driver is there",
+        ),
+        ("aws", _replacing("setup_commands", "--torch-backend=auto ", ""), "GPU install CUDA"),
         ("aws", _with(EVALUATOR, max_workers=9), "max_workers is not the sum"),
         ("aws", _with(EVALUATOR, min_workers=9), "min_workers is more than max_workers"),
         ("aws", _with("available_node_types head", resources={"CPU": 4}), "the head evaluates"),

@@ -45,6 +45,9 @@ def _machines(config: Mapping[str, Any]) -> Iterator[str]:
         gcp_gpu = config["provider"]["type"] == "gcp" and node_type["resources"].get("GPU")
         if gcp_gpu and scheduling.get("onHostMaintenance") != "TERMINATE":
             yield f"{name}: a machine with a GPU cannot be moved"
+        first = node_type.get("initialization_commands", [])
+        if gcp_gpu and not any("until nvidia-smi" in step for step in first):
+            yield f"{name}: Ray is started before the driver is there"
 
 
 def _node_types(config: Mapping[str, Any]) -> Iterator[str]:
@@ -79,6 +82,8 @@ def _hosts(config: Mapping[str, Any]) -> Iterator[str]:
     setup = config["setup_commands"]
     if not any("pip install" in step and step.endswith("~/nag") for step in setup):
         yield "the project is not installed"
+    if any("uv pip install" in step and "--torch-backend=auto" not in step for step in setup):
+        yield "machines without a GPU install CUDA"
     profile = "".join(step for step in setup if ".bashrc" in step)
     for setting in PROFILE:
         if setting not in profile:
