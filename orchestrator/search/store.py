@@ -14,8 +14,6 @@ import errno
 import gc
 import sys
 import time
-from array import array
-from bisect import bisect, bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,6 +28,7 @@ from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import check_same_run, read_record, run_record, write_json
+from orchestrator.search.successes import Successes
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.events import Event, Events
 from orchestrator.storage.journal import Journal, open_journal, read_journal
@@ -352,27 +351,6 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class Successes:
-    """Trials that have a value, ordered by number whatever order they finished in."""
-
-    def __init__(self) -> None:
-        self._numbers: list[int] = []
-        self._archs: list[Architecture] = []
-        self._values = array("d")
-
-    def add(self, trial: Trial, value: float) -> None:
-        """At the end, or nearly: those of a round finish together."""
-        at = bisect(self._numbers, trial.trial)
-        self._numbers.insert(at, trial.trial)
-        self._archs.insert(at, trial.arch)
-        self._values.insert(at, value)
-
-    def between(self, start: int, end: int) -> Observations:
-        """Those of the trials start <= number < end."""
-        part = slice(bisect_left(self._numbers, start), bisect_left(self._numbers, end))
-        return Observations(tuple(self._archs[part]), np.array(self._values[part], dtype=float))
 
 
 def vars_of(record: Trial | Outcome) -> dict[str, Any]:
