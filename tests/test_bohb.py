@@ -29,7 +29,7 @@ from orchestrator.build import (
     make_evaluator,
     plan_of,
 )
-from orchestrator.comparison.summary import diagnose
+from orchestrator.comparison.diagnostics import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiments.jobs import Search
 from orchestrator.history.run import read_run

@@ -22,6 +22,7 @@ from scipy import stats
 from nag.cli import UserError, run
 from nag.spaces import SPACES
 from orchestrator.comparison.checklist import panel_checklist
+from orchestrator.comparison.diagnostics import diagnose
 from orchestrator.comparison.panels import Panel, make_panels
 from orchestrator.comparison.statistics import (
     area_under,
@@ -37,7 +38,7 @@ from orchestrator.comparison.statistics import (
     rank_methods,
     signed_rank_test,
 )
-from orchestrator.comparison.summary import Settings, Summary, diagnose, summarise
+from orchestrator.comparison.summary import Settings, Summary, summarise
 from orchestrator.comparison.tables import Cell, Table, published, to_latex
 from orchestrator.config import RunConfig
 from orchestrator.history.find import Source, find_runs, read_runs

@@ -14,6 +14,7 @@ import pandas as pd
 from nag.cli import package_version
 from nag.files import write_text
 from orchestrator.comparison.checklist import panel_checklist
+from orchestrator.comparison.diagnostics import RATES, WINDOW
 from orchestrator.comparison.figures import (
     Facets,
     Look,
@@ -29,7 +30,7 @@ from orchestrator.comparison.figures import (
 from orchestrator.comparison.files import manifest, summary_rows, test_rows, trial_rows
 from orchestrator.comparison.panels import Method
 from orchestrator.comparison.statistics import Numbers, pointwise_interval
-from orchestrator.comparison.summary import RATES, WINDOW, Curve, Settings, Summary
+from orchestrator.comparison.summary import Curve, Settings, Summary
 from orchestrator.comparison.tables import (
     accuracy_table,
     diagnostics_table,

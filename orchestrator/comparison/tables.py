@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orchestrator.comparison.diagnostics import PHASES, RATES
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import Comparison, mean_interval
-from orchestrator.comparison.summary import PHASES, RATES, BySeed, Hits, Summary
+from orchestrator.comparison.summary import BySeed, Hits, Summary
 
 NOT_RUN = "not run"
 

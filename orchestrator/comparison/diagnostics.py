@@ -1,0 +1,68 @@
+"""How a run came to its trials: its predictions, its pools and its time, in windows of evaluations.
+
+R rounds, W windows of evaluations.
+"""
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from orchestrator.comparison.statistics import Numbers
+from orchestrator.history.run import Run
+
+WINDOW = 10  # evaluations in a window
+SEARCH = ("fit", "propose", "select")
+PHASES = (*SEARCH, "evaluate")
+RATES = ("validity", "uniqueness", "novelty")
+
+
+def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
+    """Numbers (W,) of each window of WINDOW evaluations after the initial design.
+
+    tau: Kendall's rank correlation of predicted and observed values.
+    within 1 std, within 2 std: share of values as near to their prediction.
+    nll: mean negative log-likelihood of a value, in nats, values in percent.
+    fit, propose, select, evaluate: mean seconds of a round; search: of the first three.
+    validity, uniqueness, novelty: of the pool, means over rounds.
+    """
+    columns = run.columns
+    known = np.isfinite(columns["predicted_mean"]) & np.isfinite(columns["value"])
+    mean, std, value = (columns[n] for n in ("predicted_mean", "predicted_std", "value"))
+    windows = (run.starts - initial) // WINDOW
+    found = {
+        name: np.full(count, np.nan)
+        for name in ("tau", "within 1 std", "within 2 std", "nll", "search", *PHASES, *RATES)
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.abs(value - mean) / std
+        losses = errors**2 / 2 + np.log(100 * std * np.sqrt(2 * np.pi))
+    spent = _round_seconds(run)
+    first = np.full(len(run.rounds), -1.0)
+    first[run.iteration[::-1]] = run.starts[::-1]
+    for window in range(count):
+        trials = known & (windows == window)
+        if trials.any():
+            found["within 1 std"][window] = np.mean(errors[trials] <= 1)
+            found["within 2 std"][window] = np.mean(errors[trials] <= 2)
+            found["nll"][window] = np.mean(losses[trials])
+        if trials.sum() > 2:
+            found["tau"][window] = kendalltau(mean[trials], value[trials]).statistic
+        rounds = np.flatnonzero((first >= initial) & ((first - initial) // WINDOW == window))
+        if len(rounds):
+            for phase in PHASES:
+                found[phase][window] = np.mean(spent[phase][rounds])
+            found["search"][window] = sum(found[phase][window] for phase in SEARCH)
+            for rate in RATES:
+                rates = [run.rounds[i]["diagnostics"].get(rate) for i in rounds]
+                rates = [x for x in rates if x is not None]
+                found[rate][window] = np.mean(rates) if rates else np.nan
+    return found
+
+
+def _round_seconds(run: Run) -> dict[str, Numbers]:
+    """Seconds (R,) of each phase; evaluations add up."""
+    spent = {
+        phase: np.array([r["seconds"].get(phase, 0.0) for r in run.rounds], dtype=float)
+        for phase in PHASES
+    }
+    np.add.at(spent["evaluate"], run.iteration, np.nan_to_num(run.columns["seconds"]))
+    return spent
