@@ -1,19 +1,24 @@
 """`run_bo --executor tune`: the trials of a local run, whatever happens to it."""
 
 import signal
+import sys
+import time
 from contextlib import closing
 from functools import partial
+from itertools import islice
 
 import pytest
 
 pytest.importorskip("ray")
 
+from ray import cloudpickle
 from test_ray_faults import (
     CONFIG,
     KILLS,
     KILLS_ONCE,
     RAISES,
     STUCK,
+    TOO_LARGE,
     _Faulty,
     _no_table,
     _outcomes,
@@ -21,12 +26,15 @@ from test_ray_faults import (
 )
 from test_ray_run import LOCAL, LONG, SETTINGS, Run, expected, found, killed  # noqa: F401
 
+from nag.spaces.toy import TOY
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.ray_tune import TuneExecutor
 from orchestrator.runtime import Runtime
+from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 TUNE = ["--executor", "tune", "--auth", "disabled", "--no-dashboard"]
 
 
@@ -94,3 +102,35 @@ def test_what_ignores_its_deadline_is_ended(executor_of, tmp_path, monkeypatch):
         stuck, fine = _outcomes(executor, _trials(STUCK, "ab/aa"))
     assert (stuck.status, stuck.error) == ("failed", "the worker was lost")
     assert fine.status == "ok"
+
+
+class OnlyAlone(ToyEvaluator):
+    """Synthetic: one network runs out of memory at first, and then if another is beside it."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def evaluate(self, arch, *, seed):
+        first, others = self._folder / "first", self._folder / "others"
+        if TOY.to_str(arch) == TOO_LARGE:
+            if not first.exists() or [*others.iterdir()]:
+                first.touch()
+                raise MemoryError("there is another one")
+        else:
+            (others / str(seed)).touch()
+            time.sleep(1)
+            (others / str(seed)).unlink()
+        return super().evaluate(arch, seed=seed)
+
+
+def test_out_of_memory_is_tried_once_more_alone(executor_of, tmp_path):
+    (tmp_path / "others").mkdir()
+    left = iter(_trials("aa/aa", TOO_LARGE, "ab/aa", "ac/aa", "ba/aa", "bc/aa"))
+
+    def ask(room):
+        return [*islice(left, min(room, 3))]
+
+    with executor_of(partial(OnlyAlone, tmp_path), tmp_path / "run") as executor:
+        outcomes = sorted(executor.run(ask), key=lambda outcome: outcome.trial)
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 6
+    assert [outcome.attempts for outcome in outcomes] == [1, 2, 1, 1, 1, 1]

@@ -15,16 +15,16 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.config import RunConfig
+from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
@@ -101,13 +101,6 @@ def _evaluate(
     return evaluate_trial(_kept[run], trial, retries, timeout, last_resort)
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    trial: Trial
-    number: int = 1
-    alone: bool = False  # with a machine's CPUs and a GPU to itself, after it ran out of memory
-
-
 class RayExecutor:
     """Starts or joins a cluster and runs trials on it. Raises ClusterError at start."""
 
@@ -117,7 +110,7 @@ class RayExecutor:
         dashboard = connect(runtime)
         self._runtime = runtime
         self._asynchronous = config.schedule == "async"
-        self._running: dict[Any, _Attempt] = {}
+        self._running: dict[Any, Attempt] = {}
         self._looked = -math.inf
         try:
             request, device = generator_request(Machines.now().total, runtime)
@@ -155,11 +148,11 @@ class RayExecutor:
         itself. Raises ClusterError when no machine is left.
         """
         running = self._running
-        again: deque[_Attempt] = deque()
+        again: deque[Attempt] = deque()
         patience = Patience()
         while True:
             self._look()
-            for attempt in self._next(ask, running, again):
+            for attempt in to_begin(ask, self._limit(), running.values(), again):
                 running[self._submit(attempt)] = attempt
             if not running:
                 return
@@ -168,7 +161,7 @@ class RayExecutor:
             for reference in done:
                 attempt = running.pop(reference)
                 outcome = self._outcome(reference, attempt)
-                if isinstance(outcome, _Attempt):
+                if isinstance(outcome, Attempt):
                     again.append(outcome)
                 else:
                     yield outcome
@@ -176,24 +169,6 @@ class RayExecutor:
     def close(self) -> None:
         interrupt(self._running)
         ray.shutdown()
-
-    def _next(
-        self, ask: Ask, running: Mapping[Any, _Attempt], again: deque[_Attempt]
-    ) -> Iterator[_Attempt]:
-        """What to submit now: second attempts, then new trials; one that must be alone, alone."""
-        if any(attempt.alone for attempt in running.values()):
-            return
-        if any(attempt.alone for attempt in again):
-            if not running:
-                alone = next(attempt for attempt in again if attempt.alone)
-                again.remove(alone)
-                yield alone
-            return
-        while again:
-            yield again.popleft()
-        free = self._limit() - len(running)
-        if free > 0:
-            yield from map(_Attempt, ask(free))
 
     def _limit(self) -> int:
         """How many trials may be submitted at a time.
@@ -216,7 +191,7 @@ class RayExecutor:
         self._lack = self._machines.lack("an evaluation", self._request, self.generator_request)
         self._looked = monotonic()
 
-    def _submit(self, attempt: _Attempt) -> Any:
+    def _submit(self, attempt: Attempt) -> Any:
         """Reference of its outcome."""
         request = self._request
         if attempt.alone:
@@ -231,22 +206,16 @@ class RayExecutor:
             LAST_RESORT_SECONDS,
         )
 
-    def _outcome(self, reference: Any, attempt: _Attempt) -> Outcome | _Attempt:
+    def _outcome(self, reference: Any, attempt: Attempt) -> Outcome | Attempt:
         """Of an attempt that has ended, or the attempt that follows it."""
         try:
-            outcome: Outcome = ray.get(reference)
-            lost, out_of_memory = False, outcome.out_of_memory
+            return attempt.result(ray.get(reference))
         except RayTaskError as error:  # evaluate_trial raises nothing: the evaluator was not made
             raise ClusterError(f"an evaluator could not start: {_last_line(error)}") from error
-        except RayError as error:
+        except RayError as error:  # an OutOfMemoryError of Ray's is one of an Outcome, too
             text = f"{type(error).__name__}: the worker was lost"
             outcome = Outcome(attempt.trial.trial, "failed", error=text)
-            lost, out_of_memory = True, isinstance(error, OutOfMemoryError)
-        if out_of_memory and not attempt.alone:
-            return _Attempt(attempt.trial, attempt.number + 1, alone=True)
-        if lost and not out_of_memory and attempt.number <= self._runtime.retries:
-            return replace(attempt, number=attempt.number + 1)
-        return replace(outcome, attempts=outcome.attempts + attempt.number - 1)
+            return attempt.result(outcome, lost=True, retries=self._runtime.retries)
 
 
 def _ready(actor: Any, request: Mapping[str, float]) -> str:

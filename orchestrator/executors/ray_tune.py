@@ -8,6 +8,7 @@ would have it. OUT/tune holds what Tune's loggers write of each trial; nothing i
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from nag.cli import UserError, user_errors
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
+from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.cluster import ClusterError, Machines, connect, evaluation_request
 from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
 from orchestrator.runtime import Runtime
@@ -77,18 +79,26 @@ class TuneExecutor:
         if not self._tune.ident:  # not before the store of the run has taken its folder
             self._tune.start()
         limit = in_flight(self.slots) if self._asynchronous else sys.maxsize
-        running = 0
+        running: dict[int, Attempt] = {}
+        again: deque[Attempt] = deque()
         while True:
-            for trial in ask(limit - running):
-                self._queues.waiting.put(trial)
-                running += 1
+            for attempt in to_begin(ask, limit, running.values(), again):
+                running[attempt.trial.trial] = attempt
+                self._queues.waiting.put(attempt.trial)
             if not running:
                 return
+            for outcome in self._ended():
+                found = running.pop(outcome.trial).result(outcome)
+                if isinstance(found, Attempt):
+                    again.append(found)
+                else:
+                    yield found
+
+    def _ended(self) -> Iterator[Outcome]:
+        """All that have ended, so that one proposal serves them all; waits for the first."""
+        yield self._next()
+        while not self._queues.outcomes.empty():
             yield self._next()
-            running -= 1
-            while not self._queues.outcomes.empty():  # one proposal serves all that have ended
-                yield self._next()
-                running -= 1
 
     def _next(self) -> Outcome:
         while True:
