@@ -2,9 +2,11 @@
 
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
 
+from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.tasks import RayTasks
 from orchestrator.runtime import Runtime
 
@@ -25,3 +27,16 @@ def test_what_is_cut_off_has_a_moment_to_save(tmp_path):
             if (tmp_path / "begun").exists():
                 break
     assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.ray
+def test_it_ends_when_no_machine_is_left(monkeypatch, caplog):
+    """Only pretended: Ray's view of its machines is empty."""
+    monkeypatch.setattr("orchestrator.executors.cluster._RETURN_SECONDS", 1.0)
+    lack = "no machine has room: a task needs 1 CPU, the cluster has 0 CPU"
+    with closing(RayTasks(Runtime(workers=1, dashboard=False))) as tasks:
+        monkeypatch.setattr(Machines, "now", lambda: Machines(()))
+        with pytest.raises(ClusterError, match=f"^{lack}$"):
+            for _ in tasks.run([partial(time.sleep, 60)]):
+                pass
+    assert len(caplog.messages) == 1
