@@ -20,13 +20,8 @@ from trainers.images import Crop
 from trainers.ofa import LARGEST, Supernet
 from trainers.training import loop as training_module
 from trainers.training.augment import Augmentation, Normalisation
-from trainers.training.loop import (
-    DivergedError,
-    NoCheckpointError,
-    Training,
-    accuracy,
-    learning_rate,
-)
+from trainers.training.checkpoint import NoCheckpointError
+from trainers.training.loop import DivergedError, Training, accuracy, learning_rate
 from trainers.training.recipe import RECIPES, Recipe, find_recipe
 from trainers.training.sandwich import SMALLEST, sandwich
 from trainers.training.task import ImageOptions, ImageTask, Place

@@ -16,7 +16,8 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet, save_supernet
 from trainers.training import parallel
-from trainers.training.loop import Epoch, NoCheckpointError, Training
+from trainers.training.checkpoint import NoCheckpointError
+from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe, find_recipe
 from trainers.training.sandwich import SMALLEST, sandwich
 from trainers.training.task import ImageOptions, ImageTask, Place

@@ -18,7 +18,8 @@ from trainers.base import FULL_EPOCHS, EvaluatorConfigError, Measurement
 from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
-from trainers.training.loop import Epoch, NoCheckpointError, Training, seed_of
+from trainers.training.checkpoint import NoCheckpointError, seed_of
+from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe
 from trainers.training.task import LEAST_RESOLUTION, Fidelity, ImageTask
 

@@ -4,14 +4,12 @@ A step draws its random numbers from (seed, step) alone and batches come from (s
 training that was resumed equals one that was not, bit by bit on the same device.
 """
 
-import json
 import logging
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +24,11 @@ from trainers.base import EvaluationError
 from trainers.images import Loader
 from trainers.training import parallel
 from trainers.training.augment import Augmentation, Normalisation
+from trainers.training.checkpoint import (
+    NoCheckpointError,
+    read_checkpoint,
+    write_checkpoint,
+)
 from trainers.training.recipe import Recipe
 
 _SAVE_SECONDS = 300.0
@@ -36,10 +37,6 @@ _log = logging.getLogger(__name__)
 
 class DivergedError(EvaluationError):
     """The loss is no number any more."""
-
-
-class NoCheckpointError(Exception):
-    """A file holds no training that could be continued."""
 
 
 @dataclass(frozen=True)
@@ -223,13 +220,15 @@ class Training:
             self.network.load_state_dict(raw)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint aside, then rename it; one that cannot be written is a warning."""
+        """Write a checkpoint; one that cannot be written is a warning."""
         if parallel.rank() > 0:
             return
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors[f"momentum.{number}"] = state["momentum_buffer"]
+        momentum = self.optimizer.state_dict()["state"]
+        groups = {
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "momentum": {str(i): state["momentum_buffer"] for i, state in momentum.items()},
+        }
         record = {
             "identity": self.identity,
             "seed": self.seed,
@@ -239,36 +238,25 @@ class Training:
             "seconds": self._seconds,
             "curve": [asdict(epoch) for epoch in self.curve],
         }
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(plain, aside, metadata={"record": json.dumps(record)})
-            aside.replace(path)
-        except (OSError, SafetensorError) as error:  # e.g. a full disk; the next may have more luck
-            _log.warning("%s cannot be written (%s): training goes on without it", path, error)
-            with suppress(OSError):
-                aside.unlink()
+        write_checkpoint(path, groups, record)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint; raises NoCheckpointError."""
+        groups, record = read_checkpoint(path, self.device)
         try:
-            with safe_open(path, framework="pt", device=str(self.device)) as file:
-                record: dict[str, Any] = json.loads(file.metadata()["record"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if (record["identity"], record["seed"]) != (self.identity, self.seed):
                 raise NoCheckpointError(f"{path} is of another training: {record['identity']}")
-            self.network.load_state_dict(_group(tensors, "network."))
-            self.average = _group(tensors, "average.")
+            self.network.load_state_dict(groups["network"])
+            self.average = groups.get("average", {})
             momentum = {
-                int(number): {"momentum_buffer": buffer}
-                for number, buffer in _group(tensors, "momentum.").items()
+                int(i): {"momentum_buffer": buffer}
+                for i, buffer in groups.get("momentum", {}).items()
             }
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momentum})
             self.step, self.parts = record["step"], record["parts"]
             self._losses, self._seconds = record["losses"], record["seconds"]
             self.curve = [Epoch(**epoch) for epoch in record["curve"]]
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise NoCheckpointError(f"{path}: {error}") from error
 
 
@@ -306,15 +294,6 @@ def _whole() -> Iterator[None]:
             signal.raise_signal(caught)
 
 
-def seed_of(path: Path) -> int | None:
-    """Of the training that a checkpoint holds; None where there is no such file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return int(json.loads(file.metadata()["record"])["seed"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-
-
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """After so many epochs: linear warm-up, then half a cosine to zero at the last epoch."""
     if progress < recipe.warm_up:
@@ -343,10 +322,6 @@ def _groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     others = [p for p in network.parameters() if not (recipe.decay_all or p.ndim > 1)]
     groups = [(decayed, recipe.weight_decay), (others, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
-
-
-def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _mixed(*numbers: int) -> int:

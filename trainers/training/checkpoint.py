@@ -1,0 +1,65 @@
+"""Trainings on disk: safetensors files of groups of tensors (GROUP.NAME), and of a JSON record."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+
+class NoCheckpointError(Exception):
+    """A file holds no training that could be continued."""
+
+
+def write_checkpoint(
+    path: Path, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]
+) -> None:
+    """Write aside, then rename; where that cannot be done, warn: the next may have more luck."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{group}.{name}": tensor.contiguous()
+            for group, found in groups.items()
+            for name, tensor in found.items()
+        }
+        save_file(tensors, aside, metadata={"record": json.dumps(record)})
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:  # e.g. a full disk
+        _log.warning("%s cannot be written (%s): training goes on without it", path, error)
+        with suppress(OSError):
+            aside.unlink()
+
+
+def read_checkpoint(
+    path: Path, device: torch.device
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The groups that are not empty, and the record; raises NoCheckpointError."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            record: dict[str, Any] = json.loads(file.metadata()["record"])
+            for key in file.keys():  # noqa: SIM118
+                group, name = key.split(".", 1)
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise NoCheckpointError(f"{path}: {error}") from error
+    return groups, record
+
+
+def seed_of(path: Path) -> int | None:
+    """Of the training that a checkpoint holds; None where there is no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["record"])["seed"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
