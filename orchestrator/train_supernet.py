@@ -81,7 +81,7 @@ def fit(
 ) -> None:
     """Run `_work` in so many processes; raises UserError where they give up."""
     from ray import train  # Ray is slow to import
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from orchestrator.executors.cluster import connect
 
@@ -89,6 +89,7 @@ def fit(
     trainer = TorchTrainer(
         _work,
         train_loop_config=settings,
+        torch_config=TorchConfig(timeout_s=int(parallel.TIMEOUT.total_seconds())),
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu="GPU" in request, resources_per_worker=request
         ),

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,18 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from nag import cli
+from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.train_supernet import app
 from trainers.images import Crop, Loader, open_images
-from trainers.ofa import load_supernet
+from trainers.ofa import Supernet, load_supernet
 from trainers.training import parallel
+from trainers.training.loop import Training
+from trainers.training.recipe import find_recipe
+from trainers.training.sandwich import sandwich
+from trainers.training.task import ImageOptions, ImageTask, Place
 
 ROOT = Path(__file__).parent.parent
-TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "0"]
+TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "2"]
 TRAIN += ["--epochs", "2"]
 
 
@@ -62,6 +69,53 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, free_port):
         gradient, total = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(gradient, network.weight.grad)
         torch.testing.assert_close(total, loss.detach())
+
+
+def _short_of_memory(rank, port, folder, data):
+    """One of two processes that train a supernet; the second has memory for two pictures."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(minutes=1))
+    torch.set_num_threads(1)
+    options = ImageOptions(data=data, resolution=32, held_out=9, train_fraction=0.5)
+    task = ImageTask(options, MOBILENETV3, Place(workers=0, cache=Path(folder) / f"cache{rank}"))
+    recipe = replace(find_recipe("small", epochs=1), batch_size=8)
+    rule, drawn = sandwich(2, 0.1), []
+
+    def backward(supernet, images, labels, share, seed):
+        loss = rule(supernet, images, labels, share, seed)
+        if rank == 1 and len(images) > 2:
+            raise torch.OutOfMemoryError("synthetic")
+        return loss
+
+    torch.manual_seed(0)
+    supernet = Supernet(3, width=0.25)
+    forward = supernet.forward
+    supernet.forward = lambda x, arch: (drawn.append(arch), forward(x, arch))[1]
+    images = task.training_set(recipe, seed=0)
+    training = Training(supernet, recipe, images, 0, backward=backward, measure=lambda _: 0.0)
+    list(training.run(1))
+    torch.save(
+        (training.parts, [a.ops for a in drawn], supernet.state_dict()), Path(folder) / f"{rank}.pt"
+    )
+    dist.destroy_process_group()
+
+
+def test_processes_agree_where_one_is_out_of_memory(tmp_path, free_port):
+    """All repeat the step in parts, and train the same networks with every part."""
+    data = colours(tmp_path / "data")
+    arguments = (free_port, str(tmp_path), data)
+    multiprocessing.spawn(_short_of_memory, arguments, nprocs=2)
+    (parts, drawn, state), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (parts, drawn) == other[:2]
+    assert parts == 2
+    first, *steps = [drawn[i : i + 4] for i in range(0, len(drawn), 4)]
+    assert len(steps) == 2 * 2  # parts of steps
+    assert first == steps[0]
+    assert all(one == two for one, two in zip(steps[::2], steps[1::2], strict=True))
+    assert len({tuple(networks[2]) for networks in steps}) == 2
+    for name, value in state.items():
+        if ".bn." not in name or name.endswith(("weight", "bias")):
+            assert torch.equal(value, other[2][name]), name
 
 
 @pytest.fixture

@@ -62,15 +62,19 @@ class TrainingSet:
     normalise: Normalisation
 
 
-Backward = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
-"""(network, images (B, 3, R, R), labels (B,), share) -> the loss, whose gradient times `share` it
-adds to those of the parameters."""
+Backward = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
+"""(network, images (B, 3, R, R), labels (B,), share, seed) -> the loss, whose gradient times
+`share` it adds to those of the parameters. `seed` is that of the step, the same for all parts of
+its batch and in all processes: what is drawn from it has all give gradients of the same parameters.
+"""
 
 
 def cross_entropy(smoothing: float) -> Backward:
     """With smoothed labels (Szegedy et al., 2016)."""
 
-    def backward(network: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
+    def backward(
+        network: nn.Module, images: Tensor, labels: Tensor, share: float, seed: int
+    ) -> Tensor:
         loss = F.cross_entropy(network(images), labels, label_smoothing=smoothing)
         (share * loss).backward()
         return loss.detach()
@@ -143,7 +147,7 @@ class Training:
         started = perf_counter() - self._seconds
         for images, labels in self.images.train.epoch(number, self.step - number * steps):
             with _whole():
-                self._losses += self._fitting_step(images, labels)
+                self._losses += self._one_step(images, labels)
                 self.step += 1
                 self._seconds = perf_counter() - started
             saver.save_if_due()
@@ -156,25 +160,44 @@ class Training:
             self.curve.append(Epoch(number + 1, self._losses / steps, top1, self._seconds))
             self._losses, self._seconds = 0.0, 0.0
 
-    def _fitting_step(self, images: Tensor, labels: Tensor) -> float:
-        """A step in as many parts as memory needs: its loss."""
+    def _one_step(self, images: Tensor, labels: Tensor) -> float:
+        """A step of the optimizer: its loss."""
+        recipe, progress = self.recipe, self.step / self.images.train.steps
+        total = self._fitting_gradient(images, labels)
+        parallel.average(self.network, total)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        value = total.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} in epoch {1 + int(progress)}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, progress)
+        self.optimizer.step()
+        self._update_average()
+        return value
+
+    def _fitting_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """That of a batch, in as many parts as memory needs in any of the processes: its loss."""
         while True:
+            needed = self.parts
             try:
-                return self._one_step(images, labels)
+                loss = self._gradient(images, labels)
             except RuntimeError as error:
-                if not out_of_memory(error) or len(images) < 4 * self.parts:
+                if not out_of_memory(error) or len(images) < 4 * needed:
                     raise
-                self.parts *= 2
-                _log.warning("out of memory: batches are trained in %d parts from here", self.parts)
+                needed *= 2
+            needed = parallel.largest(needed)
+            if needed == self.parts:
+                return loss
+            self.parts = needed
+            _log.warning("out of memory: batches are trained in %d parts from here", self.parts)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _one_step(self, images: Tensor, labels: Tensor) -> float:
-        recipe = self.recipe
-        torch.manual_seed(_mixed(self.seed, self.step))
-        progress = self.step / self.images.train.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, progress)
+    def _gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Sets the gradient of a batch, in parts: its loss."""
+        recipe, seed = self.recipe, _mixed(self.seed, self.step)
+        torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
         total = torch.zeros((), device=self.device)
@@ -185,16 +208,8 @@ class Training:
         ):
             share = len(part) / len(x)
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                total += share * self._backward(self.network, part, truth, share)
-        parallel.average(self.network, total)
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
-        value = total.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss is {value} in epoch {1 + int(progress)}")
-        self.optimizer.step()
-        self._update_average()
-        return value
+                total += share * self._backward(self.network, part, truth, share, seed)
+        return total
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -6,16 +6,21 @@ part of a process.
 """
 
 import os
+from datetime import timedelta
+from functools import cache
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+TIMEOUT = timedelta(hours=2)  # of waiting for each other: others wait while one measures
+
 
 def join() -> None:
     """Join the processes that torchrun has started, if it was that."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
 
 
 def rank() -> int:
@@ -33,6 +38,21 @@ def local_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@cache
+def _by_cpu() -> dist.ProcessGroup | None:
+    """The same processes; what they say to each other there does not wait for their GPUs."""
+    return dist.new_group(timeout=TIMEOUT, backend="gloo")
+
+
+def largest(number: int) -> int:
+    """Of the numbers that the processes give."""
+    if world() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX, _by_cpu())
+    return int(found)
 
 
 def average(network: nn.Module, loss: torch.Tensor) -> None:

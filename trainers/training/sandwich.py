@@ -5,7 +5,6 @@ trains the largest network on the labels, and the smallest and some random ones 
 """
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,17 +22,20 @@ SMALLEST = Architecture(
 def sandwich(random: int, smoothing: float) -> Backward:
     """The loss is that of the largest network; the gradient is the mean over all.
 
-    random: how many networks of uniform depths, kernels and expand ratios a step trains besides.
+    random: how many networks of uniform depths, kernels and expand ratios a step trains besides,
+        the same ones in all processes.
     """
     share_of_each = 1 / (2 + random)
 
-    def backward(supernet: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+    def backward(
+        supernet: nn.Module, images: Tensor, labels: Tensor, share: float, seed: int
+    ) -> Tensor:
+        drawn = MOBILENETV3.sample(random, np.random.default_rng(seed))
         logits = supernet(images, LARGEST)
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         (share * share_of_each * loss).backward()
         taught = logits.detach().softmax(-1)
-        for arch in (SMALLEST, *MOBILENETV3.sample(random, rng)):
+        for arch in (SMALLEST, *drawn):
             imitation = F.cross_entropy(supernet(images, arch), taught)
             (share * share_of_each * imitation).backward()
         return loss.detach()
