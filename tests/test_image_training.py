@@ -19,7 +19,7 @@ from trainers.evaluators.training import TrainingEvaluator
 from trainers.images import Crop
 from trainers.ofa import LARGEST, Supernet
 from trainers.training import loop as training_module
-from trainers.training.augment import Augmentation, Normalisation
+from trainers.training.augment import Augmentation, Normalisation, _Choice
 from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import DivergedError, Training, accuracy, learning_rate
 from trainers.training.recipe import RECIPES, Recipe, find_recipe
@@ -305,6 +305,23 @@ class TestAugmentation:
         assert torch.equal(*found)
         assert found[0].isfinite().all()
         assert not torch.equal(found[0], Normalisation()(self.images))
+
+    @pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10"])
+    def test_policies_draw_for_every_picture(self, policy):
+        pytest.importorskip("kornia")
+        recipe = replace(RECIPE, policy=policy, cutout=0, flip=False)
+        augment = Augmentation(recipe, Normalisation())
+        equal = self.images[:1].expand(64, -1, -1, -1).contiguous()
+        for batch in range(8):
+            torch.manual_seed(batch)
+            assert len(augment(equal).unique(dim=0)) > 20
+
+    def test_each_picture_stays_in_its_place(self):
+        images = torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        torch.manual_seed(0)
+        added = _Choice([lambda x: x + 0.25, lambda x: x + 0.5], times=2)(images) - images
+        assert added.unique().tolist() == [0.5, 0.75, 1.0]
+        assert (added == added[:, :1, :1, :1]).all()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,6 +1,6 @@
 """From pictures as they are loaded to what a network sees, on the network's device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,9 @@ class Normalisation:
 
 
 class Augmentation:
-    """Flip, policy, normalisation and cutout of a batch; random numbers are torch's global ones.
+    """Flip, policy, normalisation and cutout, of each picture of a batch on its own.
+
+    Random numbers are torch's global ones.
 
     Raises EvaluatorConfigError where the policy needs a package that is not installed.
     """
@@ -73,15 +75,39 @@ def _cut_out(x: Tensor, side: int) -> Tensor:
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
+class _Choice:
+    """One of some operations for each picture of a batch, drawn so many times in a row.
+
+    kornia draws one for a whole batch; here it sees the pictures of a batch that have drawn the
+    same, so that a batch costs each operation once, not once for each picture.
+    """
+
+    def __init__(self, operations: Sequence[Callable[[Tensor], Tensor]], times: int = 1) -> None:
+        self._operations, self._times = operations, times
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) intensities in [0, 1] -> the same."""
+        for _ in range(self._times):
+            drawn = torch.randint(len(self._operations), (len(images),))
+            changed = torch.empty_like(images)
+            for i in drawn.unique().tolist():
+                rows = (drawn == i).nonzero().flatten().to(images.device)
+                changed[rows] = self._operations[i](images[rows])
+            images = changed
+        return images
+
+
 def _policy(name: Policy) -> Callable[[Tensor], Tensor] | None:
     if name == "none":
         return None
     try:
         from kornia.augmentation.auto import AutoAugment, RandAugment
+        from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
     except ImportError:
         raise EvaluatorConfigError(
             f"the augmentation {name} needs kornia: pip install 'diffusionnag-bo[imagenet]'"
         ) from None
     if name == "randaugment":
-        return RandAugment(n=2, m=9)
-    return AutoAugment(name.removeprefix("autoaugment-"))
+        return _Choice([RandAugment(n=1, m=9, policy=[one]) for one in default_policy], times=2)
+    return _Choice(list(AutoAugment(name.removeprefix("autoaugment-")).children()))
