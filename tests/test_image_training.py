@@ -269,10 +269,14 @@ class TestAugmentation:
     images = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8)
 
     def test_normalisation(self):
-        found = Normalisation.of(self.images)(self.images)
+        by_itself = Normalisation.of(self.images.split(7))
+        found = by_itself(self.images)
+        x = self.images.double() / 255
+        assert by_itself.mean == pytest.approx(x.mean((0, 2, 3)).tolist(), rel=1e-12)
+        assert by_itself.std == pytest.approx(x.std((0, 2, 3)).tolist(), rel=1e-12)
         assert found.mean((0, 2, 3)).abs().max() < 1e-5
         assert (found.std((0, 2, 3)) - 1).abs().max() < 1e-3
-        as_fractions = Normalisation.of(self.images)(self.images.float() / 255)
+        as_fractions = by_itself(self.images.float() / 255)
         torch.testing.assert_close(found, as_fractions)
 
     def test_half_are_mirrored_as_a_whole(self):
@@ -322,6 +326,23 @@ class TestAugmentation:
         added = _Choice([lambda x: x + 0.25, lambda x: x + 0.5], times=2)(images) - images
         assert added.unique().tolist() == [0.5, 0.75, 1.0]
         assert (added == added[:, :1, :1, :1]).all()
+
+
+def test_statistics_are_found_once_for_equal_images(task, data, monkeypatch):
+    seen = []
+    original = ImageTask.training_images
+    monkeypatch.setattr(
+        ImageTask, "training_images", lambda *of: (seen.append(of[0]), original(*of))[1]
+    )
+    monkeypatch.setattr("trainers.training.task._statistics", {})
+    first = task.normalisation(RECIPE)
+    equal = ImageTask(ImageOptions(data=data, resolution=16, held_out=9), NASBENCH201, task.place)
+    assert equal.normalisation(replace(RECIPE, learning_rate=1.0)) == first
+    assert len(seen) == 1
+    others = (task.at_resolution(8), RECIPE), (task.with_fraction(0.5), RECIPE)
+    for other, recipe in (*others, (task, replace(RECIPE, centre=Crop.center(0.5)))):
+        other.normalisation(recipe)
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,6 +1,6 @@
 """From pictures as they are loaded to what a network sees, on the network's device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,16 @@ class Normalisation:
     std: tuple[float, ...] = IMAGENET_STD
 
     @classmethod
-    def of(cls, images: Tensor) -> "Normalisation":
-        """That of images (B, 3, R, R) uint8."""
-        x = images.double() / 255
-        mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+    def of(cls, batches: Iterable[Tensor]) -> "Normalisation":
+        """That of all images, (B, 3, R, R) uint8 each: exact, from how often each value occurs."""
+        counts = torch.zeros(3, 256, dtype=torch.float64)
+        for images in batches:
+            for channel, count in zip(images.unbind(1), counts, strict=True):
+                count += channel.flatten().bincount(minlength=256).cpu()
+        values, number = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
+        mean = counts @ values / number
+        squares = (values - mean[:, None]).square()  # (3, 256)
+        std = ((counts * squares).sum(1) / (number - 1)).sqrt()
         return cls(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:

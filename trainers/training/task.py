@@ -37,6 +37,7 @@ Fidelity = Literal["epochs", "images", "resolution"]
 LEAST_RESOLUTION = 8
 _MOST_HELD_OUT = 10_000
 _FOR_STATISTICS = 2_000  # images
+_statistics: dict[tuple[str, int, Crop], Normalisation] = {}  # found in this process
 _SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
 
 
@@ -264,10 +265,14 @@ class ImageTask:
         return self._mixed(few, recipe.batch_size, recipe.centre, seed=0)
 
     def normalisation(self, recipe: Recipe) -> Normalisation:
+        """As the recipe says; those of training images are found once in a process."""
         if recipe.statistics == "imagenet":
             return Normalisation()
-        images = [x.cpu() for x, _ in self.training_images(recipe, _FOR_STATISTICS).epoch(0)]
-        return Normalisation.of(torch.cat(images))
+        key = (self.identity, recipe.batch_size, recipe.centre)
+        if key not in _statistics:
+            images = self.training_images(recipe, _FOR_STATISTICS)
+            _statistics[key] = Normalisation.of(x for x, _ in images.epoch(0))
+        return _statistics[key]
 
     def _mixed(
         self,
