@@ -22,7 +22,7 @@ from trainers.evaluate import app as evaluate
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
 from trainers.train_supernet import app as train_supernet
 from trainers.training.sandwich import SMALLEST
-from trainers.training.task import NetworkOptions
+from trainers.training.task import ImageTask, NetworkOptions
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("--resolution", 32, "--recipe", "small", "--batch-size", 6, "--random", 1)
@@ -78,6 +78,14 @@ def test_a_supernet_says_how_it_was_made(supernet, data):
     (line,) = lines(supernet)
     assert line.keys() == {"epoch", "loss", "largest", "smallest"}
     assert not supernet.with_name("W.pt.training").exists()
+
+
+def test_images_of_val_are_no_part_of_training_a_supernet(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageTask, "_test_images", None)  # to call it raises TypeError
+    argv = ("--data", data, *TRAIN, "--epochs", 1, "--width", 0.25, "--out", tmp_path / "W.pt")
+    code, _, err = outcome(train_supernet, *argv)
+    assert code == 0, err
+    assert lines(tmp_path / "W.pt")[0]["smallest"] >= 0
 
 
 KILLED_AT_ITS_FIRST_SAVE = """

@@ -184,7 +184,7 @@ def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: 
 
 def _accuracy(task: ImageTask, recipe: Recipe, network: nn.Module, arch: Architecture) -> float:
     assert isinstance(network, Supernet)
-    return SupernetEvaluator(task, recipe, network).evaluate(arch, seed=0).value
+    return SupernetEvaluator(task, recipe, network).held_out_accuracy(arch)
 
 
 def _report(epoch: Epoch, training: Training, task: ImageTask, out: Path, console: Console) -> None:

@@ -46,16 +46,29 @@ class SupernetEvaluator:
 
     def measure(self, arch: Architecture) -> tuple[Measurement, nn.Module, Normalisation]:
         """What `evaluate` finds, the network in evaluation mode, and what its images go through."""
-        started = perf_counter()
-        task, recipe = self.task, replace(self.recipe, batch_size=_BATCH)
+        started, task = perf_counter(), self.task
+        value, network, normalise = self._calibrated(arch)
+        metrics = cost(arch, task.network_task(self.width))
+        metrics |= task.reported(network, self._recipe, normalise)
+        timed, device = task.latency(network, self.latency_batch)
+        seconds = perf_counter() - started
+        found = Measurement(value, metrics | timed, seconds=seconds, device=device)
+        return found, network, normalise
+
+    def held_out_accuracy(self, arch: Architecture) -> float:
+        """The value that `evaluate` finds, and nothing more."""
+        return self._calibrated(arch)[0]
+
+    @property
+    def _recipe(self) -> Recipe:
+        return replace(self.recipe, batch_size=_BATCH)
+
+    def _calibrated(self, arch: Architecture) -> tuple[float, nn.Module, Normalisation]:
+        """The accuracy on held-out images, of what network, and what its images go through."""
+        task, recipe = self.task, self._recipe
         normalise = task.normalisation(recipe)
         network = self.supernet.extract(arch).to(task.device)
         images = task.training_images(recipe, self.calibration)
         update_bn((normalise(x) for x, _ in images.epoch(0)), network)
         value, _ = accuracy(network, task.held_out_images(recipe), normalise)
-        metrics = cost(arch, task.network_task(self.width))
-        metrics |= task.reported(network, recipe, normalise)
-        timed, device = task.latency(network, self.latency_batch)
-        seconds = perf_counter() - started
-        found = Measurement(value, metrics | timed, seconds=seconds, device=device)
-        return found, network, normalise
+        return value, network, normalise
