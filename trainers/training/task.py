@@ -37,7 +37,7 @@ Fidelity = Literal["epochs", "images", "resolution"]
 LEAST_RESOLUTION = 8
 _MOST_HELD_OUT = 10_000
 _FOR_STATISTICS = 2_000  # images
-_statistics: dict[tuple[str, int, Crop], Normalisation] = {}  # found in this process
+_statistics: dict[tuple[Path, str, int, Crop], Normalisation] = {}  # found in this process
 _SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
 
 
@@ -268,7 +268,7 @@ class ImageTask:
         """As the recipe says; those of training images are found once in a process."""
         if recipe.statistics == "imagenet":
             return Normalisation()
-        key = (self.identity, recipe.batch_size, recipe.centre)
+        key = (self.path, self.identity, recipe.batch_size, recipe.centre)
         if key not in _statistics:
             images = self.training_images(recipe, _FOR_STATISTICS)
             _statistics[key] = Normalisation.of(x for x, _ in images.epoch(0))
