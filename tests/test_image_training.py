@@ -351,6 +351,19 @@ def test_recipes(name):
     assert 0 < find_recipe(name).learning_rate < 1
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("name", RECIPES)
+def test_short_trainings_warm_up_and_decay(name, epochs):
+    recipe = find_recipe(name, epochs)
+    assert learning_rate(recipe, 0.2 * epochs) > 0.9 * recipe.learning_rate
+    assert learning_rate(recipe, 0.99 * epochs) < 0.01 * recipe.learning_rate
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_themselves_at_their_own_length(name):
+    assert find_recipe(name) == find_recipe(name, RECIPES[name].epochs) == RECIPES[name]
+
+
 def test_unknown_recipes():
     with pytest.raises(EvaluatorConfigError, match="unknown recipe 'x': choose from nasbench201"):
         find_recipe("x")

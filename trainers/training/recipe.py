@@ -122,10 +122,19 @@ RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def find_recipe(name: str, epochs: int | None = None, precision: Precision | None = None) -> Recipe:
-    """The recipe of that name, with other epochs or precision; raises EvaluatorConfigError."""
+    """The recipe of that name, with other epochs or precision; raises EvaluatorConfigError.
+
+    The warm-up is a fifth of the epochs at most, so that few of them still end at a rate of zero.
+    """
     if name not in RECIPES:
         raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
     if epochs is not None and epochs < 1:
         raise EvaluatorConfigError(f"{epochs} epochs of training: at least 1 is needed")
     recipe = RECIPES[name]
-    return replace(recipe, epochs=epochs or recipe.epochs, precision=precision or recipe.precision)
+    epochs = epochs or recipe.epochs
+    return replace(
+        recipe,
+        epochs=epochs,
+        warm_up=min(recipe.warm_up, epochs / 5),
+        precision=precision or recipe.precision,
+    )
