@@ -9,7 +9,7 @@ from rich.console import Console
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.runtime import Runtime
-from trainers.train_supernet import SupernetOptions, train_supernet
+from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
 from trainers.training import parallel
 from trainers.training.task import ImageOptions, ImageTask, Place
 
@@ -61,7 +61,9 @@ def main(
     options = replace(options, out=options.out.resolve())
     place = replace(place, cache=place.cache and place.cache.resolve())
     options.recipe_in(workers)  # bad settings are found here
-    user_errors(ImageTask, images, MOBILENETV3, place)
+    task = user_errors(ImageTask, images, MOBILENETV3, place)
+    if is_there(options.out, how_made(options, task, workers), Console(stderr=True)):
+        return
     fit(
         {"options": options, "images": images, "place": place},
         workers=workers,

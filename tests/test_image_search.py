@@ -17,6 +17,7 @@ from nag.cli import run
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.experiment import app as experiment
 from orchestrator.run_bo import app as run_bo
+from orchestrator.train_supernet import app as train_on_ray
 from trainers.build import Settings, build_evaluator
 from trainers.evaluate import app as evaluate
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
@@ -78,6 +79,22 @@ def test_a_supernet_says_how_it_was_made(supernet, data):
     (line,) = lines(supernet)
     assert line.keys() == {"epoch", "loss", "largest", "smallest"}
     assert not supernet.with_name("W.pt.training").exists()
+
+
+def test_a_supernet_that_is_there_is_not_trained_again(supernet, data):
+    before = supernet.read_bytes(), len(lines(supernet))
+    argv = ["--data", data, *TRAIN, "--out", supernet]
+    code, _, err = outcome(train_supernet, *argv, "--epochs", 2, "--seed", 1)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "W.pt was made with other epochs, seed: delete it or choose another --out" in err
+    argv += ["--epochs", 1]
+    code, _, err = outcome(train_supernet, *argv)
+    assert (code, "is there: nothing to train" in err) == (0, True)
+    code, _, err = outcome(train_on_ray, *argv, "--workers", 1)  # found before Ray is started
+    assert (code, "is there: nothing to train" in err) == (0, True)
+    code, _, err = outcome(train_on_ray, *argv, "--workers", 2)
+    assert (code, "W.pt was made with other processes" in err) == (2, True)
+    assert (supernet.read_bytes(), len(lines(supernet))) == before
 
 
 def test_images_of_val_are_no_part_of_training_a_supernet(data, tmp_path, monkeypatch):

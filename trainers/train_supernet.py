@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cyclopts import Parameter
@@ -14,7 +16,7 @@ from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.evaluators.supernet import SupernetEvaluator
-from trainers.ofa import LARGEST, Supernet, save_supernet
+from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
 from trainers.training import parallel
 from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import Epoch, Training
@@ -106,8 +108,9 @@ def main(
 
     Every step trains the largest network on the labels and, on what that predicts, the smallest
     and some random ones. The training is saved every five minutes and after every epoch in
-    OUT.training; a command that was interrupted continues when it is repeated. OUT.jsonl gets a
-    line for each epoch. OUT is for --evaluator supernet, which needs no more options than --data.
+    OUT.training; a command that was interrupted continues when it is repeated, and one that has
+    ended does nothing more. OUT.jsonl gets a line for each epoch. OUT is for --evaluator supernet,
+    which needs no more options than --data.
     """
     parallel.join()
     console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)
@@ -124,22 +127,10 @@ def train_supernet(
     """What `main` does, in each of the processes that do it together; raises UserError."""
     task: ImageTask = user_errors(ImageTask, images, MOBILENETV3, place)
     recipe = options.recipe_in(parallel.world())
-    made = {
-        "recipe": options.recipe,
-        "epochs": recipe.epochs,
-        "batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "width": options.width,
-        "random": options.random,
-        "seed": options.seed,
-        "processes": parallel.world(),
-        "resolution": task.resolution,
-        "held_out": len(task.held_out),
-        "train": len(task.train),
-        "images": task.digest,
-        "classes": list(task.classes),
-    }
-    state = options.out.with_name(options.out.name + ".training")
+    made = how_made(options, task, parallel.world())
+    if is_there(options.out, made, console):
+        return
+    state = _state(options.out)
     training = _begin(task, recipe, options, json.dumps(made, sort_keys=True))
     if state.exists():
         try:
@@ -162,6 +153,45 @@ def train_supernet(
             save_supernet(network, options.out, made)
         state.unlink(missing_ok=True)
         console.print(f"weights: {options.out}", soft_wrap=True)
+
+
+def how_made(options: SupernetOptions, task: ImageTask, processes: int) -> dict[str, Any]:
+    """What says all of a supernet; kept with its weights."""
+    recipe = options.recipe_in(processes)
+    return {
+        "recipe": options.recipe,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "width": options.width,
+        "random": options.random,
+        "seed": options.seed,
+        "processes": processes,
+        "resolution": task.resolution,
+        "held_out": len(task.held_out),
+        "train": len(task.train),
+        "images": task.digest,
+        "classes": list(task.classes),
+    }
+
+
+def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
+    """Whether a supernet made so is there, and says so; raises UserError for another one."""
+    if not out.exists():
+        return False
+    found = user_errors(load_supernet, out).meta
+    if others := [name for name in made if found.get(name) != made[name]]:
+        raise UserError(
+            f"{out} was made with other {', '.join(others)}: delete it or choose another --out"
+        )
+    _state(out).unlink(missing_ok=True)
+    console.print(f"{out} is there: nothing to train", soft_wrap=True)
+    return True
+
+
+def _state(out: Path) -> Path:
+    """Where the training of it is saved."""
+    return out.with_name(out.name + ".training")
 
 
 def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: str) -> Training:
