@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import colours
+from safetensors import safe_open
 from torch import nn
 
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -162,6 +163,24 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(NoCheckpointError):
         training(task, identity="a").load(path)
+
+
+@pytest.mark.parametrize(("ema", "kept"), [(0.9, "average"), (0.0, "network")])
+def test_an_ended_training_keeps_what_is_measured(task, tmp_path, ema, kept):
+    recipe, path = replace(RECIPE, ema=ema, epochs=2), tmp_path / "t.safetensors"
+    ended, again = training(task, recipe), training(task, recipe)
+    for groups in ({"network", "momentum", kept}, {kept}):  # after the first epoch it goes on
+        next(ended.run(2, path))
+        with safe_open(path, framework="pt") as file:
+            assert {name.split(".")[0] for name in file.keys()} == groups  # noqa: SIM118
+    with torch.no_grad():
+        again.network.classifier.weight.zero_()
+    again.load(path)
+    assert again.curve == ended.curve
+    assert list(again.run(2, path)) == []
+    with ended.averaged() as network, again.averaged() as loaded:
+        for name, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_a_training_goes_on_where_nothing_can_be_saved(task, tmp_path, caplog):

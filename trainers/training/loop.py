@@ -235,15 +235,18 @@ class Training:
             self.network.load_state_dict(raw)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; one that cannot be written is a warning."""
+        """Write a checkpoint; one that cannot be written is a warning.
+
+        At the end of the schedule only the weights that are measured are kept.
+        """
         if parallel.rank() > 0:
             return
-        momentum = self.optimizer.state_dict()["state"]
-        groups = {
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "momentum": {str(i): state["momentum_buffer"] for i, state in momentum.items()},
-        }
+        groups = {"network": self.network.state_dict(), "average": self.average}
+        if len(self.curve) < self.recipe.epochs:
+            momentum = self.optimizer.state_dict()["state"]
+            groups["momentum"] = {str(i): of["momentum_buffer"] for i, of in momentum.items()}
+        elif self.average:
+            del groups["network"]
         record = {
             "identity": self.identity,
             "seed": self.seed,
@@ -261,8 +264,8 @@ class Training:
         try:
             if (record["identity"], record["seed"]) != (self.identity, self.seed):
                 raise NoCheckpointError(f"{path} is of another training: {record['identity']}")
-            self.network.load_state_dict(groups["network"])
             self.average = groups.get("average", {})
+            self.network.load_state_dict(groups.get("network", self.average))
             momentum = {
                 int(i): {"momentum_buffer": buffer}
                 for i, buffer in groups.get("momentum", {}).items()
