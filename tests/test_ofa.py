@@ -24,6 +24,7 @@ from trainers.ofa import (
     save_supernet,
     sort_channels,
 )
+from trainers.ofa.layers import DropPath
 
 _SMALL = LAYERS.index((3, 3))
 SMALLEST = Architecture(MOBILENETV3.name, (_SMALL, _SMALL, ABSENT, ABSENT) * 5)
@@ -232,6 +233,14 @@ def test_drop_path_grows_with_depth_and_keeps_the_mean(supernet):
     assert (ones[:, 0, 0, 0] == 0).float().mean() == pytest.approx(rates[20], abs=0.01)
     assert ones.mean() == pytest.approx(1, abs=0.01)
     assert torch.equal(drop.eval()(ones), ones)
+
+
+def test_drop_path_keeps_its_rate_in_half_precision():
+    drop = DropPath(0.001).train()
+    torch.manual_seed(0)
+    found = drop(torch.ones(200_000, 1, 1, 1, dtype=torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert (found == 0).float().mean() == pytest.approx(0.001, rel=0.2)
 
 
 def test_a_fresh_network_passes_on_signal_and_gradient():

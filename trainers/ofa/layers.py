@@ -75,7 +75,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        kept = torch.rand((len(x), 1, 1, 1), dtype=x.dtype, device=x.device) >= self.rate
+        kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= self.rate
         return x * kept / (1 - self.rate)
 
     def extra_repr(self) -> str:
