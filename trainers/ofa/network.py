@@ -68,7 +68,7 @@ def assemble(
 ) -> Network:
     """The network `arch`, its weights not yet initialised.
 
-    drop_path: rate at which pictures skip a block; those of block i of n at drop_path * i / n.
+    drop_path: rate at which pictures skip a block; that of block i of n, from 0, is i / n of it.
     """
     parts = layers(arch, width)
     blocks = [

@@ -22,7 +22,7 @@ class Recipe:
     decay_all: weight decay also for biases and batch norms.
     clip: largest norm of the gradient; 0 is any.
     ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last ones.
-    drop_path: rate at the last block; it grows linearly from zero at the first.
+    drop_path: rate at which pictures skip a block; that of block i of n, from 0, is i / n of it.
     crop, flip, policy, cutout: augmentation; cutout is the side of a square, in pixels.
     centre: how images are cropped that accuracies are measured by.
     statistics: mean and standard deviation that images are normalised by: those of ImageNet, or of
