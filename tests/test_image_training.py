@@ -14,6 +14,7 @@ from torch import nn
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.cells import CellNetwork
 from trainers.cost import Task, cost
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
@@ -234,6 +235,64 @@ def test_a_loss_that_is_no_number_ends_the_trial(task):
     with pytest.raises(DivergedError, match="the loss is nan in epoch 1") as error:
         list(begun.run(1))
     assert isinstance(error.value, EvaluationError)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+    begun, again, path = training(task), training(task), tmp_path / "t.safetensors"
+    one_step = begun._one_step
+
+    def step(images, labels):
+        if begun.step == 2:
+            begun.network.classifier.bias.data[0] = math.nan
+        return one_step(images, labels)
+
+    begun._one_step = step
+    with pytest.raises(DivergedError):
+        list(begun.run(1, path))
+    again.load(path)
+    assert again.step == 2
+    assert all(value.isfinite().all() for value in weights(again).values())
+
+
+def test_averaged_weights_are_the_stated_average(task):
+    """average <- d average + (1 - d) w after each step, with d = min(ema, (1 + n) / (10 + n))."""
+    begun, expected = training(task, replace(RECIPE, ema=0.2)), {}
+    one_step = begun._one_step
+
+    def step(images, labels):
+        before = {name: value.clone() for name, value in begun.average.items()}
+        loss = one_step(images, labels)
+        decay = min(0.2, (1 + begun.step) / (10 + begun.step))
+        for name, value in weights(begun).items():
+            moves = value.is_floating_point()
+            expected[name] = before[name].lerp(value, 1 - decay) if moves else value
+        return loss
+
+    begun._one_step = step
+    list(begun.run(1))
+    assert begun.average.keys() == expected.keys()
+    assert all(torch.equal(begun.average[name], expected[name]) for name in expected)
+
+
+def test_what_is_loaded_lies_in_memory_as_the_network_does(task, tmp_path):
+    """Else every step of a resumed training is slow on a GPU."""
+    path, recipe = tmp_path / "t.safetensors", replace(RECIPE, epochs=2)
+    begun, again = (
+        Training(
+            CellNetwork(NASBENCH201.from_str(CONV), 3).to(memory_format=torch.channels_last),
+            recipe,
+            task.training_set(recipe, 1),
+            1,
+        )
+        for _ in range(2)
+    )
+    next(begun.run(2, path))
+    again.load(path)
+    for parameter, state in again.optimizer.state.items():
+        assert state["momentum_buffer"].stride() == parameter.stride()
+    for name, value in again.network.state_dict().items():
+        assert again.average[name].stride() == value.stride()
 
 
 def test_learning_rate():

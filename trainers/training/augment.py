@@ -37,7 +37,7 @@ class Normalisation:
         """(B, 3, R, R) intensities in [0, 1], or uint8 -> normalised, float32, channels last."""
         scale = 255 if images.dtype == torch.uint8 else 1
         mean, std = (
-            torch.tensor(numbers, device=images.device).view(3, 1, 1) * scale
+            _on_device(torch.tensor(numbers), images).view(3, 1, 1) * scale
             for numbers in (self.mean, self.std)
         )
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -59,15 +59,18 @@ class Augmentation:
         """(B, 3, R, R) uint8 -> float32."""
         if self._flip:
             mirrored = torch.rand(len(images)) < 0.5
-            images = torch.where(_each(mirrored, images), images.flip(-1), images)
+            images = torch.where(
+                _on_device(mirrored, images).view(-1, 1, 1, 1), images.flip(-1), images
+            )
         if self._policy is not None:
             images = self._policy(images.float() / 255)
         x = self._normalise(images)
         return _cut_out(x, self._cutout) if self._cutout else x
 
 
-def _each(numbers: Tensor, images: Tensor) -> Tensor:
-    return numbers.to(images.device).view(-1, 1, 1, 1)
+def _on_device(numbers: Tensor, images: Tensor) -> Tensor:
+    """A GPU gets them when it is there; nothing waits for it."""
+    return numbers.to(images.device, non_blocking=True)
 
 
 def _cut_out(x: Tensor, side: int) -> Tensor:
@@ -75,8 +78,8 @@ def _cut_out(x: Tensor, side: int) -> Tensor:
     size = x.shape[-1]
     pixels = torch.arange(size, device=x.device)
     rows, columns = (
-        (pixels >= start.to(x.device)) & (pixels < start.to(x.device) + side)
-        for start in torch.randint(size, (2, len(x), 1)) - side // 2
+        (pixels >= start) & (pixels < start + side)
+        for start in _on_device(torch.randint(size, (2, len(x), 1)) - side // 2, x)
     )  # (B, R) each
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
@@ -98,7 +101,7 @@ class _Choice:
             drawn = torch.randint(len(self._operations), (len(images),))
             changed = torch.empty_like(images)
             for i in drawn.unique().tolist():
-                rows = (drawn == i).nonzero().flatten().to(images.device)
+                rows = _on_device((drawn == i).nonzero().flatten(), images)
                 changed[rows] = self._operations[i](images[rows])
             images = changed
         return images

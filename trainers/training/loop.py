@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +32,7 @@ from trainers.training.checkpoint import (
 from trainers.training.recipe import Recipe
 
 _SAVE_SECONDS = 300.0
+_STEPS_AHEAD = 32  # steps whose losses are asked for together: a GPU never waits for the next one
 _log = logging.getLogger(__name__)
 
 
@@ -109,6 +110,8 @@ class Training:
         self.identity = identity
         self.network, self.recipe, self.images, self.seed = network, recipe, images, seed
         self.device = next(network.parameters()).device
+        if self.device.type == "cuda":
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as images
         self.optimizer = torch.optim.SGD(
             _groups(network, recipe),
             lr=recipe.learning_rate,
@@ -124,6 +127,7 @@ class Training:
             lambda network: accuracy(network, images.held_out, images.normalise)[0]
         )
         self._losses, self._seconds = 0.0, 0.0  # of the epoch that is under way
+        self._unread: list[Tensor] = []  # losses of its last steps, not in `_losses` yet
 
     def run(self, epochs: int, checkpoint: Path | None = None) -> Iterator[Epoch]:
         """Train until so many epochs have ended, yielding each.
@@ -137,7 +141,8 @@ class Training:
                 self._epoch(saver)
                 saver.save()
             except KeyboardInterrupt:  # between two steps, or while accuracy is measured
-                saver.save()
+                with suppress(DivergedError):
+                    saver.save()
                 raise
             yield self.curve[-1]
 
@@ -147,10 +152,13 @@ class Training:
         started = perf_counter() - self._seconds
         for images, labels in self.images.train.epoch(number, self.step - number * steps):
             with _whole():
-                self._losses += self._one_step(images, labels)
+                self._unread.append(self._one_step(images, labels))
                 self.step += 1
                 self._seconds = perf_counter() - started
+            if len(self._unread) == _STEPS_AHEAD:
+                self._read_losses()
             saver.save_if_due()
+        self._read_losses()
         top1 = math.nan
         if parallel.rank() == 0:
             with self.averaged() as network:
@@ -160,21 +168,26 @@ class Training:
             self.curve.append(Epoch(number + 1, self._losses / steps, top1, self._seconds))
             self._losses, self._seconds = 0.0, 0.0
 
-    def _one_step(self, images: Tensor, labels: Tensor) -> float:
+    def _read_losses(self) -> None:
+        """Wait for the last steps and add up their losses; raises DivergedError."""
+        values = [loss.item() for loss in self._unread]
+        self._unread.clear()
+        for value in values:
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value} in epoch {len(self.curve) + 1}")
+            self._losses += value
+
+    def _one_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """A step of the optimizer: its loss."""
-        recipe, progress = self.recipe, self.step / self.images.train.steps
-        total = self._fitting_gradient(images, labels)
-        parallel.average(self.network, total)
+        recipe, loss = self.recipe, self._fitting_gradient(images, labels)
+        parallel.average(self.network, loss)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
-        value = total.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss is {value} in epoch {1 + int(progress)}")
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, progress)
+            group["lr"] = learning_rate(recipe, self.step / self.images.train.steps)
         self.optimizer.step()
         self._update_average()
-        return value
+        return loss
 
     def _fitting_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         """That of a batch, in as many parts as memory needs in any of the processes: its loss."""
@@ -213,13 +226,15 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        if not self.average:
+            return
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.network.state_dict().items() if self.average else ():
-            average = self.average[name]
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        values = self.network.state_dict()
+        real = [name for name, value in values.items() if value.is_floating_point()]
+        averages = [self.average[name] for name in real]
+        torch._foreach_lerp_(averages, [values[name] for name in real], 1 - decay)
+        for name in values.keys() - set(real):  # numbers of batches that norms have seen
+            self.average[name].copy_(values[name])
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -237,8 +252,10 @@ class Training:
     def save(self, path: Path) -> None:
         """Write a checkpoint; one that cannot be written is a warning.
 
-        At the end of the schedule only the weights that are measured are kept.
+        At the end of the schedule only the weights that are measured are kept. Raises
+        DivergedError.
         """
+        self._read_losses()
         if parallel.rank() > 0:
             return
         groups = {"network": self.network.state_dict(), "average": self.average}
@@ -264,15 +281,17 @@ class Training:
         try:
             if (record["identity"], record["seed"]) != (self.identity, self.seed):
                 raise NoCheckpointError(f"{path} is of another training: {record['identity']}")
-            self.average = groups.get("average", {})
+            for name, average in self.average.items():
+                average.copy_(groups["average"][name])
             self.network.load_state_dict(groups.get("network", self.average))
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             momentum = {
-                int(i): {"momentum_buffer": buffer}
+                int(i): {"momentum_buffer": torch.empty_like(trained[int(i)]).copy_(buffer)}
                 for i, buffer in groups.get("momentum", {}).items()
             }
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momentum})
             self.step, self.parts = record["step"], record["parts"]
-            self._losses, self._seconds = record["losses"], record["seconds"]
+            self._losses, self._seconds, self._unread = record["losses"], record["seconds"], []
             self.curve = [Epoch(**epoch) for epoch in record["curve"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise NoCheckpointError(f"{path}: {error}") from error
