@@ -1,7 +1,8 @@
 """Training a network on images, epoch by epoch; stopped anywhere, it continues where it was.
 
 A step draws its random numbers from (seed, step) alone and batches come from (seed, epoch), so a
-training that was resumed equals one that was not, bit by bit on the same device.
+training that was resumed equals one that was not: bit by bit on a CPU, while kernels of a GPU that
+add in any order are left to be fast.
 """
 
 import logging
