@@ -20,7 +20,6 @@ from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.images import Crop
 from trainers.ofa import LARGEST, Supernet
-from trainers.training import loop as training_module
 from trainers.training.augment import Augmentation, Normalisation, _Choice
 from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import DivergedError, Training, accuracy, learning_rate
@@ -92,7 +91,7 @@ def stop_at(training, step):
 
 @pytest.mark.parametrize("step", [2, 4, 9])  # in an epoch of four steps, after it, near the end
 def test_a_killed_training_continues_bit_by_bit(task, tmp_path, monkeypatch, step):
-    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.training.checkpoint._SAVE_SECONDS", 0.0)
     whole = training(task)
     curve = [(epoch.loss, epoch.accuracy) for epoch in whole.run(3)]
     killed, path = training(task), tmp_path / "deep" / "t.safetensors"
@@ -145,7 +144,7 @@ def test_an_interrupted_training_ends_its_step_and_is_saved(task, tmp_path, numb
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, _KilledError])
 def test_a_training_that_ends_while_it_is_measured_continues(task, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.training.checkpoint._SAVE_SECONDS", 0.0)
 
     def measure(network):
         raise error
@@ -238,7 +237,7 @@ def test_a_loss_that_is_no_number_ends_the_trial(task):
 
 
 def test_weights_that_are_no_numbers_are_never_saved(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_module, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.training.checkpoint._SAVE_SECONDS", 0.0)
     begun, again, path = training(task), training(task), tmp_path / "t.safetensors"
     one_step = begun._one_step
 

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+_SAVE_SECONDS = 300.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,3 +65,19 @@ def seed_of(path: Path) -> int | None:
             return int(json.loads(file.metadata()["record"])["seed"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+class Saver:
+    """Saves to a path, if there is one, when it is due: every five minutes, and when told to."""
+
+    def __init__(self, save: Callable[[Path], None], path: Path | None) -> None:
+        self._save, self._path, self._saved = save, path, perf_counter()
+
+    def save(self) -> None:
+        if self._path:
+            self._save(self._path)
+        self._saved = perf_counter()
+
+    def save_if_due(self) -> None:
+        if perf_counter() - self._saved > _SAVE_SECONDS:
+            self.save()

@@ -7,8 +7,6 @@ add in any order are left to be fast.
 
 import logging
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -27,12 +25,13 @@ from trainers.training import parallel
 from trainers.training.augment import Augmentation, Normalisation
 from trainers.training.checkpoint import (
     NoCheckpointError,
+    Saver,
     read_checkpoint,
     write_checkpoint,
 )
+from trainers.training.interrupts import uninterrupted
 from trainers.training.recipe import Recipe
 
-_SAVE_SECONDS = 300.0
 _STEPS_AHEAD = 32  # steps whose losses are asked for together: a GPU never waits for the next one
 _log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class Training:
         Saved is every five minutes, after each epoch, and on Ctrl-C. Raises DivergedError. Where
         the checkpoint cannot be written, training goes on without.
         """
-        saver = _Saver(self, checkpoint)
+        saver = Saver(self.save, checkpoint)
         while len(self.curve) < epochs:
             try:
                 self._epoch(saver)
@@ -147,12 +146,12 @@ class Training:
                 raise
             yield self.curve[-1]
 
-    def _epoch(self, saver: "_Saver") -> None:
+    def _epoch(self, saver: Saver) -> None:
         """What is left of the epoch that is under way."""
         number, steps = len(self.curve), self.images.train.steps
         started = perf_counter() - self._seconds
         for images, labels in self.images.train.epoch(number, self.step - number * steps):
-            with _whole():
+            with uninterrupted():
                 self._unread.append(self._one_step(images, labels))
                 self.step += 1
                 self._seconds = perf_counter() - started
@@ -165,7 +164,7 @@ class Training:
             with self.averaged() as network:
                 top1 = self._measure(network)
         self._seconds = perf_counter() - started
-        with _whole():
+        with uninterrupted():
             self.curve.append(Epoch(number + 1, self._losses / steps, top1, self._seconds))
             self._losses, self._seconds = 0.0, 0.0
 
@@ -296,40 +295,6 @@ class Training:
             self.curve = [Epoch(**epoch) for epoch in record["curve"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise NoCheckpointError(f"{path}: {error}") from error
-
-
-class _Saver:
-    """Saves a training where it is to be saved, if it is."""
-
-    def __init__(self, training: Training, path: Path | None) -> None:
-        self._training, self._path, self._saved = training, path, perf_counter()
-
-    def save(self) -> None:
-        if self._path:
-            self._training.save(self._path)
-        self._saved = perf_counter()
-
-    def save_if_due(self) -> None:
-        if perf_counter() - self._saved > _SAVE_SECONDS:
-            self.save()
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Ctrl-C, or SIGTERM, waits until the block has ended."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others get no signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):
-                before[number] = signal.signal(number, lambda n, _: asked.append(n))
-    try:
-        yield
-    finally:
-        for changed, handler in before.items():
-            signal.signal(changed, handler)
-        for caught in asked:
-            signal.raise_signal(caught)
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
