@@ -142,6 +142,20 @@ def test_an_interrupted_training_ends_its_step_and_is_saved(task, tmp_path, numb
     continued(task, path, step=6)
 
 
+def test_an_interrupted_reading_of_losses_loses_none(task, tmp_path):
+    class Interrupting(list):
+        def clear(self):
+            if self:
+                super().clear()
+                signal.raise_signal(signal.SIGINT)
+
+    begun, path = training(task), tmp_path / "t.safetensors"
+    begun._unread = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        list(begun.run(3, path))
+    continued(task, path, step=4)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, _KilledError])
 def test_a_training_that_ends_while_it_is_measured_continues(task, tmp_path, monkeypatch, error):
     monkeypatch.setattr("trainers.training.checkpoint._SAVE_SECONDS", 0.0)

@@ -170,16 +170,18 @@ class Training:
 
     def _read_losses(self) -> None:
         """Wait for the last steps and add up their losses; raises DivergedError."""
-        values = [loss.item() for loss in self._unread]
-        self._unread.clear()
-        for value in values:
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss is {value} in epoch {len(self.curve) + 1}")
-            self._losses += value
+        with uninterrupted():
+            values = [loss.item() for loss in self._unread]
+            self._unread.clear()
+            for value in values:
+                if not math.isfinite(value):
+                    raise DivergedError(f"the loss is {value} in epoch {len(self.curve) + 1}")
+                self._losses += value
 
     def _one_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """A step of the optimizer: its loss."""
-        recipe, loss = self.recipe, self._fitting_gradient(images, labels)
+        recipe = self.recipe
+        loss = self._fitting_gradient(images, labels)
         parallel.average(self.network, loss)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
