@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from torch import nn
 
-from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.cli import UserError, WholeNumber, check_output, command_line, run, user_errors
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -72,8 +72,7 @@ class SupernetOptions:
             raise UserError("--random and --seed must not be negative")
         if not 0 < self.width <= 4 or self.width != round(self.width, 2):
             raise UserError("--width must be more than 0, at most 4, and in hundredths")
-        if not self.out.parent.is_dir():
-            raise UserError(f"no such folder: {self.out.parent}")
+        check_output(self.out)
         if self.batch_size is not None and self.batch_size < 2:
             raise UserError("--batch-size must be at least 2")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):

@@ -2,17 +2,16 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from nag.checkpoint import save_tensors
 
 _SAVE_SECONDS = 300.0
 _log = logging.getLogger(__name__)
@@ -25,21 +24,16 @@ class NoCheckpointError(Exception):
 def write_checkpoint(
     path: Path, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]
 ) -> None:
-    """Write aside, then rename; where that cannot be done, warn: the next may have more luck."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Where that cannot be done, warn: the next may have more luck."""
+    tensors = {
+        f"{group}.{name}": tensor.contiguous()
+        for group, found in groups.items()
+        for name, tensor in found.items()
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{group}.{name}": tensor.contiguous()
-            for group, found in groups.items()
-            for name, tensor in found.items()
-        }
-        save_file(tensors, aside, metadata={"record": json.dumps(record)})
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:  # e.g. a full disk
+        save_tensors(tensors, path, {"record": json.dumps(record)})
+    except OSError as error:  # e.g. a full disk
         _log.warning("%s cannot be written (%s): training goes on without it", path, error)
-        with suppress(OSError):
-            aside.unlink()
 
 
 def read_checkpoint(

@@ -160,7 +160,8 @@ class ImageTask:
         if not 0 < options.train_fraction <= 1:
             raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
         small = space.name == NASBENCH201.name
-        self.resolution = options.resolution or (32 if small else 224)
+        by_default = 32 if small else 224
+        self.resolution = by_default if options.resolution is None else options.resolution
         if self.resolution < LEAST_RESOLUTION:
             raise EvaluatorConfigError(f"--resolution must be at least {LEAST_RESOLUTION}")
         self._images, self.path = open_images(options.data), options.data
