@@ -67,11 +67,11 @@ def main(
     reference
         Method to test against every other; by default every pair is tested.
     optimum
-        PANEL=VALUE, percent: the best there is, for regret. May be repeated. By default the best
-        value that any run of the panel has found.
+        PANEL=VALUE, or VALUE for all, percent: the best there is, for regret. May be repeated. By
+        default the best value that any run of the panel has found.
     target
-        PANEL=VALUE, percent: what evaluations are counted to. May be repeated. By default --within
-        points of the optimum.
+        PANEL=VALUE, or VALUE for all, percent: what evaluations are counted to. May be repeated.
+        By default --within points of the optimum.
     within
         Percentage points below the optimum that count as reaching it.
     workers
@@ -91,17 +91,23 @@ def main(
             raise UserError(f"--{option} must be at least 1")
     if not within >= 0:
         raise UserError("--within must not be negative")
+    optima, targets = _by_panel("optimum", optimum), _by_panel("target", target)
+    members, skipped = read_runs(find_runs(runs))
+    panels, twice = make_panels(members, split)
+    for levels in (optima, targets):
+        if "" in levels:  # of all panels that are not named
+            of_all = levels.pop("")
+            for panel in panels:
+                levels.setdefault(panel.name, of_all)
     settings = Settings(
         tuple(sorted(set(marks))),
         horizon,
         reference,
-        _by_panel("optimum", optimum),
-        _by_panel("target", target),
+        optima,
+        targets,
         within / 100,
         tuple(dict.fromkeys(workers)),
     )
-    members, skipped = read_runs(find_runs(runs))
-    panels, twice = make_panels(members, split)
     settings.check(panels)
     page = write_comparison(summarise(panels, settings), settings, [*skipped, *twice], out)
     for path, reason in [*skipped, *twice]:
@@ -117,7 +123,7 @@ def main(
 
 
 def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
-    """'PANEL=VALUE' in percent -> the panel and a fraction."""
+    """'PANEL=VALUE', or 'VALUE' for "", in percent -> the panel and a fraction."""
     found = {}
     for text in given:
         name, _, number = text.rpartition("=")
@@ -125,8 +131,8 @@ def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
             value = float(number)
         except ValueError:
             value = math.nan
-        if not name or not math.isfinite(value):
-            raise UserError(f"--{option} {text!r} must be PANEL=VALUE with a value in percent")
+        if not math.isfinite(value):
+            raise UserError(f"--{option} {text!r} must be PANEL=VALUE or VALUE, in percent")
         found[name] = value / 100
     return found
 

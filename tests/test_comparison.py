@@ -751,6 +751,18 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     assert "mutation" not in page.sections["panel-2"]
 
 
+def test_a_level_is_of_a_panel_or_of_all(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for acq in ("ei", "pi"):
+        make(acq, [0.1, 0.5], acq=acq, budget=2)
+    arguments = ["--split", "acq", "--optimum", "80", "--optimum", "toy-PI=90"]
+    code, _ = _report(capsys, tmp_path, *arguments, "--out", tmp_path / "report")
+    assert code == 0
+    manifest = json.loads((tmp_path / "report" / "manifest.json").read_text())
+    assert manifest["settings"]["optimum"] == {"toy-EI": 0.8, "toy-PI": 0.9}
+
+
 def test_damaged_runs_are_named_and_left_out(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -775,7 +787,7 @@ def test_damaged_runs_are_named_and_left_out(
         (["RUNS", "--out", "RUNS/rea"], "is a run: choose another folder"),
         (["RUNS", "--out", "EMPTY/notes.txt"], "is not a folder"),
         (["RUNS", "--out", "OUT", "--reference", "x"], "unknown method 'x' for --reference"),
-        (["RUNS", "--out", "OUT", "--optimum", "toy"], "must be PANEL=VALUE"),
+        (["RUNS", "--out", "OUT", "--optimum", "toy"], "must be PANEL=VALUE or VALUE, in percent"),
         (["RUNS", "--out", "OUT", "--optimum", "a=9"], "--optimum names no panel 'a': choose from"),
         (["RUNS", "--out", "OUT", "--target", "toy=nan"], "must be PANEL=VALUE"),
         (["RUNS", "--out", "OUT", "--marks", "0"], "--marks must be at least 1"),
