@@ -1,9 +1,9 @@
 """Training the score network by denoising score matching.
 
-Losses are means over samples of |D(x_t, sigma) - target|^2-like errors of the denoised estimate D,
-which is score matching with weight lambda(t) = sigma^4 (or sigma^2 for the `paper` preset), since
-score = (D - x_t) / sigma^2. The target is the clean x_0, or, where the law of the data is known in
-closed form, the posterior mean E[x_0 | x_t] itself: the same minimiser without the target noise.
+A network that outputs a posterior (the default) is trained by the cross-entropy of that posterior,
+summed over nodes; one that outputs the score (the `paper` preset) by denoising score matching, the
+mean of sigma^2 |s - s*|^2. The target is the clean architecture or, where the law of the data is
+known in closed form, its exact posterior given x_t: the same minimiser without the target noise.
 """
 
 import math
