@@ -16,16 +16,19 @@ from torch import Tensor, nn
 
 from nag.laws import Law
 from nag.score_net import ScoreNetwork
-from nag.sde import centre, per_sample, uncentre
+from nag.sde import VESDE, centre, per_sample, uncentre
 
 Posterior = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, N, F), sigma (B,)) -> E[V | x_t], (B, N, F)."""
 
+FOCUS_RANGE = (0.4, 2.0)
+"""Noise levels in the centred coding where the operators of a node are decided."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Noise levels are log-uniform: `focus` of them inside `focus_range`, where the
-    operators of a node are decided, the rest over the whole range of the SDE."""
+    """How to train. Noise levels are log-uniform: `focus` of them inside `focus_range`, the rest
+    over the whole range of the SDE."""
 
     steps: int = 10_000
     batch_size: int = 128
@@ -35,7 +38,7 @@ class TrainingConfig:
     clip: float = 1.0
     ema: float = 0.999
     focus: float = 0.7
-    focus_range: tuple[float, float] = (0.4, 2.0)  # centred coding
+    focus_range: tuple[float, float] = FOCUS_RANGE
     exact_target: bool = True
     bfloat16: bool = False  # matrix products in bfloat16; weights and loss stay float32
 
@@ -102,11 +105,20 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
+def log_range(sde: VESDE, levels: tuple[float, float]) -> tuple[float, float]:
+    """Logarithms of the ends of a range of noise levels, cut to that of the SDE; of all of the SDE
+    where the two do not overlap."""
+    low, high = max(levels[0], sde.sigma_min), min(levels[1], sde.sigma_max)
+    if low >= high:
+        low, high = sde.sigma_min, sde.sigma_max
+    return math.log(low), math.log(high)
+
+
 def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.Generator) -> Tensor:
     """(B,) noise levels: log-uniform over the SDE or, for a share, over the focus range."""
     u, focused = torch.rand(2, config.batch_size, generator=generator)
-    low, high = (math.log(s) for s in (network.sde.sigma_min, network.sde.sigma_max))
-    focus_low, focus_high = (math.log(s) for s in config.focus_range)
+    low, high = log_range(network.sde, (0.0, math.inf))
+    focus_low, focus_high = log_range(network.sde, config.focus_range)
     whole = low + (high - low) * u
     narrow = focus_low + (focus_high - focus_low) * u
     return torch.where(focused < config.focus, narrow, whole).exp()
@@ -175,8 +187,9 @@ def distance_to_exact(
     network: ScoreNetwork, law: Law, v: Tensor, generator: torch.Generator
 ) -> float:
     """RMS difference between the denoised estimate and the exact posterior mean, in the 0/1 coding,
-    over noised encodings v (B, N, F) at levels 0.4..2: what validity and the loss hide."""
-    sigma = torch.empty(len(v)).uniform_(math.log(0.4), math.log(2), generator=generator).exp()
+    over noised encodings v (B, N, F) at levels of FOCUS_RANGE: what validity and the loss hide."""
+    low, high = log_range(network.sde, FOCUS_RANGE)
+    sigma = torch.empty(len(v)).uniform_(low, high, generator=generator).exp()
     x = centre(v) + per_sample(sigma) * torch.randn(v.shape, generator=generator)
     x, sigma = x.to(_device(network)), sigma.to(_device(network))
     error = uncentre(network.denoise(x, sigma)) - law.posterior(x, sigma)

@@ -13,7 +13,7 @@ from nag.exact_score import posterior, uniform_law_sde
 from nag.generate import generate
 from nag.laws import UniformLaw
 from nag.score_net import ScoreNetConfig, ScoreNetwork
-from nag.sde import centre, per_sample
+from nag.sde import VESDE, centre, per_sample
 from nag.spaces.toy import TOY
 from nag.training import (
     TrainingConfig,
@@ -50,6 +50,17 @@ class ExactNetwork(nn.Module):
 
     def denoise(self, x, sigma):
         return centre(self.log_posterior(x, sigma).softmax(-1)[..., :-1])
+
+
+class Recording:
+    """A law that keeps what its posterior was asked and answered: (x, sigma, E[V | x])."""
+
+    def __init__(self, law):
+        self.law, self.draw, self.asked = law, law.draw, []
+
+    def posterior(self, x, sigma):
+        self.asked.append((x, sigma, self.law.posterior(x, sigma)))
+        return self.asked[-1][-1]
 
 
 def draws(n, seed=0):
@@ -127,13 +138,37 @@ def test_score_loss_is_denoising_score_matching():
     torch.testing.assert_close(score_matching_loss(net, v, sigma, z, None), expected)
 
 
-def test_noise_levels_lie_in_the_range_of_the_sde():
+@pytest.mark.parametrize(
+    ("sigmas", "focus"),
+    [
+        ((0.1, 5.0), (0.4, 2.0)),
+        ((0.1, 1.0), (0.4, 1.0)),
+        ((0.5, 5.0), (0.5, 2.0)),
+        ((0.1, 0.3), (0.1, 0.3)),  # without a level of the focus range: all of them
+    ],
+    ids=str,
+)
+def test_noise_levels_lie_in_the_range_of_the_sde(sigmas, focus):
+    """In training, where a share is in the focus range, and in the distance to the exact posterior,
+    where all are."""
+    net = ScoreNetwork(TOY, VESDE(SDE.mean, *sigmas), SMALL)
     config = TrainingConfig(batch_size=20_000, focus=0.6, focus_range=(0.4, 2.0))
-    sigma = draw_sigma(config, network(), torch.Generator().manual_seed(0))
-    assert sigma.min() >= 0.1 * (1 - 1e-6)
-    assert sigma.max() <= 5 * (1 + 1e-6)
-    inside = ((sigma > 0.4) & (sigma < 2)).float().mean().item()
-    assert inside == pytest.approx(0.6 + 0.4 * np.log(5) / np.log(50), abs=0.02)
+    sigma = draw_sigma(config, net, torch.Generator().manual_seed(0))
+    assert_within(sigma, sigmas)
+    inside = ((sigma > focus[0]) & (sigma < focus[1])).float().mean().item()
+    share = np.log(focus[1] / focus[0]) / np.log(sigmas[1] / sigmas[0])
+    assert inside == pytest.approx(0.6 + 0.4 * share, abs=0.02)
+
+    law = Recording(LAW)
+    distance_to_exact(net, law, draws(2_000)[0], torch.Generator().manual_seed(0))
+    assert_within(law.asked[0][1], focus)
+
+
+def assert_within(sigma, ends):
+    """To the ends of the range and not beyond."""
+    assert (sigma.min().item(), sigma.max().item()) == pytest.approx(ends, rel=0.02)
+    assert sigma.min() >= ends[0] * (1 - 1e-6)
+    assert sigma.max() <= ends[1] * (1 + 1e-6)
 
 
 def test_learning_rate_warms_up_and_decays():
