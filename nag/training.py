@@ -7,7 +7,7 @@ known in closed form, its exact posterior given x_t: the same minimiser without 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from nag.laws import Law
 from nag.score_net import ScoreNetwork
 from nag.sde import VESDE, centre, per_sample, uncentre
-
-Posterior = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, N, F), sigma (B,)) -> E[V | x_t], (B, N, F)."""
 
 FOCUS_RANGE = (0.4, 2.0)
 """Noise levels in the centred coding where the operators of a node are decided."""
@@ -124,18 +121,14 @@ def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.G
     return torch.where(focused < config.focus, narrow, whole).exp()
 
 
-def score_matching_loss(
-    network: ScoreNetwork, v: Tensor, sigma: Tensor, noise: Tensor, exact: Posterior | None
-) -> Tensor:
-    """Scalar loss for encodings v (B, N, F), noise levels (B,) and noise (B, N, F).
+def score_matching_loss(network: ScoreNetwork, x: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+    """Scalar loss for noised architectures x (B, N, F) in the centred coding, at noise levels (B,).
 
-    exact: the posterior to regress on, instead of on the clean architectures.
+    target: (B, N, F), the clean encodings or their posterior mean E[V | x_t].
 
     A `posterior` network is trained by cross-entropy: a proper score of the same posterior, whose
     gradient does not vanish where a softmax saturates. A `score` network by sigma^2 |s - s*|^2.
     """
-    x = centre(v) + per_sample(sigma) * noise
-    target = v if exact is None else exact(x, sigma)
     if network.config.output == "posterior":
         absent = 1 - target.sum(-1, keepdim=True)
         log_p = network.log_posterior(x, sigma).log_softmax(-1)
@@ -151,7 +144,6 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
     Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one.
     """
     device = _device(state.network)
-    exact = law.posterior if config.exact_target else None
     state.network.train()
     while state.step < config.steps:
         rng = np.random.default_rng([seed, state.step])
@@ -160,10 +152,11 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
         v = law.draw(config.batch_size, rng)
         sigma = draw_sigma(config, state.network, generator)
         noise = torch.randn(v.shape, generator=generator)
+        v, sigma, noise = v.to(device), sigma.to(device), noise.to(device)
+        x = centre(v) + per_sample(sigma) * noise
+        target = law.posterior(x, sigma) if config.exact_target else v
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            loss = score_matching_loss(
-                state.network, v.to(device), sigma.to(device), noise.to(device), exact
-            )
+            loss = score_matching_loss(state.network, x, sigma, target)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import nn
 from nag.checkpoint import save_tensors
 from nag.exact_score import posterior, uniform_law_sde
 from nag.generate import generate
-from nag.laws import UniformLaw
+from nag.laws import UniformLaw, random_list
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE, centre, per_sample
 from nag.spaces.toy import TOY
@@ -29,7 +29,6 @@ torch.set_num_threads(1)
 
 SDE = uniform_law_sde(TOY)
 LAW = UniformLaw(TOY)
-EXACT = {True: LAW.posterior, False: None}  # by exact_target
 SMALL = ScoreNetConfig(width=16, blocks=1, heads=2, feed_forward=32, head_widths=(32,))
 
 
@@ -71,6 +70,12 @@ def draws(n, seed=0):
     return v, sigma, torch.randn(v.shape, generator=generator)
 
 
+def loss_of(net, v, sigma, noise, exact_target):
+    """The loss of samples as `draws` makes them."""
+    x = centre(v) + per_sample(sigma) * noise
+    return score_matching_loss(net, x, sigma, LAW.posterior(x, sigma) if exact_target else v)
+
+
 def network(**options):
     torch.manual_seed(0)
     return ScoreNetwork(TOY, SDE, ScoreNetConfig(**SMALL.to_json() | options))
@@ -86,9 +91,7 @@ def test_the_exact_posterior_minimises_the_loss(output, exact_target):
 
     def loss(error):
         with torch.no_grad():
-            return score_matching_loss(
-                ExactNetwork(output, error), *sample, EXACT[exact_target]
-            ).item()
+            return loss_of(ExactNetwork(output, error), *sample, exact_target).item()
 
     losses = {error: loss(error) for error in (-0.6, -0.3, 0.0, 0.3, 0.6)}
     assert losses[0.0] < losses[0.3] < losses[0.6]
@@ -104,7 +107,7 @@ def test_the_loss_is_flat_at_the_exact_posterior(output, exact_target):
 
     def slope(error):
         net = ExactNetwork(output, error)
-        score_matching_loss(net, *draws(20_000), EXACT[exact_target]).backward()
+        loss_of(net, *draws(20_000), exact_target).backward()
         return net.error.grad.norm()
 
     assert slope(0.0) < (1e-3 if exact_target else 0.15) * slope(0.6)
@@ -115,7 +118,7 @@ def test_exact_and_sampled_targets_have_the_same_gradient_on_average(output):
     net = network(output=output)
 
     def gradient(seed, exact_target):
-        loss = score_matching_loss(net, *draws(500, seed), EXACT[exact_target])
+        loss = loss_of(net, *draws(500, seed), exact_target)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
 
     repeats = 100
@@ -135,7 +138,7 @@ def test_score_loss_is_denoising_score_matching():
     v, sigma, z = draws(50)
     x = centre(v) + per_sample(sigma) * z
     expected = (per_sample(sigma) * net(x, SDE.time(sigma)) + z).square().mean()
-    torch.testing.assert_close(score_matching_loss(net, v, sigma, z, None), expected)
+    torch.testing.assert_close(loss_of(net, v, sigma, z, exact_target=False), expected)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +224,14 @@ def test_resumed_training_equals_training_in_one_go(tmp_path):
     run(config, state=resumed)
     assert resumed.step == whole.step == 20
     assert_equal_tensors(resumed.tensors(), whole.tensors())
+
+
+def test_the_exact_target_of_a_training_in_bfloat16_is_single_precision():
+    law = Recording(random_list(TOY, 20, seed=0))  # its posterior multiplies matrices
+    config = TrainingConfig(steps=1, batch_size=64, bfloat16=True)
+    list(train(TrainingState.start(network()), law, config, seed=0))
+    x, sigma, target = law.asked[0]
+    assert torch.equal(target, law.law.posterior(x, sigma))
 
 
 def test_training_depends_on_its_seed():
