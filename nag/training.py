@@ -141,21 +141,29 @@ def score_matching_loss(network: ScoreNetwork, x: Tensor, sigma: Tensor, target:
 def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
     """Train on draws from a law, from `state.step` to the end, yielding the loss of every step.
 
-    Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one.
+    Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one, and leaves
+    torch's own generators as they were.
     """
     device = _device(state.network)
+    generators = (
+        [device] if device.type == "cuda" else []
+    )  # that dropout draws from, with the CPU's
     state.network.train()
     while state.step < config.steps:
         rng = np.random.default_rng([seed, state.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        dropout_seed = int(rng.integers(2**62))
         v = law.draw(config.batch_size, rng)
         sigma = draw_sigma(config, state.network, generator)
         noise = torch.randn(v.shape, generator=generator)
         v, sigma, noise = v.to(device), sigma.to(device), noise.to(device)
         x = centre(v) + per_sample(sigma) * noise
         target = law.posterior(x, sigma) if config.exact_target else v
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+        with (
+            torch.random.fork_rng(generators),
+            torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16),
+        ):
+            torch.manual_seed(dropout_seed)
             loss = score_matching_loss(state.network, x, sigma, target)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)

@@ -234,6 +234,13 @@ def test_the_exact_target_of_a_training_in_bfloat16_is_single_precision():
     assert torch.equal(target, law.law.posterior(x, sigma))
 
 
+def test_training_leaves_the_generator_of_the_caller_alone():
+    state = TrainingState.start(network(dropout=0.1))
+    before = torch.get_rng_state()
+    list(train(state, LAW, TrainingConfig(steps=2, batch_size=4), seed=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_depends_on_its_seed():
     config = TrainingConfig(steps=3, batch_size=16, warm_up=1)
     a, b = (run(config, seed=seed).network.embed.weight for seed in (0, 1))
