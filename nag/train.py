@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,6 +143,8 @@ def main(
     config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
     if min(config.steps, config.batch_size, report_every) < 1:
         raise UserError("--steps, --batch-size and --report-every must be at least 1")
+    if not 0 < config.learning_rate <= 1:
+        raise UserError(f"--learning-rate {config.learning_rate:g} must be above 0 and at most 1")
     net_config = preset(preset_name, search_space)
     if not positions:
         net_config = without_positions(net_config)
@@ -200,7 +202,7 @@ def train_network(
     started, first, losses = time.monotonic(), state.step, []
     held_out = law.draw(1024, np.random.default_rng([seed, 1]))
     report: dict[str, float] = {}
-    for loss in train(state, law, config, seed):
+    for loss in _losses(state, law, config, seed):
         losses.append(loss)
         if state.step % report_every and state.step != config.steps:
             continue
@@ -224,6 +226,13 @@ def train_network(
     save_network(state.ema, out, made, dtype)
     restart.unlink(missing_ok=True)
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
+
+
+def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
+    try:
+        yield from train(state, law, config, seed)
+    except FloatingPointError as error:
+        raise UserError(f"{error}: lower --learning-rate or raise --sigma-min") from error
 
 
 def _quality(state: TrainingState, law: Law, held_out: torch.Tensor) -> dict[str, float]:

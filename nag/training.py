@@ -142,7 +142,8 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
     """Train on draws from a law, from `state.step` to the end, yielding the loss of every step.
 
     Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one, and leaves
-    torch's own generators as they were.
+    torch's own generators as they were. Raises FloatingPointError, before the weights are touched,
+    where the loss or its gradient is not finite.
     """
     device = _device(state.network)
     generators = (
@@ -169,7 +170,12 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise FloatingPointError(
+                f"the loss of step {state.step + 1} is {loss.item():g}, its "
+                f"gradient {norm.item():g}"
+            )
         state.optimizer.step()
         state.step += 1
         _update_ema(state, config.ema)

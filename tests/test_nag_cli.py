@@ -210,6 +210,14 @@ def test_training_the_undirected_baseline(tmp_path):
     assert load_network(out, TOY).config.positions == "none"
 
 
+def test_a_training_that_diverges_ends_in_one_line_and_writes_nothing(tmp_path, capsys):
+    """The square of this sigma_min is zero in single precision."""
+    options = ["--sigma-min", "1e-30", "--out", tmp_path / "W.safetensors"]
+    message = refusal(capsys, train_app, *TRAIN, *options)
+    assert message.startswith("error: the loss of step 1 is nan, its gradient nan: lower --learni")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_restart_file_of_another_network_is_refused(tmp_path, capsys):
     save_tensors({"step": torch.tensor(1)}, tmp_path / "W.train.safetensors")
     message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
@@ -301,6 +309,10 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
         (["--space", "toy", "--num-archs", "0"], "must be at least 1"),
         (["--space", "toy", "--num-archs", "-3"], "must be at least 1"),
         (["--space", "toy", "--report-every", "0"], "must be at least 1"),
+        *(
+            (["--space", "toy", "--learning-rate", rate], f"--learning-rate {rate} must be above 0")
+            for rate in ("nan", "inf", "0", "-0.1", "1.5")
+        ),
         (["--space", "toy", "--colour", "red"], "--colour"),
         ([], "--space"),
     ],

@@ -241,6 +241,15 @@ def test_training_leaves_the_generator_of_the_caller_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("output", ["posterior", "score"])
+def test_a_training_that_diverges_stops_with_finite_weights(output):
+    state = TrainingState.start(network(output=output))
+    config = TrainingConfig(steps=50, batch_size=16, warm_up=1, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is "):
+        list(train(state, LAW, config, seed=0))
+    assert all(value.isfinite().all() for value in state.tensors().values())
+
+
 def test_training_depends_on_its_seed():
     config = TrainingConfig(steps=3, batch_size=16, warm_up=1)
     a, b = (run(config, seed=seed).network.embed.weight for seed in (0, 1))
