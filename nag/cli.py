@@ -1,9 +1,10 @@
 """What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
@@ -99,6 +100,16 @@ def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
     if not architectures:
         raise UserError(f"{path} lists no architecture")
     return architectures
+
+
+def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The settings in which two configurations differ, in words; empty where they are equal."""
+
+    def text(settings: Mapping[str, Any], key: str) -> str:
+        return shorten(repr(settings.get(key)), 100)
+
+    keys = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
+    return ", ".join(f"{k} is {text(stored, k)} there, {text(asked, k)} here" for k in keys)
 
 
 def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:

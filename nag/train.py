@@ -1,5 +1,6 @@
 """`python -m nag.train`: train a score network on the architectures of a space."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from nag.checkpoint import save_network, save_tensors
@@ -18,6 +20,7 @@ from nag.cli import (
     UserError,
     WholeNumber,
     command_line,
+    difference,
     find_space,
     read_architectures,
     run,
@@ -191,13 +194,16 @@ def train_network(
     state = TrainingState.start(ScoreNetwork(law.space, sde, net_config).to(device))
     console = Console(stderr=True, highlight=False)
     restart = out.with_suffix(".train.safetensors")
+    configuration = {
+        "space": law.space.name,
+        "data": law.to_json(),
+        **sde.to_json(),
+        **net_config.to_json(),
+        **asdict(config),
+        "seed": seed,
+    }
     if restart.exists():
-        try:
-            state.load(load_file(restart))
-        except (KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{restart} belongs to another configuration: remove it or choose another --out"
-            ) from error
+        _resume(state, restart, configuration)
         console.print(f"continuing at step {state.step} from {restart}")
     started, first, losses = time.monotonic(), state.step, []
     held_out = law.draw(1024, np.random.default_rng([seed, 1]))
@@ -214,7 +220,7 @@ def train_network(
             f"step {state.step}/{config.steps}  {shown}  "
             f"{seconds:.0f} s, about {remaining:.0f} s left"
         )
-        save_tensors(state.tensors(), restart)
+        save_tensors(state.tensors(), restart, {"configuration": json.dumps(configuration)})
     made = {
         **record,
         "data": law.to_json(),
@@ -226,6 +232,21 @@ def train_network(
     save_network(state.ema, out, made, dtype)
     restart.unlink(missing_ok=True)
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
+
+
+def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) -> None:
+    """Load the state of an interrupted training, which must be one of this configuration."""
+    remedy = "remove it or choose another --out"
+    try:
+        with safe_open(restart, "pt") as file:
+            stored = json.loads(file.metadata()["configuration"])
+        tensors = load_file(restart)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{restart} is not an interrupted training: {remedy}") from error
+    asked = json.loads(json.dumps(configuration))
+    if changes := difference(stored, asked):
+        raise UserError(f"{restart} has another configuration ({changes}): {remedy}")
+    state.load(tensors)
 
 
 def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:

@@ -340,12 +340,6 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The settings in which two identities differ, in words."""
-    keys = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
-    return ", ".join(f"{k} is {stored.get(k)!r} there, {asked.get(k)!r} here" for k in keys)
-
-
 def _sha256(path: Path) -> str | None:
     """That of a file; None where it cannot be read, which whoever reads it will say."""
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,17 +104,24 @@ def continue_and_compare(out, trained, capsys):
     assert not restart.exists()
 
 
-def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, capsys, monkeypatch):
+def interrupt_at_the_first_save(out):
+    """Exit code of a training that is interrupted after 10 steps."""
+
     def save_then_interrupt(*arguments):
         save_tensors(*arguments)
         raise KeyboardInterrupt
 
-    out = tmp_path / "W.safetensors"
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nag.train.save_tensors", save_then_interrupt)
-        code, _, err = run_here(capsys, train_app, *TRAIN, "--out", out)
-    assert code == 130
-    assert err.endswith("interrupted\n")
+        with pytest.raises(SystemExit) as exit_:
+            run(train_app, [*TRAIN, "--out", str(out)])
+    return exit_.value.code
+
+
+def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, capsys):
+    out = tmp_path / "W.safetensors"
+    assert interrupt_at_the_first_save(out) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
     continue_and_compare(out, trained, capsys)
 
 
@@ -218,10 +226,55 @@ def test_a_training_that_diverges_ends_in_one_line_and_writes_nothing(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_restart_file_of_another_network_is_refused(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """The state of a training that stopped at step 10."""
+    out = tmp_path_factory.mktemp("interrupted") / "W.safetensors"
+    interrupt_at_the_first_save(out)
+    return out.with_suffix(".train.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "differences"),
+    [
+        (["--learning-rate", "0.01"], "learning_rate is 0.003 there, 0.01 here"),
+        (["--seed", "1"], "seed is 0 there, 1 here"),
+        (["--sigma-max", "4"], "sigma_max is 5.0 there, 4.0 here"),
+        (["--no-positions"], "positions is 'learned' there, 'none' here"),
+        (["--target", "sampled"], "exact_target is True there, False here"),
+        (
+            ["--num-archs", "20", "--target", "exact"],
+            "data is {'law': 'uniform'} there, {'law': 'list', 'num': 20, 'sha256': ",
+        ),
+        (["--space", "nasbench201"], "space is 'toy' there, 'nasbench201' here"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_interrupted_training_continues_as_configured_or_not_at_all(
+    options, differences, interrupted, tmp_path, capsys
+):
+    restart = shutil.copy(interrupted, tmp_path / "W.train.safetensors")
+    argv = TRAIN if "--space" not in options else TRAIN[2:]
+    message = refusal(capsys, train_app, *argv, *options, "--out", tmp_path / "W.safetensors")
+    assert "W.train.safetensors has another configuration (" in message
+    assert differences in message
+    assert message.endswith("): remove it or choose another --out\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["W.train.safetensors"]
+    assert sha256(restart) == sha256(interrupted)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"junk" * 9])
+def test_a_damaged_state_of_a_training_is_refused(damage, interrupted, tmp_path, capsys):
+    restart = tmp_path / "W.train.safetensors"
+    restart.write_bytes(damage(interrupted.read_bytes()))
+    message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
+    assert f"{restart} is not an interrupted training: remove it or choose another" in message
+
+
+def test_tensors_of_something_else_are_no_interrupted_training(tmp_path, capsys):
     save_tensors({"step": torch.tensor(1)}, tmp_path / "W.train.safetensors")
     message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
-    assert "belongs to another configuration" in message
+    assert "is not an interrupted training" in message
 
 
 # nag.sample

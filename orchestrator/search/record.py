@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from nag.cli import UserError, package_version
-from orchestrator.config import RunConfig, difference
+from nag.cli import UserError, difference, package_version
+from orchestrator.config import RunConfig
 from orchestrator.storage.journal import SCHEMA
 from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, reason, without_secrets, write_whole
