@@ -37,7 +37,7 @@ def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _denoised(score: ScoreFn, sde: VESDE, x: Tensor, sigma: float) -> Tensor:
-    t = sde.time(torch.full((len(x),), sigma, device=x.device))
+    t = sde.time(x.new_full((len(x),), sigma))
     return x + sigma**2 * score(x, t)
 
 
@@ -55,11 +55,11 @@ def predictor_corrector(
     The reference sampler of DiffusionNAG (Song et al. 2021, Algorithm 2). Calls the score twice a
     level; 1,000 levels are usual. Returns the noise-free mean of the last predictor step.
     """
-    times = [sde.time(torch.tensor(sigma)).item() for sigma in levels]
+    times = sde.time(x.new_tensor(levels)).tolist()
     spans = [t - after for t, after in pairwise(times)]
     mean = x
     for t, span in zip(times, [*spans, spans[-1] if spans else times[0]], strict=True):
-        now = torch.full((len(x),), t, device=x.device)
+        now = x.new_full((len(x),), t)
         s, z = score(x, now), _noise_like(x, generator)
         ratio = z.flatten(1).norm(dim=1).mean() / s.flatten(1).norm(dim=1).mean()
         step = 2 * (snr * ratio) ** 2

@@ -16,7 +16,7 @@ from toy_law import ARCHS, law
 from nag.exact_score import exact_score, uniform_law_sde
 from nag.generate import Samples, generate, resolve_device
 from nag.guidance import Ladder, guided
-from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras
+from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras, predictor_corrector
 from nag.sde import VESDE, uncentre
 from nag.spaces.mobilenetv3 import MOBILENETV3, depths
 from nag.spaces.toy import TOY
@@ -133,24 +133,16 @@ def gaussian_score(x, t):
     return -(x - M) / (S**2 + GAUSSIAN.sigma(t)[:, None, None] ** 2)
 
 
-@pytest.fixture
-def double():
-    """Times in double precision: else they bound the error from below."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [(DPMSolver(eta=0, order=1), 1), (DPMSolver(eta=0, order=2), 2), (heun, 2)],
     ids=["ddim", "dpm++2m", "heun"],
 )
-def test_order_of_convergence_to_the_probability_flow(sampler, order, schedule, double):
+def test_order_of_convergence_to_the_probability_flow(sampler, order, schedule):
     """The solution is compared after the last denoising, D = (sigma^2 M + S^2 x) / (S^2 + sigma^2).
     Its order is the slope of log error over log steps."""
-    x = torch.linspace(-6, 6, 8)[:, None, None]
+    x = torch.linspace(-6, 6, 8, dtype=torch.float64)[:, None, None]
     first, last = 5.0, 0.2
     solution = M + (x - M) * math.sqrt((S**2 + last**2) / (S**2 + first**2))
     expected = (last**2 * M + S**2 * solution) / (S**2 + last**2)
@@ -183,6 +175,23 @@ def test_moments_of_a_gaussian_converge(name, schedule):
     mean, variance = moments(200)
     assert abs(mean) < 4 * S / math.sqrt(n)
     assert abs(variance) < 0.02 + 4 * 0.5 * math.sqrt(2 / n)
+
+
+def test_a_step_of_the_corrector():
+    """x + eps s + sqrt(2 eps) z with eps = 2 (snr |z| / |s|)^2, norms averaged over the batch (Song
+    et al. 2021, Algorithm 5)."""
+    seen = []
+
+    def score(x, t):
+        seen.append(x)
+        return gaussian_score(x, t)
+
+    x = torch.linspace(-6, 6, 8)[:, None, None]
+    s = gaussian_score(x, torch.ones(8))
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    predictor_corrector(score, GAUSSIAN, x, [5.0], torch.Generator().manual_seed(0), snr=0.1)
+    step = 2 * (0.1 * z.abs().mean() / s.abs().mean()) ** 2  # of single numbers, the norms
+    torch.testing.assert_close(seen[1], x + step * s + (2 * step).sqrt() * z)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +279,22 @@ def test_score_evaluations_are_counted(name, steps):
     made = generate(TOY, score, SDE, 5, seed=0, sampler=name, steps=steps, batch_size=2)
     assert made.score_evaluations == expected
     assert len(calls) == 3 * expected
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_computes_in_the_precision_of_its_start(name):
+    """That of the times as well, which would bound the error from below."""
+    times, generator, spec = [], torch.Generator().manual_seed(0), SAMPLERS[name]
+
+    def score(x, t):
+        assert x.dtype == t.dtype == torch.float64
+        times.append(t[0].item())
+        return exact_score(TOY, SDE)(x, t)
+
+    x, levels = SDE.prior(3, generator, torch.float64), spec.levels(SDE, 4)
+    assert spec.sampler(score, SDE, x, levels, generator).dtype == torch.float64
+    expected = [math.log(sigma / 0.1) / math.log(50) for sigma in levels]
+    assert sorted(set(times), reverse=True) == pytest.approx(expected, abs=1e-14)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
