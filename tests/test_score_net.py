@@ -1,9 +1,11 @@
 """The score network: sizes, masks, and how score and denoised estimate belong together."""
 
 import json
+import math
 
 import pytest
 import torch
+from torch import nn
 
 from nag.exact_score import uniform_law_sde
 from nag.score_net import (
@@ -19,7 +21,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
 
-MASKS = ("full", "upper_triangular", "closure", "adjacency")
+MASKS = ("full", "upper_triangular", "closure", "adjacency", "undirected")
 POSITIONS = ("learned", "slot", "absolute", "none")
 
 
@@ -48,6 +50,13 @@ def test_paper_preset_has_the_published_size(space, count):
     assert without.num_parameters() == count  # fixed tables hold no parameters
     default = ScoreNetwork(space, net.sde, preset("default", space))
     assert default.num_parameters() < count / 15
+
+
+def test_the_paper_preset_attends_and_counts_as_published():
+    for space, positions in ((NASBENCH201, "absolute"), (MOBILENETV3, "slot")):
+        config = preset("paper", space)
+        assert (config.mask, config.positions) == ("upper_triangular", positions)
+        assert (config.output, config.dropout) == ("score", 0.1)
 
 
 def test_unknown_preset():
@@ -80,6 +89,14 @@ def test_what_the_masks_mean():
     assert torch.equal(attention_mask(MOBILENETV3, "upper_triangular"), j >= i)
     assert torch.equal(attention_mask(MOBILENETV3, "closure"), j >= i)  # the closure of a chain
     assert torch.equal(attention_mask(MOBILENETV3, "adjacency"), (j == i) | (j == i + 1))
+    assert torch.equal(attention_mask(MOBILENETV3, "undirected"), (j - i).abs() <= 1)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_the_undirected_mask_is_the_adjacency_both_ways(space):
+    mask, adjacency = (attention_mask(space, kind) for kind in ("undirected", "adjacency"))
+    assert torch.equal(mask, mask.T)
+    assert torch.equal(mask, adjacency | adjacency.T)
 
 
 def test_closure_of_nasbench201():
@@ -144,6 +161,46 @@ def test_a_posterior_network_knows_the_likelihood_of_a_node():
     x = 2 * MOBILENETV3.encode([arch]).double() - 1
     p = uncentre(network(MOBILENETV3).denoise(x, torch.tensor([0.1]).double()))
     assert MOBILENETV3.decode(p) == [arch]
+
+
+# What the network is made of.
+
+
+@pytest.mark.parametrize("kind", ["absolute", "slot"])
+def test_sinusoids_of_positions_are_those_of_the_paper(kind):
+    """PE[p, 2 i] = sin(p / 10000^(2 i / C)), PE[p, 2 i + 1] = cos (Vaswani et al. 2017, 3.5)."""
+    table, width = network(MOBILENETV3, positions=kind).positions(), 16
+    for node in range(20):
+        p = node if kind == "absolute" else node % 4
+        angles = [p / 10_000 ** (2 * i / width) for i in range(width // 2)]
+        expected = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+        assert table[node].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_score_depends_on_the_time():
+    net = network(NASBENCH201, output="score")  # with no factor of sigma around the transformer
+    x, t = inputs(NASBENCH201)
+    assert not torch.allclose(net(x, t), net(x, t.flip(0)), atol=1e-3)
+
+
+def test_the_head_reads_all_blocks():
+    net = network(NASBENCH201, blocks=3)
+    net(*inputs(NASBENCH201)).square().sum().backward()
+    for block in net.blocks:
+        assert block.norm_out.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("part", ["attention weights", "layers"])
+def test_training_drops_out(part):
+    """Of the attention weights, and of the outputs of layers, each with the other at rest."""
+    net = network(NASBENCH201, dropout=0.5)
+    sample = inputs(NASBENCH201)
+    at_rest = net(*sample)
+    for module in net.modules():
+        is_layer = isinstance(module, nn.Dropout)
+        module.training = is_layer == (part == "layers")
+    assert not torch.allclose(net(*sample), at_rest)
+    torch.testing.assert_close(net.eval()(*sample), at_rest)
 
 
 # Symmetries.
