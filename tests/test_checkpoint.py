@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,11 +17,13 @@ from nag.checkpoint import (
 )
 from nag.exact_score import uniform_law_sde
 from nag.generate import generate
+from nag.laws import UniformLaw
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
+from nag.training import distance_to_exact
 
 SDE = uniform_law_sde(TOY)
 CONFIG = ScoreNetConfig(width=16, blocks=1, heads=2, head_widths=(8,), mask="upper_triangular")
@@ -167,6 +170,16 @@ def test_a_file_of_other_tensors_is_refused(path):
 def test_no_weights_ship_for_the_toy_space():
     with pytest.raises(CheckpointError, match=r"train some with 'python -m nag.train --space toy"):
         shipped_weights(TOY)
+
+
+@pytest.mark.parametrize(
+    ("space", "limit"), [(NASBENCH201, 3e-4), (MOBILENETV3, 1e-3)], ids=["nb201", "mbv3"]
+)
+def test_shipped_weights_know_the_exact_posterior(space, limit):
+    """Which validity does not tell (ADR 4); the weights are at 0.00007 and 0.0004."""
+    network, law = load_network(shipped_weights(space), space, (0.1, 5.0)), UniformLaw(space)
+    v = law.draw(1024, np.random.default_rng(0))
+    assert distance_to_exact(network, law, v, torch.Generator().manual_seed(0)) < limit
 
 
 @pytest.mark.parametrize("space", [NASBENCH201, MOBILENETV3], ids=lambda space: space.name)
