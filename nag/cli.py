@@ -56,6 +56,12 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
 WholeNumber = Annotated[int, Parameter(converter=_whole)]
 
 
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that a generator of numpy or PyTorch does not take."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} must not be negative, and must be below 2^63")
+
+
 def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Return `name` if it is allowed, else raise a UserError that lists what is."""
     allowed = list(allowed)

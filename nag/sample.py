@@ -15,6 +15,7 @@ from nag.cli import (
     UserError,
     WholeNumber,
     check_output,
+    check_seed,
     command_line,
     find_space,
     run,
@@ -87,6 +88,7 @@ def main(
         CPU threads.
     """
     search_space = find_space(space)
+    check_seed(seed)
     if min(num, batch_size, threads, steps or 1) < 1:
         raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
     check_output(out)

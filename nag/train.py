@@ -19,6 +19,7 @@ from nag.checkpoint import save_network, save_tensors
 from nag.cli import (
     UserError,
     WholeNumber,
+    check_seed,
     command_line,
     difference,
     find_space,
@@ -129,6 +130,7 @@ def main(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
     search_space = find_space(space)
+    check_seed(seed)
     if archs is not None and num_archs is not None:
         raise UserError("give --archs or --num-archs, not both")
     law = _law(search_space, archs, num_archs, seed)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, WholeNumber, find_space, section, user_errors
+from nag.cli import UserError, WholeNumber, check_seed, find_space, section, user_errors
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
@@ -237,8 +237,7 @@ class RunConfig:
             raise UserError(f"{MULTI_FIDELITY} goes with --early-stopping none")
         if self.strategy != MULTI_FIDELITY and self.networks.fidelity != NetworkOptions().fidelity:
             raise UserError(f"--fidelity goes with --method {MULTI_FIDELITY}, which trains briefly")
-        if self.seed < 0:
-            raise UserError("--seed must not be negative")
+        check_seed(self.seed)
         if (self.guidance_form == "target") != (self.target is not None):
             raise UserError("--target and --guidance-form target go together")
         if self.target is not None and not math.isfinite(self.target):

@@ -144,7 +144,8 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--random": -1}, "--random and --seed must not be negative"),
+        ({"--random": -1}, "--random must not be negative"),
+        ({"--seed": -1}, "--seed -1 must not be negative"),
         ({"--width": 0.123}, "--width must be more than 0, at most 4, and in hundredths"),
         ({"--recipe": "tasty"}, "unknown recipe 'tasty': choose from nasbench201, transfer, "),
         ({"--data": "nowhere"}, "nowhere"),

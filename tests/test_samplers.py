@@ -389,5 +389,6 @@ def test_invalid_samples_keep_their_place_and_code():
 def test_devices():
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(ValueError, match="device 'warp' is not available: use cpu, cuda or auto"):
-        resolve_device("warp")
+    for name in ("warp", "meta", "mps", "cpu:x", "cuda:999", "cuda:9999999999", ""):
+        with pytest.raises(ValueError, match=f"device '{name}' is not available: use cpu, cuda or"):
+            resolve_device(name)

@@ -268,6 +268,7 @@ def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
         ({"--out": "nowhere/out.parquet"}, "no such folder"),
         ({"--out": "out.csv"}, "--out out.csv must end in .parquet"),
         ({"--seed": "many"}, "--seed"),
+        ({"--seed": "-1"}, "--seed -1 must not be negative"),
         ({"--colour": "red"}, "--colour"),
     ],
 )

@@ -16,6 +16,7 @@ from nag.cli import (
     UserError,
     WholeNumber,
     check_output,
+    check_seed,
     command_line,
     find_space,
     read_architectures,
@@ -92,6 +93,7 @@ def main(
         Where networks are trained and measured.
     """
     search_space = find_space(space)
+    check_seed(seed)
     settings = Settings(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )

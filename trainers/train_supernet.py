@@ -12,7 +12,15 @@ from cyclopts import Parameter
 from rich.console import Console
 from torch import nn
 
-from nag.cli import UserError, WholeNumber, check_output, command_line, run, user_errors
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    check_output,
+    check_seed,
+    command_line,
+    run,
+    user_errors,
+)
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -68,8 +76,9 @@ class SupernetOptions:
     seed: WholeNumber = 0
 
     def __post_init__(self) -> None:
-        if self.random < 0 or self.seed < 0:
-            raise UserError("--random and --seed must not be negative")
+        check_seed(self.seed)
+        if self.random < 0:
+            raise UserError("--random must not be negative")
         if not 0 < self.width <= 4 or self.width != round(self.width, 2):
             raise UserError("--width must be more than 0, at most 4, and in hundredths")
         check_output(self.out)
