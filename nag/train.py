@@ -252,6 +252,7 @@ def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) 
 
 
 def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
+    """Of the steps of the training; raises UserError where it diverges."""
     try:
         yield from train(state, law, config, seed)
     except FloatingPointError as error:

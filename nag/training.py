@@ -146,9 +146,7 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
     where the loss or its gradient is not finite.
     """
     device = _device(state.network)
-    generators = (
-        [device] if device.type == "cuda" else []
-    )  # that dropout draws from, with the CPU's
+    gpus = [device] if device.type == "cuda" else []  # whose generator dropout draws from
     state.network.train()
     while state.step < config.steps:
         rng = np.random.default_rng([seed, state.step])
@@ -161,7 +159,7 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
         x = centre(v) + per_sample(sigma) * noise
         target = law.posterior(x, sigma) if config.exact_target else v
         with (
-            torch.random.fork_rng(generators),
+            torch.random.fork_rng(gpus),
             torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16),
         ):
             torch.manual_seed(dropout_seed)
@@ -172,10 +170,8 @@ def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> 
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
         if not (loss.isfinite() and norm.isfinite()):
-            raise FloatingPointError(
-                f"the loss of step {state.step + 1} is {loss.item():g}, its "
-                f"gradient {norm.item():g}"
-            )
+            found = f"is {loss.item():g}, the norm of its gradient {norm.item():g}"
+            raise FloatingPointError(f"the loss of step {state.step + 1} {found}")
         state.optimizer.step()
         state.step += 1
         _update_ema(state, config.ema)
