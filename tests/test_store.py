@@ -573,7 +573,7 @@ def test_other_images_make_another_run_wherever_they_are(out, tmp_path):
 
     RunStore.open(out, config("here", ("cat", "dog")), TOY).close()
     RunStore.open(out, config("elsewhere", ("cat", "dog")), TOY).close()
-    assert "sha256 is " in refusal(out, config("new", ("cat", "owl")))
+    assert "(data has other content)" in refusal(out, config("new", ("cat", "owl")))
 
 
 def test_several_differences_are_all_named(store):
@@ -598,7 +598,7 @@ def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, s
 
     RunStore.open(out, config("here", "1"), TOY).close()
     RunStore.open(out, config("elsewhere", "1"), TOY).close()
-    assert "sha256 is " in refusal(out, config("new", "2"))
+    assert f"({setting} has other content)" in refusal(out, config("new", "2"))
 
 
 def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
@@ -678,6 +678,39 @@ def test_a_configuration_that_only_the_hash_tells_apart(out):
     out.mkdir()
     (out / "config.json").write_text(_config_text(hash="0" * 64))
     assert "its hash differs" in refusal(out)
+
+
+def test_a_table_without_its_journal_is_not_overwritten(store):
+    store.compact()
+    store.close()
+    before = contents(store.out)
+    for broken in (lambda path: path.write_bytes(b""), lambda path: path.unlink()):
+        broken(store.out / "journal.jsonl")
+        with pytest.raises(UserError, match=r"has trials\.parquet, but the journal .* is gone"):
+            RunStore.open(store.out, CONFIG, TOY)
+        assert (
+            contents(store.out).items()
+            >= {
+                name: content for name, content in before.items() if name != "journal.jsonl"
+            }.items()
+        )
+
+
+def test_a_budget_that_has_been_spent_does_not_shrink(store):
+    """The report would say 4 of 3; without more trials than that it may."""
+    store = reopen(store, replace(CONFIG, budget=4))
+    with pytest.raises(UserError, match="has 4 evaluations, more than --budget 3"):
+        reopen(store, replace(CONFIG, budget=3))
+    assert json.loads((store.out / "config.json").read_text())["config"]["budget"] == 4
+
+
+def test_a_setting_that_this_version_does_not_know_makes_another_run(store):
+    store.close()
+    path = store.out / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["colour"] = "red"
+    path.write_text(json.dumps(record))
+    assert "colour is 'red' there, None here" in refusal(store.out)
 
 
 def test_a_run_of_another_format_is_refused(out):

@@ -54,11 +54,19 @@ def check_same_run(out: Location, config: RunConfig) -> None:
     except OSError as error:
         raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
     record = read_record(out)
-    if record["hash"] != config.hash():
-        stored = {name: value for name, value in record["config"].items() if name != "budget"}
-        changes = difference(stored, config.identity()) or "its hash differs"
+    stored = {name: value for name, value in record["config"].items() if name != "budget"}
+    asked = json.loads(json.dumps(config.identity()))
+    if record["hash"] != config.hash() or stored != asked:
+        contents = [settings.pop("sha256", {}) for settings in (stored, asked)]
+        changes = [difference(stored, asked)] if stored != asked else []
+        changes += [
+            f"{name} has other content"
+            for name in contents[0].keys() & contents[1].keys()
+            if contents[0][name] != contents[1][name]
+        ]
         raise UserError(
-            f"{out} holds a run of another configuration ({changes}): choose another --out"
+            f"{out} holds a run of another configuration "
+            f"({', '.join(changes) or 'its hash differs'}): choose another --out"
         )
 
 

@@ -36,6 +36,7 @@ from orchestrator.storage.location import Location, reason, write_whole
 from trainers.base import FULL_EPOCHS
 from trainers.rows import percent, to_parquet
 
+TABLE = "trials.parquet"
 COLUMNS = (
     "trial",
     "arch",
@@ -100,6 +101,7 @@ class RunStore:
             try:
                 check_same_run(out, config)  # nobody else can make it another one any more
                 store._replay(journal.replay())
+                store._check(config.budget)
                 write_json(out / "config.json", run_record(config, command or sys.orig_argv))
             except BaseException:
                 store.close()
@@ -107,6 +109,18 @@ class RunStore:
         except OSError as error:
             raise UserError(f"cannot write to {out}: {reason(error)}") from error
         return store
+
+    def _check(self, budget: int) -> None:
+        """Raise UserError before anything is written that would lose what is there."""
+        if not self.trials and (self.out / TABLE).exists():
+            raise UserError(
+                f"{self.out} has {TABLE}, but the journal that it is made from is gone: restore "
+                "it, or choose another --out"
+            )
+        if self.spent > budget and read_record(self.out)["config"]["budget"] > budget:
+            raise UserError(
+                f"{self.out} has {float(self.spent):.10g} evaluations, more than --budget {budget}"
+            )
 
     @classmethod
     def read(cls, out: Location) -> "RunStore":
@@ -232,7 +246,7 @@ class RunStore:
         with self._writing() as journal:
             journal.sync()
             self._num_saved = self.num_finished
-            write_whole(self.out / "trials.parquet", to_parquet(self.rows(), COLUMNS))
+            write_whole(self.out / TABLE, to_parquet(self.rows(), COLUMNS))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
