@@ -84,6 +84,8 @@ def main(
         raise UserError("--jobs must be at least 1")
     if not 0 <= gpu <= 1:
         raise UserError(f"--gpu {gpu:g} must be between 0 and 1")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is not a folder")
     runtime = Runtime(
         executor=executor,
         address=address,
@@ -96,6 +98,8 @@ def main(
     experiment = read_experiment(file, Data(table, latency_table, data, weights, out))
     if dry_run:
         list_jobs(console, experiment, out)
+        ready = (job for job in experiment.jobs if not job.missing)
+        check([job for job in ready if not job.progress(out)[1]], "cpu")
         return 0
     refuse_missing(experiment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -106,7 +110,7 @@ def main(
 
 
 def list_jobs(console: Console, experiment: Experiment, out: Path) -> None:
-    """Say what there is to do and what is done; works without the data."""
+    """Say what there is to do and what is done; works without the data, too."""
     finished = done = 0
     for job in experiment.jobs:
         trials, complete = job.progress(out)

@@ -259,6 +259,7 @@ def test_files_that_cannot_be_read(tmp_path):
 class TestData:
     TEXT = (
         "[[runs]]\nsettings.space = 'nasbench201'\n[[runs]]\nsettings.space = 'toy'\n"
+        "settings.score = 'exact'\n"
         "[[runs]]\nsettings.space = 'mobilenetv3'\nsettings.constraint = ['latency<=25']\n"
         "[[commands]]\nmodule = 'orchestrator.guided_quality'\n"
     )
@@ -291,8 +292,16 @@ class TestData:
         )
         runs, table = tmp_path / "runs", tmp_path / "none.parquet"
         with pytest.raises(UserError, match=r"none\.parquet"):
+            main(path, out=runs, table=table, dry_run=True)
+        assert not runs.exists()
+        with pytest.raises(UserError, match=r"none\.parquet"):
             main(path, out=runs, table=table, executor="local")
         assert not [out for out in runs.iterdir() if out.is_dir()]
+
+    def test_out_that_is_a_file_is_refused(self, toy, tmp_path):
+        (tmp_path / "runs").write_text("")
+        with pytest.raises(UserError, match="runs is not a folder"):
+            main(toy, out=tmp_path / "runs", dry_run=True)
 
 
 class TestRuns:
