@@ -1,7 +1,8 @@
 """The generator of candidates: a score, its SDE and a sampler, ready to be guided."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -212,9 +213,23 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
     """On a GPU: TF32, and the whole network as one CUDA graph per batch size."""
     if device.type != "cuda":
         return network
-    torch.set_float32_matmul_precision("high")
     compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(
         network, mode="reduce-overhead", dynamic=False
     )
-    # a graph writes its result to the same memory every time
-    return lambda x, t: compiled(x, t).clone()
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        with _tf32():
+            return compiled(x, t).clone()  # a graph writes to the same memory every time
+
+    return score
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """For the network alone: a Gaussian process has not enough digits left with TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

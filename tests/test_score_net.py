@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nag.exact_score import uniform_law_sde
+from nag.generator import accelerated
 from nag.score_net import (
     ScoreNetConfig,
     ScoreNetwork,
@@ -231,3 +232,27 @@ def test_samples_of_a_batch_do_not_see_each_other():
     net = network(MOBILENETV3)
     x, t = inputs(MOBILENETV3)
     torch.testing.assert_close(net(x[2:3], t[2:3]), net(x, t)[2:3])
+
+
+def test_tf32_is_for_the_network_alone(monkeypatch):
+    """What else the process multiplies keeps its digits. The compiler is stood in for: CUDA graphs
+    need a GPU."""
+    during = []
+
+    def compiled(net, **options):
+        def called(x, t):
+            during.append(torch.get_float32_matmul_precision())
+            return net(x, t)
+
+        return called
+
+    monkeypatch.setattr("torch.compile", compiled)
+    net, (x, t) = network(TOY), inputs(TOY)
+    before = torch.get_float32_matmul_precision()
+    score = accelerated(net, torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == before != "high"
+    torch.testing.assert_close(score(x, t), net(x, t))
+    with pytest.raises(RuntimeError):
+        score(x[:, 1:, 1:], t)
+    assert during == ["high", "high"]
+    assert torch.get_float32_matmul_precision() == before
