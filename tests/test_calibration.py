@@ -168,8 +168,8 @@ GENERATOR = DiffusionGenerator(
 )
 
 
-def draw(n=60, seed=0, predictor=PREDICTOR, **options):
-    guidance = Guidance(predictor, OBSERVATIONS, **options)
+def draw(n=60, seed=0, predictor=PREDICTOR, observations=OBSERVATIONS, **options):
+    guidance = Guidance(predictor, observations, **options)
     return GENERATOR.generate(n, seed=seed, guidance=guidance)
 
 
@@ -209,6 +209,33 @@ def test_calibrated_samples_are_a_function_of_the_seed():
 def test_given_scales_are_used_as_they_are():
     found = draw(4, scale=Ladder(2.0, 3.0)).diagnostics
     assert (found["scale_low"], found["scale_high"]) == (2.0, 3.0)
+
+
+class InAnotherUnit(AdditivePredictor):
+    """The same of values z that are observed as 2 z + 3."""
+
+    def standardise(self, value):
+        return (value - 3) / 2
+
+
+@pytest.mark.parametrize("form", ["improvement", "target"])
+def test_what_is_compared_with_is_in_the_unit_of_the_predictor(form):
+    """The best observed value, and the target: samples depend on it, not on its unit."""
+
+    def samples(z, predictor, unit):
+        values = np.append(np.full(19, unit(-1.0)), unit(z))
+        return draw(
+            16,
+            predictor=predictor,
+            observations=Observations(OBSERVATIONS.archs, values),
+            form=form,
+            target=unit(z) if form == "target" else None,
+            scale=Ladder(1.0, 10.0),
+        ).archs
+
+    plain = [samples(z, PREDICTOR, lambda z: z) for z in (1.5, 0.5)]
+    assert plain == [samples(z, InAnotherUnit(), lambda z: 2 * z + 3) for z in (1.5, 0.5)]
+    assert plain[0] != plain[1]
 
 
 @pytest.mark.parametrize("quantile", [0.25, 0.02])
