@@ -70,7 +70,8 @@ class Ladder:
 def denoised(predictor: DifferentiablePredictor) -> Reading:
     """The surrogate itself, at the denoised architecture: it costs no training.
 
-    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t].
+    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t]. The std is that of one architecture,
+    the denoised one, without Var[mu | x_t].
     """
     return lambda v, sigma: predictor.relaxed(v)
 
@@ -90,7 +91,11 @@ def value(reading: Reading, optimism: float = 0.0) -> LogDensity:
 
 
 def improvement(reading: Reading, best: float) -> LogDensity:
-    """g = log P(value >= best) = log Phi((mean - best) / std)."""
+    """g = log Phi((mean - best) / std), the log probability of beating `best` by the reading.
+
+    At x_t it is not yet log P(value >= best | x_t): to the std of the reading one would have to add
+    the spread of the means of the architectures behind the noise. It goes with the noise.
+    """
     if not math.isfinite(best):
         raise ValueError("best must be finite")
 
