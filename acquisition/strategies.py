@@ -156,7 +156,7 @@ class NearAfterFailure:
 class GuidedGeneration:
     """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen).
 
-    The fields are those of `Guidance`.
+    The fields are those of `Guidance` of the same names; its optimism is the default.
     """
 
     generator: Generator
@@ -236,7 +236,7 @@ def _generate_unseen(
         wanted = min(n, math.ceil((n - len(found)) * wanted / max(len(new), 1)))
         if guidance is not None and {"scale_low", "scale_high"} <= samples.diagnostics.keys():
             low, high = (samples.diagnostics[key] for key in ("scale_low", "scale_high"))
-            guidance = replace(guidance, scale=Ladder(low, high))
+            guidance = replace(guidance, scale=Ladder(low, high), noise_aware=samples.noise_aware)
     generated = sum(len(samples.archs) for samples in rounds)
     valid = [arch for samples in rounds for arch in samples.valid]
     feasible = {}

@@ -389,7 +389,7 @@ def _guidance(case: Case, sde: VESDE, device: torch.device) -> tuple[LogDensity,
     reading = denoised(predictor)
     if case.kind == "noise-aware":
         rng = np.random.default_rng([0, 1])
-        reading = fit_noise_aware(SPACE, sde, observations, predictor, rng, device=device)
+        reading = fit_noise_aware(SPACE, sde, observations, predictor, rng).to(device)
     ladder = Ladder(scales["scale_low"], scales["scale_high"])
     return value(reading, guidance.optimism), ladder
 

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from nag.predictors.noise_aware import NoiseAwarePredictor
 from nag.samplers import SAMPLERS
 from nag.sde import VESDE, ScoreFn, uncentre
 from nag.spaces import Architecture, SearchSpace
@@ -25,6 +26,7 @@ class Samples:
     score_evaluations: int  # calls of the score per sample, counted; without those of a pilot
     seconds: float  # with what guidance had to fit and find out first
     diagnostics: Mapping[str, float] = field(default_factory=dict)  # of guidance
+    noise_aware: NoiseAwarePredictor | None = None  # what guided, to be used for more of the same
 
     @cached_property
     def valid(self) -> tuple[Architecture, ...]:

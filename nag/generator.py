@@ -27,7 +27,7 @@ from nag.guidance import (
     value,
 )
 from nag.predictors.base import DifferentiablePredictor, Observations
-from nag.predictors.noise_aware import fit_noise_aware
+from nag.predictors.noise_aware import NoiseAwarePredictor, fit_noise_aware
 from nag.properties import Constraint
 from nag.samplers import SAMPLERS, SCHEDULES
 from nag.score_net import ScoreNetwork
@@ -67,7 +67,7 @@ class Guidance:
 
     predictor: fitted on `observations`; None for constraints alone.
     kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` trains the
-    paper's f(x_t, sigma) on noised architectures first.
+    paper's f(x_t, sigma) on noised architectures first, unless `noise_aware` is one already.
     form: `value` climbs mean + optimism * std; `improvement` log P(value >= best observed);
     `target` goes to architectures whose value is `target`, in the unit of the observations.
     scale: k, given or found from the progress of a pilot batch.
@@ -81,6 +81,7 @@ class Guidance:
     target: float | None = None
     scale: Ladder | Calibrated = field(default_factory=Calibrated)
     constraints: tuple[Constraint, ...] = ()
+    noise_aware: NoiseAwarePredictor | None = None
 
     def __post_init__(self) -> None:
         if (self.form == "target") != (self.target is not None):
@@ -111,12 +112,19 @@ class DiffusionGenerator:
         started = time.perf_counter()
         norms, scale, log_density = Norms(), Ladder(1.0, 1.0), None
         if guidance.predictor is not None:
-            log_density = self._log_density(guidance, guidance.predictor, seed)
+            if guidance.kind == "noise-aware" and guidance.noise_aware is None:
+                guidance = replace(guidance, noise_aware=self._fit(guidance, seed))
+            log_density = self._log_density(guidance, guidance.predictor)
             scale = self._scale(guidance, log_density, seed)
         score = self._guided(guidance, log_density, scale, norms)
         samples = self._sample(score, n, seed)
         found = {"scale_low": scale.low, "scale_high": scale.high, "norm_ratio": norms.ratio}
-        return replace(samples, seconds=time.perf_counter() - started, diagnostics=found)
+        return replace(
+            samples,
+            seconds=time.perf_counter() - started,
+            diagnostics=found,
+            noise_aware=guidance.noise_aware,
+        )
 
     def _sample(self, score: ScoreFn, n: int, seed: int, steps: int | None = None) -> Samples:
         return generate(
@@ -149,15 +157,15 @@ class DiffusionGenerator:
             norms=norms,
         )
 
-    def _log_density(
-        self, guidance: Guidance, predictor: DifferentiablePredictor, seed: int
-    ) -> LogDensity:
+    def _fit(self, guidance: Guidance, seed: int) -> NoiseAwarePredictor:
+        assert guidance.predictor is not None
+        rng = np.random.default_rng([seed, 1])
+        return fit_noise_aware(self.space, self.sde, guidance.observations, guidance.predictor, rng)
+
+    def _log_density(self, guidance: Guidance, predictor: DifferentiablePredictor) -> LogDensity:
         reading = denoised(predictor)
-        if guidance.kind == "noise-aware":
-            rng = np.random.default_rng([seed, 1])
-            reading = fit_noise_aware(
-                self.space, self.sde, guidance.observations, predictor, rng, device=self.device
-            )
+        if guidance.noise_aware is not None:
+            reading = guidance.noise_aware.to(self.device)
         match guidance.form:
             case "value":
                 return value(reading, guidance.optimism)

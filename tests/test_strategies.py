@@ -23,6 +23,7 @@ from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.guidance import Ladder
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
+from nag.predictors.noise_aware import fit_noise_aware
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
@@ -506,6 +507,27 @@ def test_diagnostics_count_all_samples(name):
     assert dict(pool.diagnostics) == pytest.approx(expected)
     assert set(pool.diagnostics) >= (GUIDANCE_DIAGNOSTICS if name == "guided-gen" else set())
     assert set(pool.archs) <= set(valid)
+
+
+def test_a_proposal_fits_one_noise_aware_predictor(monkeypatch):
+    """All its rounds, and their scales, are of the predictor of the first."""
+    fits = []
+
+    def counted(*arguments, **settings):
+        fits.append(fit_noise_aware(*arguments, **settings, steps=20))
+        return fits[-1]
+
+    monkeypatch.setattr("nag.generator.fit_noise_aware", counted)
+    observations = observe(TOY, 30)
+    spy = Spy(GENERATORS["toy"])
+    strategy = GuidedGeneration(spy, kind="noise-aware")
+    for proposal in (1, 2):
+        spy.guidance.clear()
+        propose(strategy, 36, observations, fit(TOY, observations))
+        assert len(spy.guidance) > 1
+        assert len(fits) == proposal
+        assert spy.guidance[0].noise_aware is None
+        assert all(later.noise_aware is fits[-1] for later in spy.guidance[1:])
 
 
 @pytest.mark.parametrize("name", sorted(ALL_GENERATED))

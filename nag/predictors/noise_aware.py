@@ -29,7 +29,11 @@ from nag.spaces import Architecture, SearchSpace
 
 @dataclass(frozen=True, eq=False)
 class NoiseAwarePredictor:
-    """A perceptron of V = P(operator | x_t) and log sigma. It is a `nag.guidance.Reading`."""
+    """A perceptron of V = P(operator | x_t) and log sigma. It is a `nag.guidance.Reading`.
+
+    Its mean is E[mean | x_t], its std exp E[log std | x_t]: the surrogate's doubt about the
+    architectures behind the noise, without the spread of their means.
+    """
 
     parameters: tuple[Tensor, ...]  # weight (I, O), bias (O,) of each layer
 
@@ -39,15 +43,17 @@ class NoiseAwarePredictor:
         mean, log_std = _perceptron([p.to(inputs) for p in self.parameters], inputs).unbind(1)
         return mean, log_std.exp()
 
+    def to(self, device: torch.device) -> "NoiseAwarePredictor":
+        return NoiseAwarePredictor(tuple(p.to(device) for p in self.parameters))
+
 
 def fit_noise_aware(
     space: SearchSpace,
     sde: VESDE,
     observations: Observations,
-    surrogate: DifferentiablePredictor | None,
+    surrogate: DifferentiablePredictor,
     rng: np.random.Generator,
     *,
-    device: torch.device | str = "cpu",
     width: int = 128,
     pool: int = 1024,
     draws: int = 8,
@@ -55,23 +61,14 @@ def fit_noise_aware(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
 ) -> NoiseAwarePredictor:
-    """Fit f to observations, or to a surrogate's mean and std on them and on `pool` more.
+    """Fit f to a surrogate's mean and log std at the observed architectures and `pool` more.
 
-    draws: noisy copies of every architecture. Without a surrogate the std is 1 everywhere. Equal
-    arguments give equal results.
+    draws: noisy copies of every architecture. Equal arguments give equal results.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    archs = list(observations.archs)
-    if surrogate is None:
-        mean = torch.from_numpy(_standardised(observations.values)).float()
-        std = torch.ones_like(mean)
-        draws = max(draws, pool * draws // len(archs))
-        x = space.encode(archs)
-    else:
-        archs += _unlabelled(space, observations, pool, rng)
-        x = space.encode(archs)
-        with torch.no_grad():
-            mean, std = surrogate.relaxed(x)
+    x = space.encode([*observations.archs, *_unlabelled(space, observations, pool, rng)])
+    with torch.no_grad():
+        mean, std = surrogate.relaxed(x)
     x0 = centre(x).repeat(draws, 1, 1)
     sigma = sde.sigma(torch.rand(len(x0), generator=generator))
     noisy = x0 + per_sample(sigma) * torch.randn(x0.shape, generator=generator)
@@ -87,7 +84,7 @@ def fit_noise_aware(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return NoiseAwarePredictor(tuple(p.detach().to(device) for p in parameters))
+    return NoiseAwarePredictor(tuple(p.detach() for p in parameters))
 
 
 def _inputs(v: Tensor, sigma: Tensor) -> Tensor:
@@ -108,10 +105,6 @@ def _initial(sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:
     for i, o in pairwise(sizes):
         parameters += [torch.randn(i, o, generator=generator) * i**-0.5, torch.zeros(o)]
     return [p.requires_grad_() for p in parameters]
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / (values.std() or 1.0)
 
 
 def _unlabelled(
