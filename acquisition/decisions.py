@@ -29,9 +29,8 @@ def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> NDArray[np.flo
 
 def _decided(space: SearchSpace, arch: Architecture) -> Iterator[int]:
     """What is chosen at each of the D decisions."""
-    ops = iter(arch.ops)
-    for stage in space.stages:
-        held = [next(ops) for _ in stage.choices]
+    for nodes in space.nodes:
+        held = arch.ops[nodes]
         yield sum(op != ABSENT for op in held)
         yield from held
 

@@ -2,41 +2,13 @@
 2021, algorithm 1.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from acquisition.base import Exclusion, Pool, random_unseen
 from nag.predictors.base import FittedPredictor, Observations
-from nag.spaces import ABSENT, Architecture, SearchSpace, Stage
-
-
-def neighbours(space: SearchSpace, arch: Architecture) -> list[Architecture]:
-    """All architectures one change of `space.mutate` away, each once."""
-    found: list[Architecture] = []
-    first = 0
-    for stage in space.stages:
-        end = first + len(stage.choices)
-        before, own, after = arch.ops[:first], arch.ops[first:end], arch.ops[end:]
-        found += [Architecture(arch.space, before + ops + after) for ops in _changes(stage, own)]
-        first = end
-    return found
-
-
-def _changes(stage: Stage, own: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Another operator in one present slot, or another depth with any operators in new slots."""
-    depth = sum(op != ABSENT for op in own)
-    for slot in range(depth):
-        for op in stage.choices[slot]:
-            if op != own[slot]:
-                yield (*own[:slot], op, *own[slot + 1 :])
-    for other in stage.depths:
-        if other != depth:
-            absent = (ABSENT,) * (len(own) - other)
-            for new in product(*stage.choices[depth:other]):
-                yield own[: min(depth, other)] + new + absent
+from nag.spaces import Architecture, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -83,7 +55,7 @@ class LocalSearch:
                 best = value
                 left = dict.fromkeys(
                     other
-                    for other in neighbours(self.space, arch)
+                    for other in self.space.neighbours(arch)
                     if (position[other] > i if other in position else other not in exclude)
                 )
         return list(left)

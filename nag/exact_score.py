@@ -43,15 +43,14 @@ def _layout(
     real = torch.zeros(len(stages), width, dtype=torch.bool)
     log_operator = torch.full((len(stages), width, num_operators), _NEVER, dtype=dtype)
     log_depth = torch.full((len(stages), width + 1), _NEVER, dtype=dtype)
-    first = 0
     for s, stage in enumerate(stages):
+        real[s, : len(stage.choices)] = True
         for j, choices in enumerate(stage.choices):
-            node[s, j], real[s, j] = first + j, True
             log_operator[s, j, list(choices)] = -torch.tensor(len(choices), dtype=dtype).log()
         for j in range(len(stage.choices), width):
             log_operator[s, j, 0] = 0.0
         log_depth[s, list(stage.depths)] = -torch.tensor(len(stage.depths), dtype=dtype).log()
-        first += len(stage.choices)
+    node[real] = torch.arange(int(real.sum()))
     return _Layout(*(t.to(device) for t in (node, real, log_operator, log_depth)))
 
 

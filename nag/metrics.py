@@ -95,12 +95,11 @@ def _variation(difference: NDArray[np.float64], keep: tuple[int, ...]) -> float:
 def _blocks(space: SearchSpace) -> list[tuple[list[int], NDArray[np.float64]]]:
     """(nodes, law over their cells) of each block."""
     num_cells = space.shape[1] + _FIRST
-    blocks, first = [], 0
-    for stage in space.stages:
-        nodes = list(range(first, first + len(stage.choices)))
-        first += len(stage.choices)
-        if len(stage.depths) > 1 or any(len(choices) > 1 for choices in stage.choices):
-            blocks.append((nodes, _stage_law(stage, num_cells)))
+    blocks = [
+        (list(range(nodes.start, nodes.stop)), _stage_law(stage, num_cells))
+        for nodes, stage in zip(space.nodes, space.stages, strict=True)
+        if len(stage.depths) > 1 or any(len(choices) > 1 for choices in stage.choices)
+    ]
     if all(len(nodes) == 1 for nodes, _ in blocks):
         laws = [law for _, law in blocks]
         return [([node for nodes, _ in blocks for node in nodes], reduce(np.multiply.outer, laws))]

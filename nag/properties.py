@@ -51,13 +51,13 @@ class Property:
     @cached_property
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest value in the space."""
-        bounds, first = [self.offset, self.offset], 0
-        for stage in self.space.stages:
-            slots = [self.coefficients[first + j, list(c)] for j, c in enumerate(stage.choices)]
+        bounds = [self.offset, self.offset]
+        for nodes, stage in zip(self.space.nodes, self.space.stages, strict=True):
+            rows = zip(self.coefficients[nodes], stage.choices, strict=True)
+            slots = [row[list(choices)] for row, choices in rows]
             for i, best in enumerate((np.min, np.max)):
                 sums = np.cumsum([0.0, *(best(slot) for slot in slots)])
                 bounds[i] += float(best(sums[list(stage.depths)]))
-            first += len(stage.choices)
         return bounds[0], bounds[1]
 
     @cached_property

@@ -8,7 +8,7 @@ from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.decisions import draw, one_hot, options
 from acquisition.evolution import RegularizedEvolution
-from acquisition.local_search import LocalSearch, neighbours
+from acquisition.local_search import LocalSearch
 from acquisition.parzen import ParzenEstimator
 from acquisition.reinforce import Reinforce
 from acquisition.strategies import RandomSearch
@@ -111,10 +111,10 @@ def test_children_are_mutants_of_the_last_to_be_born(space):
     values[14] = values.max() + 1
     strategy = RegularizedEvolution(space, population=10)
     archs = propose(strategy, 20, observe(observations.archs, values))
-    near = {arch for parent in observations.archs[-10:] for arch in neighbours(space, parent)}
+    near = {arch for parent in observations.archs[-10:] for arch in space.neighbours(parent)}
     assert set(archs) <= near
     if space is MOBILENETV3:  # where no two random networks are near each other
-        assert not set(archs) & set(neighbours(space, observations.archs[14]))
+        assert not set(archs) & set(space.neighbours(observations.archs[14]))
 
 
 def test_the_winner_of_a_tournament_is_a_parent_as_often_as_it_should_be():
@@ -123,7 +123,7 @@ def test_the_winner_of_a_tournament_is_a_parent_as_often_as_it_should_be():
     strategy = RegularizedEvolution(MOBILENETV3, population=10, tournament=3)
     archs = [arch for seed in range(300) for arch in propose(strategy, 4, observations, seed=seed)]
     order = np.argsort(-observations.values)
-    parents = [set(neighbours(MOBILENETV3, observations.archs[i])) for i in order]
+    parents = [set(MOBILENETV3.neighbours(observations.archs[i])) for i in order]
     counts = np.array([sum(arch in near for arch in archs) for near in parents])
     assert counts.sum() == len(archs) == 1200
     rank = np.arange(1, 11)
@@ -135,7 +135,7 @@ def test_a_tournament_of_the_whole_population_is_won_by_about_the_best():
     observations = observed(MOBILENETV3, 10)
     strategy = RegularizedEvolution(MOBILENETV3, population=10, tournament=200)
     assert set(propose(strategy, 20, observations)) <= set(
-        neighbours(MOBILENETV3, observations.incumbent)
+        MOBILENETV3.neighbours(observations.incumbent)
     )
 
 
@@ -147,7 +147,7 @@ def test_a_population_that_is_not_complete_is_filled_at_random():
 
 def test_a_population_without_new_mutants_proposes_nothing():
     parent = TOY_ARCHS[50]
-    seen = frozenset(neighbours(TOY, parent))
+    seen = frozenset(TOY.neighbours(parent))
     strategy = RegularizedEvolution(TOY, population=1, tournament=1)
     assert propose(strategy, 3, observe([parent]), seen) == ()
 
@@ -169,7 +169,7 @@ def decisions(space, one, other):
 
 def test_neighbours_are_all_that_is_one_change_away():
     for arch in TOY_ARCHS:
-        found = neighbours(TOY, arch)
+        found = TOY.neighbours(arch)
         assert len(found) == len(set(found))
         assert set(found) == {other for other in TOY_ARCHS if decisions(TOY, arch, other) == 1}
 
@@ -177,7 +177,7 @@ def test_neighbours_are_all_that_is_one_change_away():
 def test_neighbours_are_what_mutation_can_make(space):
     rng = np.random.default_rng(0)
     for arch in space.sample(3, rng):
-        found = neighbours(space, arch)
+        found = space.neighbours(arch)
         assert len(found) == len(set(found))
         assert {space.mutate(arch, rng) for _ in range(500)} <= set(found)
         assert space.decode(space.encode(found)) == found
@@ -185,7 +185,7 @@ def test_neighbours_are_what_mutation_can_make(space):
 
 def test_a_cell_has_24_neighbours():
     (cell,) = NASBENCH201.sample(1, np.random.default_rng(0))
-    assert len(neighbours(NASBENCH201, cell)) == 6 * 4
+    assert len(NASBENCH201.neighbours(cell)) == 6 * 4
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -196,13 +196,13 @@ def test_local_search_leaves_nothing_but_local_optima(seed, batch):
     archs, values = search(LocalSearch(TOY), TOY, 80, seed, batch)
     current, best, tried, known, optima = archs[0], values[0], {archs[0]}, set(), 0
     for i in range(1, 80):
-        left = set(neighbours(TOY, current)) - tried
+        left = set(TOY.neighbours(current)) - tried
         if i >= 10 and (i - 10) % batch == 0:
             step = archs[i : i + batch]
             assert len(left & set(step)) == min(len(left), len(step))
         if not left:
             optima += 1
-            near = set(neighbours(TOY, current)) - known
+            near = set(TOY.neighbours(current)) - known
             assert best == values[archs.index(current)] >= max(map(value, near), default=best)
             known = set(tried)
         if not left or values[i] > best:
@@ -214,39 +214,39 @@ def test_local_search_leaves_nothing_but_local_optima(seed, batch):
 def test_local_search_goes_on_from_the_better_one_at_once():
     start, better = TOY.from_str("aa/aa"), TOY.from_str("ab/aa")
     archs = propose(LocalSearch(TOY), 3, observe([start, better], [0.1, 0.2]))
-    assert set(archs) <= set(neighbours(TOY, better))
+    assert set(archs) <= set(TOY.neighbours(better))
     archs = propose(LocalSearch(TOY), 3, observe([start, better], [0.2, 0.1]))
-    assert set(archs) <= set(neighbours(TOY, start))
+    assert set(archs) <= set(TOY.neighbours(start))
 
 
 def test_local_search_stays_at_the_first_of_equals():
     start, equal = TOY.from_str("aa/aa"), TOY.from_str("ab/aa")
     archs = propose(LocalSearch(TOY), 3, observe([start, equal], [0.1, 0.1]))
-    assert set(archs) <= set(neighbours(TOY, start))
+    assert set(archs) <= set(TOY.neighbours(start))
 
 
 def test_after_a_local_optimum_a_worse_start_counts():
     """Else the search would never leave the first optimum."""
     start, far = TOY.from_str("aa/aa"), TOY.from_str("cc/cc")
-    near = neighbours(TOY, start)
+    near = TOY.neighbours(start)
     before = observe([start, *near], [1.0] + [0.5] * len(near))
     random = propose(RandomSearch(TOY), 2, before)
     assert propose(LocalSearch(TOY), 2, before, seed=np.random.default_rng(0)) == random
     after = observe([*before.archs, far], [*before.values, 0.1])
     archs = propose(LocalSearch(TOY), 3, after)
-    assert set(archs) <= set(neighbours(TOY, far))
+    assert set(archs) <= set(TOY.neighbours(far))
 
 
 def test_what_failed_or_breaks_a_constraint_counts_as_tried():
     start = TOY.from_str("aa/aa")
-    near = neighbours(TOY, start)
+    near = TOY.neighbours(start)
     failed = frozenset(near[:4])
     observations = observe([start, *near[4:]], [1.0] + [0.5] * (len(near) - 4))
     far = propose(LocalSearch(TOY), 1, observations, failed)
     assert far == propose(RandomSearch(TOY), 1, observations, failed)
     after = observe([*observations.archs, *far], [*observations.values, 0.1])
     archs = propose(LocalSearch(TOY), 2, after, failed)
-    assert set(archs) <= set(neighbours(TOY, far[0])) - failed
+    assert set(archs) <= set(TOY.neighbours(far[0])) - failed
 
 
 # REINFORCE.

@@ -7,10 +7,10 @@ is the matrix V (N, F) of one-hot rows; an absent node is an all-zero row. The g
 constant of the space: only V is ever generated.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise, product
 from operator import contains
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -63,6 +63,11 @@ class SearchSpace(Protocol):
         ...
 
     @property
+    def nodes(self) -> tuple[slice, ...]:
+        """The nodes of each stage."""
+        ...
+
+    @property
     def errors(self) -> Mapping[int, str]:
         """What the codes 1, 2, 3 of `check` mean."""
         ...
@@ -88,6 +93,10 @@ class SearchSpace(Protocol):
 
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         """Change one decision of `arch`: the operator of a node, or the depth of a stage."""
+        ...
+
+    def neighbours(self, arch: Architecture) -> list[Architecture]:
+        """All that `mutate` can make of `arch`, each once."""
         ...
 
     def encode(self, archs: Sequence[Architecture]) -> Tensor:
@@ -201,8 +210,10 @@ class StagedSpace:
             [(s, j) for s, stage in enumerate(self.stages) for j in range(len(stage.choices))]
         )
 
-    def _first_nodes(self) -> list[int]:
-        return [0, *np.cumsum([len(stage.choices) for stage in self.stages])[:-1].tolist()]
+    @cached_property
+    def nodes(self) -> tuple[slice, ...]:
+        sizes = [len(stage.choices) for stage in self.stages]
+        return tuple(slice(end - size, end) for size, end in zip(sizes, accumulate(sizes)))
 
     def sample(self, n: int, rng: np.random.Generator) -> list[Architecture]:
         columns = []
@@ -216,11 +227,11 @@ class StagedSpace:
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         ops = list(arch.ops)
         moves = [  # (first node, stage, slot), slot None = the depth of the stage
-            (first, stage, j)
-            for first, stage in zip(self._first_nodes(), self.stages, strict=True)
+            (nodes.start, stage, j)
+            for nodes, stage in zip(self.nodes, self.stages, strict=True)
             for j in (*range(len(stage.choices)), None)
             if (len(stage.depths) > 1 if j is None else len(stage.choices[j]) > 1)
-            and (j is None or ops[first + j] != ABSENT)
+            and (j is None or ops[nodes.start + j] != ABSENT)
         ]
         first, stage, j = moves[rng.integers(len(moves))]
         if j is not None:
@@ -235,6 +246,14 @@ class StagedSpace:
                 elif slot >= depth:
                     ops[first + slot] = int(rng.choice(stage.choices[slot]))
         return Architecture(self.name, tuple(ops))
+
+    def neighbours(self, arch: Architecture) -> list[Architecture]:
+        ops = arch.ops
+        return [
+            Architecture(self.name, ops[: nodes.start] + other + ops[nodes.stop :])
+            for nodes, stage in zip(self.nodes, self.stages, strict=True)
+            for other in _changes(stage, ops[nodes])
+        ]
 
     def encode(self, archs: Sequence[Architecture]) -> Tensor:
         ops = torch.tensor([arch.ops for arch in archs]).reshape(-1, self.shape[0])  # (B, N)
@@ -275,15 +294,7 @@ class StagedSpace:
         """Whether `check` accepts the encoding of operators (N,), without making one."""
         if len(ops) != self.shape[0]:
             return False
-        return all(_fits(self, s, ops[nodes]) for s, nodes in enumerate(self._nodes))
-
-    @cached_property
-    def _nodes(self) -> list[slice]:
-        """Of each stage."""
-        return [
-            slice(first, first + len(stage.choices))
-            for first, stage in zip(self._first_nodes(), self.stages, strict=True)
-        ]
+        return all(_fits(self, s, ops[nodes]) for s, nodes in enumerate(self.nodes))
 
     # Derived from `stages`, for spaces without functions of their own.
 
@@ -322,6 +333,20 @@ class StagedSpace:
             ops += [self.operators.index(name) for name in names]
             ops += [ABSENT] * (len(stage.choices) - len(names))
         return tuple(ops)
+
+
+def _changes(stage: Stage, own: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Another operator in one present slot, or another depth with any operators in new slots."""
+    depth = sum(op != ABSENT for op in own)
+    for slot in range(depth):
+        for op in stage.choices[slot]:
+            if op != own[slot]:
+                yield (*own[:slot], op, *own[slot + 1 :])
+    for other in stage.depths:
+        if other != depth:
+            absent = (ABSENT,) * (len(own) - other)
+            for new in product(*stage.choices[depth:other]):
+                yield own[: min(depth, other)] + new + absent
 
 
 @lru_cache(2**16)  # a stage has few contents, and they are asked for again and again
