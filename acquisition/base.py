@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from types import MappingProxyType
 from typing import Protocol
 
@@ -35,9 +36,7 @@ class Unwanted:
     pending: int = 0
 
     def __contains__(self, arch: object) -> bool:
-        if arch in self.seen or not isinstance(arch, Architecture):
-            return True
-        return bool(self.constraints) and not satisfied(self.constraints, [arch])[0]
+        return not isinstance(arch, Architecture) or not fresh([arch], self)
 
     def __or__(self, more: Set[Architecture]) -> "Unwanted":
         return replace(self, seen=self.seen | more)
@@ -70,6 +69,14 @@ class CandidateStrategy(Protocol):
         ...
 
 
+def fresh(archs: Iterable[Architecture], exclude: Exclusion) -> list[Architecture]:
+    """Those outside `exclude`, in their order; constraints are asked about all at once."""
+    if not isinstance(exclude, Unwanted):
+        return [arch for arch in archs if arch not in exclude]
+    unseen = [arch for arch in archs if arch not in exclude.seen]
+    return list(compress(unseen, satisfied(exclude.constraints, unseen)))
+
+
 def draw_unseen(
     draw: Callable[[], Iterable[Architecture]], n: int, exclude: Exclusion
 ) -> list[Architecture]:
@@ -78,7 +85,7 @@ def draw_unseen(
     idle = 0
     while len(found) < n and idle < _PATIENCE:
         before = len(found)
-        found |= dict.fromkeys(arch for arch in draw() if arch not in exclude)
+        found |= dict.fromkeys(fresh(draw(), exclude))
         idle = 0 if len(found) > before else idle + 1
     return list(found)[:n]
 

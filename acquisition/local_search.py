@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acquisition.base import Exclusion, Pool, random_unseen
+from acquisition.base import Exclusion, Pool, fresh, random_unseen
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
 
@@ -53,9 +53,11 @@ class LocalSearch:
             left.pop(arch, None)
             if starts or value > best:
                 best = value
+                near = self.space.neighbours(arch)
+                new = set(fresh(near, exclude))
                 left = dict.fromkeys(
                     other
-                    for other in self.space.neighbours(arch)
-                    if (position[other] > i if other in position else other not in exclude)
+                    for other in near
+                    if (position[other] > i if other in position else other in new)
                 )
         return list(left)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from acquisition.base import Exclusion, Pool, draw_unseen, random_unseen
+from acquisition.base import Exclusion, Pool, draw_unseen, fresh, random_unseen
 from acquisition.decisions import draw, one_hot, options
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
@@ -66,12 +66,8 @@ class ParzenEstimator:
         good, bad = kernels(self.space, good), kernels(self.space, bad)
 
         def best() -> list[Architecture]:
-            drawn = [
-                arch
-                for i in rng.integers(len(wide), size=self.draws)
-                for arch in draw(self.space, wide[i], 1, rng)
-                if arch not in exclude
-            ]
+            around = rng.integers(len(wide), size=self.draws)
+            drawn = fresh((draw(self.space, wide[i], 1, rng)[0] for i in around), exclude)
             if not drawn:
                 return []
             chosen = one_hot(self.space, drawn)

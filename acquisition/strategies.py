@@ -20,6 +20,7 @@ from acquisition.base import (
     Pool,
     Unwanted,
     draw_unseen,
+    fresh,
     random_unseen,
 )
 from acquisition.evolution import RegularizedEvolution
@@ -230,7 +231,7 @@ def _generate_unseen(
     while len(found) < n and len(rounds) < _MAX_ROUNDS:
         seed = int(rng.integers(2**62))
         samples = generator.generate(wanted, seed=seed, guidance=guidance)
-        new = [arch for arch in samples.unique if arch not in exclude and arch not in found]
+        new = [arch for arch in fresh(samples.unique, exclude) if arch not in found]
         rounds.append(samples)
         found |= dict.fromkeys(new)
         wanted = min(n, math.ceil((n - len(found)) * wanted / max(len(new), 1)))
@@ -246,7 +247,7 @@ def _generate_unseen(
         "generated": generated,
         "validity": len(valid) / max(generated, 1),
         "uniqueness": len(set(valid)) / max(len(valid), 1),
-        "novelty": sum(arch not in exclude for arch in set(valid)) / max(len(set(valid)), 1),
+        "novelty": len(fresh(set(valid), exclude)) / max(len(set(valid)), 1),
         "score_evaluations": sum(samples.score_evaluations for samples in rounds),
         "generator_seconds": sum(samples.seconds for samples in rounds),
         **feasible,

@@ -24,6 +24,7 @@ from nag.guidance import Ladder
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
 from nag.predictors.noise_aware import fit_noise_aware
+from nag.properties import Constraint, Property, satisfied
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
@@ -415,6 +416,26 @@ def test_draws_stop_when_they_bring_nothing_new():
     assert draw_unseen(lambda: [a, b, a], 5, {a}) == [b]
     assert draw_unseen(list, 5, set()) == []
     assert draw_unseen(lambda: TOY_ARCHS, 3, {a}) == TOY_ARCHS[1:4]
+
+
+def test_constraints_are_asked_about_all_draws_at_once(monkeypatch):
+    """And accept what they accept one at a time, in the order of the draws."""
+    asked = []
+
+    def counted(constraints, archs):
+        asked.append(len(archs))
+        return satisfied(constraints, archs)
+
+    monkeypatch.setattr("acquisition.base.satisfied", counted)
+    quantity = Property("cost", TOY, 0.0, np.random.default_rng(0).standard_normal(TOY.shape))
+    unwanted = Unwanted(set(TOY_ARCHS[:30]), (Constraint(quantity, 0.0),))
+    draws = TOY.sample(100, np.random.default_rng(1))
+    expected = dict.fromkeys(
+        arch for arch in draws if arch not in TOY_ARCHS[:30] and quantity([arch])[0] <= 0
+    )
+    assert draw_unseen(lambda: draws, 10, unwanted) == list(expected)[:10]
+    assert len(asked) == 1
+    assert [arch in unwanted for arch in draws] == [arch not in expected for arch in draws]
 
 
 # Generation.

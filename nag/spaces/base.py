@@ -212,8 +212,8 @@ class StagedSpace:
 
     @cached_property
     def nodes(self) -> tuple[slice, ...]:
-        sizes = [len(stage.choices) for stage in self.stages]
-        return tuple(slice(end - size, end) for size, end in zip(sizes, accumulate(sizes)))
+        ends = accumulate((len(stage.choices) for stage in self.stages), initial=0)
+        return tuple(slice(first, end) for first, end in pairwise(ends))
 
     def sample(self, n: int, rng: np.random.Generator) -> list[Architecture]:
         columns = []
