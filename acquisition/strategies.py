@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 
 import numpy as np
 
@@ -82,6 +82,10 @@ class Mutation:
             parents = [observations.archs[i] for i in best_first[first : first + self.parents]]
             mutants = partial(self._mutants, cycle(parents), rng)
             found += draw_unseen(mutants, n - len(found), exclude | set(found))
+            if len(found) < n:  # rare ones may be left
+                near = dict.fromkeys(chain(*map(self.space.neighbours, parents)))
+                left = fresh(near, exclude | set(found))
+                found += [left[i] for i in rng.permutation(len(left))[: n - len(found)]]
             if len(found) == n:
                 break
         return Pool(tuple(found))

@@ -27,6 +27,7 @@ from nag.predictors.noise_aware import fit_noise_aware
 from nag.properties import Constraint, Property, satisfied
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
 from trainers.evaluators.surrogate import SurrogateEvaluator
 from trainers.evaluators.toy import ToyEvaluator
@@ -282,6 +283,24 @@ def test_mutation_takes_all_neighbours_of_the_incumbent_before_any_other():
     archs = propose(Mutation(TOY), n + 3, observations, None).archs
     assert set(archs[:n]) == toy_neighbours(best)
     assert set(archs[n:]) <= toy_neighbours(second)
+
+
+@pytest.mark.parametrize("space", [NASBENCH201, MOBILENETV3], ids=lambda space: space.name)
+@pytest.mark.parametrize("parents", [1, 2])
+def test_mutation_leaves_no_neighbour_of_the_best_behind(space, parents):
+    """Not even the last one, which draws hardly ever find in a large neighbourhood."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        *best, other = space.sample(parents + 1, rng)
+        near = sorted(
+            {a for arch in best for a in space.neighbours(arch)} - {*best, other}, key=str
+        )
+        last = near[rng.integers(len(near))]
+        observations = Observations((other, *best), np.arange(parents + 1.0))
+        seen = set(near) - {last}
+        first, second = propose(Mutation(space, parents), 2, observations, None, seen, seed).archs
+        assert first == last
+        assert second in space.neighbours(other)
 
 
 @pytest.mark.parametrize("parents", [2, 5])
