@@ -129,17 +129,17 @@ def test_few_observations_will_do(name, space, n):
 def test_equal_values_are_predicted_again(name, space, constant):
     archs = distinct(space, 8)
     prediction = fit(name, space, archs, np.full(8, constant)).predict(archs)
-    np.testing.assert_allclose(prediction.mean, constant, atol=0.35)
-    assert (prediction.std > 0).all()
+    np.testing.assert_allclose(prediction.mean, constant, atol=3e-3)
 
 
 def test_repeated_observations_are_no_trouble(name, space):
     archs = distinct(space, 6) * 3
     y = values(space, archs) + 0.01 * RNG().standard_normal(len(archs))
-    prediction = fit(name, space, archs, y).predict(archs)
-    assert same(prediction, prediction)
-    assert np.isfinite(prediction.mean).all()
-    np.testing.assert_allclose(prediction.mean[:6], prediction.mean[6:12], rtol=1e-5)
+    mean = fit(name, space, archs, y).predict(archs[:6]).mean
+    repeats = y.reshape(3, 6)
+    slack = 0.2 * np.ptp(y)  # what is learnt is smooth
+    assert (repeats.min(0) - slack < mean).all()
+    assert (mean < repeats.max(0) + slack).all()
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, -5.0), (1e6, 0.0), (1e-9, 0.9), (100.0, 0.0)])
@@ -294,6 +294,14 @@ def test_transforms_are_increasing_standardised_and_undone(y):
         line = outputs.values(np.linspace(-9, 9, 50))
         assert np.isfinite(line).all()
         assert (np.diff(line) >= 0).all()
+
+
+def test_the_unit_of_tiny_values_does_not_matter(rng):
+    y = rng.normal(3, 2, 30)
+    np.testing.assert_allclose(standardised(1e-15 * y).z, standardised(y).z)
+    assert (np.abs(standardised(1e9 + np.spacing(1e9) * np.arange(3)).z) < 1e-3).all()
+    (std,) = standardised(1e-15 * y).prediction(np.zeros(1), np.full(1, 0.1)).std
+    assert std == pytest.approx(0.1e-15 * y.std())
 
 
 def test_logarithm_of_the_error():

@@ -55,8 +55,8 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.mean.shape != self.std.shape or self.mean.ndim != 1:
             raise ValueError(f"mean {self.mean.shape} and std {self.std.shape} must both be (B,)")
-        if not (np.isfinite(self.mean).all() and (self.std > 0).all()):
-            raise ValueError("means must be finite and standard deviations positive")
+        if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
+            raise ValueError("means and standard deviations must be finite, the latter positive")
 
 
 class FittedPredictor(Protocol):

@@ -16,7 +16,7 @@ from nag.predictors.base import Prediction
 
 Map = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-_TINY = 1e-12  # a spread below it is none
+_TINY = 1e-12  # a spread that is smaller, relative to the largest value, is none
 _STEP = 1e-3  # of z, or of the range of values, for slopes
 
 
@@ -33,7 +33,7 @@ class Outputs:
     def of(cls, u: NDArray[np.float64], inverse: Map) -> "Outputs":
         """From the transformed values u (n,) and the inverse of the transform."""
         mean, std = float(u.mean()), float(u.std())
-        std = std if std > _TINY else 1.0
+        std = std if std > _TINY * np.abs(u).max() else 1.0
         return cls((u - mean) / std, inverse, mean, std)
 
     def values(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -46,7 +46,8 @@ class Outputs:
         end = np.where(np.abs(best - mean) > _STEP, best, mean + _STEP)
         value = self.values(mean)
         slope = (self.values(end) - value) / (end - mean)
-        return Prediction(value, np.maximum(slope * std, _TINY))
+        least = _TINY * (np.ptp(self.values(self.z)) or 1.0)
+        return Prediction(value, np.maximum(slope * std, least))
 
 
 def standardised(values: NDArray[np.float64]) -> Outputs:
@@ -68,7 +69,7 @@ def power(values: NDArray[np.float64]) -> Outputs:
     Its inverse goes on as a straight line beyond the observed values, where it need not exist.
     Box & Cox, JRSS B 1964; Yeo & Johnson, Biometrika 2000.
     """
-    if values.std() <= _TINY:
+    if values.std() <= _TINY * np.abs(values).max():
         return standardised(values)
     with np.errstate(all="ignore"):
         for fit in (_box_cox, _yeo_johnson):
