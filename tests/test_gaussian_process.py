@@ -1,5 +1,6 @@
 """The Gaussian process against a plain numpy one, and what a surrogate must get right."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, norm, spearmanr
+from toy_law import ARCHS as TOY_ARCHS
 
 from nag.predictors.base import Observations, Prediction
 from nag.predictors.gp import (
@@ -170,15 +172,15 @@ def test_hyperparameters_are_the_most_probable_ones(fitted, rng):
     assert min(f(draw).item() for draw in draws) > loss.item()
 
 
-@pytest.mark.parametrize("seed", [9, 21])
-def test_hyperparameters_are_the_best_of_several_starts(seed):
-    """Pure noise has several optima: none better is found by one run from the prior mean."""
-    rng = np.random.default_rng(seed)
-    archs = tuple(dict.fromkeys(NASBENCH201.sample(60, rng)))[:20]
-    fitted = fit(NASBENCH201, Observations(archs, rng.normal(size=20)), seed)
+def test_hyperparameters_are_the_best_of_several_starts():
+    """These values, noise with heavy tails, have two optima, and the worse is near the prior mean:
+    one case in 250 that were tried."""
+    rng = np.random.default_rng(0)
+    archs = tuple(dict.fromkeys(NASBENCH201.sample(80, rng)))[:20]
+    fitted = fit(NASBENCH201, Observations(archs, rng.standard_cauchy(20)))
     f = objective(fitted)
     one = minimize(lambda theta: f(torch.from_numpy(theta)).item(), prior(3)[0].numpy())
-    assert f(fitted.theta).item() < one.fun + 0.01
+    assert f(fitted.theta).item() < one.fun - 0.02
 
 
 # The posterior.
@@ -424,6 +426,35 @@ def test_the_unit_of_the_values_does_not_matter(fitted, queries):
     np.testing.assert_allclose(found.std, 100 * expected.std, rtol=1e-2)
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1e-30, 1e13])
+def test_small_and_large_units_do_not_matter_either(unit):
+    observations = observe(TOY, 25)
+    other = Observations(observations.archs, unit * observations.values)
+    found, expected = (fit(TOY, o).predict(TOY_ARCHS) for o in (other, observations))
+    spread = observations.values.std()
+    np.testing.assert_allclose(found.mean / unit, expected.mean, atol=1e-3 * spread)
+    np.testing.assert_allclose(found.std / unit, expected.std, rtol=1e-2)
+
+
+def test_rounding_errors_are_no_spread():
+    for value in (0.7, 1e6, -1e9):
+        warp = Warp.fit(value + np.spacing(value) * np.array([0.0, 1.0, 2.0, 1.0]))
+        assert (warp.scale, warp.std) == (1.0, 1.0)
+
+
+def test_a_predictor_that_was_used_travels_light():
+    """To workers: only what it was fitted to, and it predicts the same there."""
+    fitted = fit(MOBILENETV3, observe(MOBILENETV3, 60))
+    archs = MOBILENETV3.sample(20, np.random.default_rng(3))
+    size = len(pickle.dumps(fitted))
+    expected = fitted.predict(archs)
+    fitted.relaxed(MOBILENETV3.encode(archs))  # in single precision too
+    assert len(pickle.dumps(fitted)) == size
+    found = pickle.loads(pickle.dumps(fitted)).predict(archs)
+    assert (found.mean == expected.mean).all()
+    assert (found.std == expected.std).all()
+
+
 def test_the_order_of_the_observations_does_not_matter(fitted, queries):
     observations = observe(fitted.space, 25)
     order = np.random.default_rng(1).permutation(25)
@@ -486,7 +517,13 @@ def test_the_incumbent_is_the_first_of_the_best():
 
 
 def test_predictions_must_be_positive_vectors():
-    for mean, std in [([1.0], [0.0]), ([1.0], [-1.0]), ([1.0], [np.nan]), ([1.0, 2.0], [1.0])]:
+    for mean, std in [
+        ([1.0], [0.0]),
+        ([1.0], [-1.0]),
+        ([1.0], [np.nan]),
+        ([1.0], [np.inf]),
+        ([1.0, 2.0], [1.0]),
+    ]:
         with pytest.raises(ValueError, match=r"must (both )?be"):
             Prediction(np.array(mean), np.array(std))
 

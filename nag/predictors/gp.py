@@ -40,7 +40,7 @@ _JITTER = 1e-6
 _MIN_VARIANCE = 1e-8
 _NUM_RESTARTS = 1
 _MANY = 300  # more observations do not make better hyperparameters, but take longer
-_TINY = 1e-12  # a spread below it is none
+_TINY = 1e-12  # a spread that is smaller, relative to the values, is none
 
 
 class Warp(NamedTuple):
@@ -62,10 +62,12 @@ class Warp(NamedTuple):
     @classmethod
     def fit(cls, values: NDArray[np.float64]) -> "Warp":
         median = float(np.median(values))
+        size = abs(median)  # one bad outlier has no say
         spreads = [np.maximum(side, 0).mean() * 2 for side in (values - median, median - values)]
-        scale = _positive(float(spreads[0] if spreads[0] > _TINY else spreads[1]))
+        scale = _spread(spreads[0] if spreads[0] > _TINY * size else spreads[1], size)
         v = _compress((values - median) / scale)
-        return cls(median, scale, float(v.mean()), _positive(float(v.std())), float(values.max()))
+        std = _spread(v.std(), size / scale)
+        return cls(median, scale, float(v.mean()), std, float(values.max()))
 
     def forward(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values to z."""
@@ -78,7 +80,10 @@ class Warp(NamedTuple):
 
     def prediction(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prediction:
         """Gaussian in z to a Gaussian in values, with the same median and the same probability of
-        improving on the best observation: the slope is that of the chord up to the best."""
+        improving on the best observation: the slope is that of the chord up to the best.
+
+        So the probability of improvement is exact; the expected improvement is not: where the mean
+        is low the chord is steeper than the map is above the best, and it comes out too large."""
         values = self.inverse(mean)
         gap = float(self.forward(np.array(self.best))) - mean
         linear = self.scale * self.std
@@ -90,8 +95,9 @@ def _compress(u: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(u < 0, -np.log1p(-np.minimum(u, 0)), u)
 
 
-def _positive(x: float) -> float:
-    return x if x > _TINY else 1.0
+def _spread(spread: float, size: float) -> float:
+    """The spread of numbers as large as `size`; 1 where there is none."""
+    return float(spread) if spread > _TINY * size else 1.0
 
 
 class Features(NamedTuple):
@@ -154,6 +160,8 @@ class Products(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
+    """Those of the kernel and the noise (see the module text), in the order of theta."""
+
     linear: Tensor  # (G,) a
     lengthscale: Tensor  # (G,) l
     amplitude: Tensor  # () b
@@ -188,10 +196,12 @@ class Hyperparameters(NamedTuple):
         return self.linear @ squares + self.amplitude
 
 
-# Log-normal priors, mean and standard deviation of the logarithm, in the order of theta. They say:
-# additive effects explain about as much as the rest, lengthscales are of the order of the distance
-# of two random architectures (sqrt 2), and labels carry little noise.
 def prior(num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (2 G + 2,), (2 G + 2,) of theta, which is normal.
+
+    They say: additive effects explain about as much as the rest, lengthscales are of the order of
+    the distance of two random architectures (sqrt 2), and labels carry little noise.
+    """
     g = num_groups
     mean = [math.log(0.5)] * g + [math.log(2.0)] * g + [math.log(0.5), math.log(0.01)]
     std = [1.5] * g + [1.0] * g + [1.0, 1.5]
@@ -289,6 +299,12 @@ class FittedGaussianProcess:
             tensors = (t.to(x) for t in (self.X, self._inverse_factor, self._alpha))
             self._moved[key] = (h, features, *tensors)
         return self._moved[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is derived, which is larger than the data and soon computed again."""
+        derived = {name for name, x in vars(type(self)).items() if isinstance(x, cached_property)}
+        kept = {name: x for name, x in vars(self).items() if name not in derived}
+        return {**kept, "_moved": {}}
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
         mean, std = self.relaxed(self.space.encode(archs).double())
