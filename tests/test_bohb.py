@@ -166,6 +166,22 @@ def test_what_is_proposed_is_good_under_l_and_bad_under_g():
     assert mean(4) > count.mean() + 0.5
 
 
+def test_wider_draws_are_farther_from_the_good():
+    """Synthetic: the good cells have one operator in most places; wide draws are near uniform."""
+    rng = np.random.default_rng(0)
+    cells = tuple(dict.fromkeys(NASBENCH201.sample(300, rng)))
+    count = np.array([cell.ops.count(5) for cell in cells], dtype=float)
+
+    def mean(widening):
+        archs = ParzenEstimator(NASBENCH201, draws=1, share=0.05, widening=widening).propose(
+            100, Observations(cells, count), None, frozenset(cells), np.random.default_rng(1)
+        )
+        return np.mean([cell.ops.count(5) for cell in archs.archs])
+
+    assert mean(1) > mean(30) + 0.5
+    assert mean(30) == pytest.approx(6 / 5, abs=0.3)  # of 6 operators, each of 5 as likely
+
+
 def test_with_too_few_points_it_is_random():
     assert ParzenEstimator(TOY).min_points == ParzenEstimator(NASBENCH201).min_points == 9
     archs = tuple(TOY_ARCHS[:8])
