@@ -111,10 +111,12 @@ class DiffusionGenerator:
             return self._sample(self.score, n, seed)
         started = time.perf_counter()
         norms, scale, log_density = Norms(), Ladder(1.0, 1.0), None
-        if guidance.predictor is not None:
+        predictor = guidance.predictor
+        if predictor is not None:
             if guidance.kind == "noise-aware" and guidance.noise_aware is None:
-                guidance = replace(guidance, noise_aware=self._fit(guidance, seed))
-            log_density = self._log_density(guidance, guidance.predictor)
+                fitted = self._fit(guidance.observations, predictor, seed)
+                guidance = replace(guidance, noise_aware=fitted)
+            log_density = self._log_density(guidance, predictor)
             scale = self._scale(guidance, log_density, seed)
         score = self._guided(guidance, log_density, scale, norms)
         samples = self._sample(score, n, seed)
@@ -157,10 +159,11 @@ class DiffusionGenerator:
             norms=norms,
         )
 
-    def _fit(self, guidance: Guidance, seed: int) -> NoiseAwarePredictor:
-        assert guidance.predictor is not None
+    def _fit(
+        self, observations: Observations, predictor: DifferentiablePredictor, seed: int
+    ) -> NoiseAwarePredictor:
         rng = np.random.default_rng([seed, 1])
-        return fit_noise_aware(self.space, self.sde, guidance.observations, guidance.predictor, rng)
+        return fit_noise_aware(self.space, self.sde, observations, predictor, rng)
 
     def _log_density(self, guidance: Guidance, predictor: DifferentiablePredictor) -> LogDensity:
         reading = denoised(predictor)
