@@ -7,10 +7,11 @@ Strategies without a predictor have modules of their own; STRATEGIES lists them 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, cycle
+from typing import Protocol
 
 import numpy as np
 
@@ -134,8 +135,8 @@ class NearAfterFailure:
 
     wide: CandidateStrategy
     near: CandidateStrategy
-    initial: int = 0
-    patience: int = 1
+    initial: int
+    patience: int
 
     def propose(
         self,
@@ -283,20 +284,37 @@ class ConstrainedGeneration:
         return _generate_unseen(self.generator, n, exclude, rng, guidance)
 
 
-STRATEGIES: dict[str, Callable[[SearchSpace, Generator], CandidateStrategy]] = {
-    "bohb": lambda space, generator: ParzenEstimator(space),
-    "guided": lambda space, generator: NearAfterFailure(
-        GuidedGeneration(generator), Mutation(space)
-    ),
-    "guided-gen": lambda space, generator: GuidedGeneration(generator),
-    "local-search": lambda space, generator: LocalSearch(space),
-    "mutation": lambda space, generator: Mutation(space),
-    "mutation+random": lambda space, generator: Union(Mutation(space), RandomSearch(space)),
-    "mutation-top10+random": lambda space, generator: Union(
+class StrategyBuilder(Protocol):
+    """Builds a strategy from the guided generation it may use, with its generator.
+
+    initial, patience: of `NearAfterFailure`.
+    """
+
+    def __call__(
+        self, space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int
+    ) -> CandidateStrategy: ...
+
+
+def _guided(
+    space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int
+) -> CandidateStrategy:
+    if guided.target is not None:  # to be better than the best is not the aim
+        return guided
+    return NearAfterFailure(guided, Mutation(space), initial, patience)
+
+
+STRATEGIES: dict[str, StrategyBuilder] = {
+    "bohb": lambda space, guided, **_: ParzenEstimator(space),
+    "guided": _guided,
+    "guided-gen": lambda space, guided, **_: guided,
+    "local-search": lambda space, guided, **_: LocalSearch(space),
+    "mutation": lambda space, guided, **_: Mutation(space),
+    "mutation+random": lambda space, guided, **_: Union(Mutation(space), RandomSearch(space)),
+    "mutation-top10+random": lambda space, guided, **_: Union(
         Mutation(space, parents=10), RandomSearch(space)
     ),
-    "random": lambda space, generator: RandomSearch(space),
-    "rea": lambda space, generator: RegularizedEvolution(space),
-    "reinforce": lambda space, generator: Reinforce(space),
-    "uncond+sort": lambda space, generator: UnconditionalSorted(generator),
+    "random": lambda space, guided, **_: RandomSearch(space),
+    "rea": lambda space, guided, **_: RegularizedEvolution(space),
+    "reinforce": lambda space, guided, **_: Reinforce(space),
+    "uncond+sort": lambda space, guided, **_: UnconditionalSorted(guided.generator),
 }

@@ -6,16 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from acquisition.base import CandidateStrategy
 from acquisition.functions import ACQUISITIONS
 from acquisition.parzen import ParzenEstimator
-from acquisition.strategies import (
-    STRATEGIES,
-    ConstrainedGeneration,
-    GuidedGeneration,
-    Mutation,
-    NearAfterFailure,
-)
+from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
 from nag.cli import UserError, find_space, user_errors
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
@@ -93,18 +86,8 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         scale=config.scale(),
         constraints=constraints,
     )
-    strategy: CandidateStrategy
-    match parts.strategy:
-        case "guided-gen":
-            strategy = guided
-        case "guided" if config.target is not None:  # to be better than the best is not the aim
-            strategy = guided
-        case "guided":
-            strategy = NearAfterFailure(
-                guided, Mutation(space), initial=config.n_init, patience=config.batch_size
-            )
-        case name:
-            strategy = STRATEGIES[name](space, generator)
+    build = STRATEGIES[parts.strategy]
+    strategy = build(space, guided, initial=config.n_init, patience=config.batch_size)
     return BayesianOptimizer(
         space=space,
         predictor=build_predictor(parts.surrogate, space, config.prior),

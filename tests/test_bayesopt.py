@@ -10,7 +10,7 @@ from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.base import Pool, Unwanted
 from acquisition.functions import ACQUISITIONS
-from acquisition.strategies import STRATEGIES, ConstrainedGeneration
+from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
@@ -87,6 +87,11 @@ def observed(space, n, seed=0):
     return observe(list(dict.fromkeys(space.sample(3 * n, rng)))[:n])
 
 
+def build(name, space):
+    guided = GuidedGeneration(GENERATORS[space.name])
+    return STRATEGIES[name](space, guided, initial=0, patience=1)
+
+
 def optimizer(
     space=TOY, strategy="random", acquisition="ei", pool_size=100, predictor=None, **constrained
 ):
@@ -95,7 +100,7 @@ def optimizer(
     return BayesianOptimizer(
         space=space,
         predictor=predictor or GaussianProcess(space),
-        strategy=STRATEGIES[strategy](space, GENERATORS[space.name]) if named else strategy,
+        strategy=build(strategy, space) if named else strategy,
         acquisition=ACQUISITIONS[acquisition],
         strategy_name=strategy if named else "stand-in",
         pool_size=pool_size,
@@ -299,7 +304,7 @@ def free(request):
 def test_without_a_surrogate_all_that_is_proposed_is_suggested(space, free, count):
     observations = observed(space, 12)
     found = suggest(model_free(space, free), observations, count)
-    strategy = STRATEGIES[free](space, GENERATORS[space.name])
+    strategy = build(free, space)
     seen = Unwanted(set(observations.archs))
     pool = strategy.propose(count, observations, None, seen, np.random.default_rng(0))
     assert found.archs == pool.archs
@@ -421,7 +426,7 @@ def test_the_best_is_the_best_that_keeps_the_constraints():
     feasible = np.array([layers(arch) <= 3 for arch in observations.archs])
     assert observations.values.argmax() in np.flatnonzero(~feasible)
     strategy, predictor = (
-        Recording(STRATEGIES["random"](TOY, None)),
+        Recording(build("random", TOY)),
         Recording(GaussianProcess(TOY)),
     )
     constrained = optimizer(

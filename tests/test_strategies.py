@@ -114,6 +114,11 @@ class Spy:
         return samples
 
 
+def build(name, space, generator, initial=0):
+    """As the search builds it, for one evaluation at a time."""
+    return STRATEGIES[name](space, GuidedGeneration(generator), initial=initial, patience=1)
+
+
 class BrokenGenerator:
     """Stand-in of a generator none of whose samples is valid."""
 
@@ -133,7 +138,7 @@ class Case:
 
     @property
     def strategy(self):
-        return STRATEGIES[self.name](self.space, GENERATORS[self.space.name])
+        return build(self.name, self.space, GENERATORS[self.space.name])
 
     def propose(self, n, exclude=frozenset(), seed=0):
         return propose(self.strategy, n, self.observations, self.predictor, exclude, seed)
@@ -217,7 +222,7 @@ def test_what_is_left_of_an_exhausted_space(name, left):
     """Exactly that, where a strategy looks everywhere; nothing else, where it does not."""
     observations, unseen = almost_all_seen(left, seed=left)
     predictor = fit(TOY, observe(TOY, 15))
-    strategy = STRATEGIES[name](TOY, GENERATORS["toy"])
+    strategy = build(name, TOY, GENERATORS["toy"])
     archs = propose(strategy, 100, observations, predictor).archs
     assert len(archs) == len(set(archs))
     if name in ALL_GENERATED | LOOKS_AROUND:
@@ -396,7 +401,7 @@ def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
 @pytest.mark.parametrize(("pending", "share"), [(0, 1), (1, 1), (3, 2 / 4), (7, 2 / 8)])
 def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, share):
     """Two values without a new best, and the chance of looking near after them."""
-    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]))
+    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.3, 0.2, 0.1]))
     unwanted = Unwanted(frozenset(), pending=pending)
     near = [
@@ -407,7 +412,7 @@ def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, share)
 
 
 def test_right_after_a_new_best_nothing_is_near():
-    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]))
+    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.1, 0.2, 0.3]))
     for pending in (0, 7):
         unwanted = Unwanted(frozenset(), pending=pending)
@@ -420,7 +425,7 @@ def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(net
     observations, predictor = networks
     order = np.argsort(observations.values)
     best = observations.archs[order[-1]]
-    strategy = STRATEGIES["guided"](MOBILENETV3, GENERATORS["mobilenetv3"])
+    strategy = build("guided", MOBILENETV3, GENERATORS["mobilenetv3"])
     for trials, generates in ((order, True), (order[::-1], False)):
         seen = Observations(
             tuple(observations.archs[i] for i in trials), observations.values[trials]
@@ -428,6 +433,16 @@ def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(net
         pool = propose(strategy, 5, seen, predictor)
         assert ({decisions(MOBILENETV3, best, arch) for arch in pool.archs} == {1}) != generates
         assert ("validity" in pool.diagnostics) == generates
+
+
+def test_what_runs_as_guided_knows_the_initial_design_and_the_batch():
+    """And a target is aimed at in every round."""
+    guided = GuidedGeneration(GENERATORS["toy"])
+    found = STRATEGIES["guided"](TOY, guided, initial=7, patience=3)
+    assert found == NearAfterFailure(guided, Mutation(TOY), initial=7, patience=3)
+    aimed = GuidedGeneration(GENERATORS["toy"], form="target", target=0.7)
+    assert STRATEGIES["guided"](TOY, aimed, initial=7, patience=3) is aimed
+    assert STRATEGIES["guided-gen"](TOY, guided, initial=7, patience=3) is guided
 
 
 def test_draws_stop_when_they_bring_nothing_new():
@@ -523,7 +538,7 @@ def test_the_generator_is_told_what_to_steer_towards(networks):
 @pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_a_strategy_that_asks_the_predictor_needs_one(name):
     with pytest.raises(TypeError, match="needs a surrogate predictor"):
-        propose(STRATEGIES[name](TOY, GENERATORS["toy"]), 5, observe(TOY, 15), None)
+        propose(build(name, TOY, GENERATORS["toy"]), 5, observe(TOY, 15), None)
 
 
 @pytest.mark.parametrize("name", sorted(ALL_GENERATED))
@@ -531,7 +546,7 @@ def test_diagnostics_count_all_samples(name):
     """Recomputed from what the generator made; on the toy space several rounds are needed."""
     observations = observe(TOY, 30)
     spy = Spy(GENERATORS["toy"])
-    pool = propose(STRATEGIES[name](TOY, spy), 36, observations, fit(TOY, observations))
+    pool = propose(build(name, TOY, spy), 36, observations, fit(TOY, observations))
     assert len(spy.made) > 1
     archs = [arch for samples in spy.made for arch in samples.archs]
     valid = [arch for arch in archs if arch is not None]
@@ -574,14 +589,14 @@ def test_a_proposal_fits_one_noise_aware_predictor(monkeypatch):
 def test_rounds_are_not_copies_of_each_other(name):
     observations = observe(TOY, 30)
     spy = Spy(GENERATORS["toy"])
-    propose(STRATEGIES[name](TOY, spy), 36, observations, fit(TOY, observations))
+    propose(build(name, TOY, spy), 36, observations, fit(TOY, observations))
     assert len({samples.archs for samples in spy.made}) == len(spy.made) > 1
 
 
 @pytest.mark.parametrize("name", sorted(ALL_GENERATED))
 def test_a_generator_without_valid_samples_gives_an_empty_pool(name):
     observations = observe(TOY, 15)
-    strategy = STRATEGIES[name](TOY, BrokenGenerator())
+    strategy = build(name, TOY, BrokenGenerator())
     pool = propose(strategy, 10, observations, fit(TOY, observations))
     assert pool.archs == ()
     assert pool.diagnostics["validity"] == 0
