@@ -6,7 +6,7 @@ constraint can be kept without retraining anything.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,9 @@ from nag.spaces import Architecture, SearchSpace
 _MARGIN = 1.0
 _BISECTIONS = 10
 _PRICES = (1e-2, 1e5)  # searched, in units of 1 / standard deviation of the property
+_REACH = 100.0  # several prices are searched up to so many times the evidence and the reward
+_ELLIPSOIDS = 24  # times K (K + 1)
+_RESOLUTION = 0.01  # of several prices
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,32 +137,70 @@ def shadow_prices(
     lambda (B,) is the least price >= 0 at which the law p(A | x_t) exp((reward - lambda c) . A) has
     its mean of c a margin below the limit. This tilted law is what conditioning on the constraint
     comes to when many nodes contribute (the Gibbs conditioning principle); for a strong reward it
-    is the Lagrangian of "maximise the reward subject to the constraint". Found by bisection, nested
-    where there are several constraints, whose prices depend on each other.
+    is the Lagrangian of "maximise the reward subject to the constraint", and the prices minimise
+    its dual, whose gradient is limit - E[c] - margin. One price is found by bisection, several
+    by the ellipsoid method, whose evaluations grow with the square of their number.
     """
     if not constraints:
         return torch.zeros_like(reward)
-    *others, last = constraints
-    c, (limit, noise) = last.scaled(x), last.scaled_limit
+    c = torch.stack([constraint.scaled(x) for constraint in constraints])  # (K, N, F)
+    limit, noise = x.new_tensor([constraint.scaled_limit for constraint in constraints]).T
 
-    def charged(price: Tensor) -> tuple[Tensor, Tensor]:
-        """All that is charged at a price of `last`, and whether `last` then holds (B,)."""
-        own = per_sample(price) * c
-        charge = own + shadow_prices(space, others, x, sigma, reward - own)
-        p = posterior(space, x, sigma, reward - charge)
-        mean = (p * c).sum((1, 2))
-        return charge, mean + _MARGIN * (_variance(p, c) + noise**2).sqrt() <= limit
+    def charge(prices: Tensor) -> Tensor:
+        return (prices[:, :, None, None] * c).sum(1)
 
-    unpriced, free = charged(x.new_zeros(len(x)))
-    low, high = (x.new_full((len(x),), math.log(price)) for price in _PRICES)
+    def excess(prices: Tensor) -> Tensor:
+        """(B, K) -> (B, K) what the means and their margins are above the limits."""
+        p = posterior(space, x, sigma, reward - charge(prices))[:, None]  # (B, 1, N, F)
+        return (p * c).sum((2, 3)) + _MARGIN * (_variance(p, c) + noise**2).sqrt() - limit
+
+    if len(constraints) == 1:
+        return charge(_bisected(excess, x.new_zeros(len(x), 1)))
+    evidence = (2 * x / per_sample(sigma**2) + reward).abs().amax((1, 2))
+    return charge(_by_ellipsoids(excess, _REACH * (1 + evidence), len(constraints)))
+
+
+def _bisected(excess: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
+    """(B, 1) the least price without excess."""
+    free = excess(zero) <= 0
+    low, high = (zero + math.log(price) for price in _PRICES)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        _, holds = charged(middle.exp())
+        holds = excess(middle.exp()) <= 0
         low, high = torch.where(holds, low, middle), torch.where(holds, middle, high)
-    priced, _ = charged(high.exp())
-    return torch.where(per_sample(free), unpriced, priced)
+    return torch.where(free, zero, high.exp())
+
+
+def _by_ellipsoids(excess: Callable[[Tensor], Tensor], most: Tensor, k: int) -> Tensor:
+    """(B, K) prices up to `most` (B,): of those tried without excess the ones nearest to paying
+    only where a limit is reached; where there is none, those of least excess.
+
+    The ellipsoid method (Grötschel, Lovász & Schrijver, "Geometric Algorithms and Combinatorial
+    Optimization", 1988, chapter 3): the gradient at the centre of an ellipsoid tells which half of
+    it holds the minimum, and the smallest ellipsoid around that half is the next one.
+    """
+    at = (most / 2)[:, None].repeat(1, k)
+    shape = torch.eye(k).to(most) * (k / 4) * most[:, None, None] ** 2  # around the cube
+    found, least, unused = at, torch.full_like(most, torch.inf), torch.full_like(most, torch.inf)
+    for _ in range(_ELLIPSOIDS * k * (k + 1)):
+        prices = at.clamp_min(0)
+        over = excess(prices)
+        worst, slack = over.amax(1).clamp_min(0), -(over * prices).sum(1)
+        better = (worst < least) | ((worst == least) & (slack < unused))
+        found = torch.where(better[:, None], prices, found)
+        least, unused = torch.where(better, worst, least), torch.where(better, slack, unused)
+        outside = (at < 0).any(1, keepdim=True)
+        gradient = torch.where(outside, at.clamp_max(0), -over)[..., None]  # (B, K, 1)
+        along = shape @ gradient
+        width = (gradient.mT @ along).clamp_min(0).sqrt()  # (B, 1, 1)
+        open_ = width > _RESOLUTION * gradient.norm(dim=1, keepdim=True)
+        step = torch.where(open_, along / width, 0.0)
+        at = at - step[..., 0] / (k + 1)
+        smaller = (shape - 2 / (k + 1) * step @ step.mT) * k**2 / (k**2 - 1)
+        shape = torch.where(open_, (smaller + smaller.mT) / 2, shape)
+    return found
 
 
 def _variance(p: Tensor, c: Tensor) -> Tensor:
-    """(B,) variance of sum_i c[i, o_i] for independent o_i ~ p (B, N, F), absent counting 0."""
+    """(...) variance of sum_i c[i, o_i] for independent o_i ~ p (..., N, F), absent counting 0."""
     return ((p * c**2).sum(-1) - (p * c).sum(-1) ** 2).clamp_min(0).sum(-1)

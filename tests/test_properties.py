@@ -265,6 +265,86 @@ def test_two_constraints_hold_at_once(behind_noise):
     assert (mean_of(two, x, sigma, reward - price) >= 3.0 - 1e-6).all()
 
 
+def alike(space, k):
+    """k constraints that a third of the space satisfies each, on properties much like each other,
+    as multiplications, parameters and latency are."""
+    shared = np.abs(random_property(space, 10).coefficients)
+    own = [np.abs(random_property(space, 11 + i).coefficients) for i in range(k)]
+    properties = [Property(f"c{i}", space, 0.0, shared + c) for i, c in enumerate(own)]
+    archs = space.sample(2_000, np.random.default_rng(0))
+    return [Constraint(c, float(np.quantile(c(archs), 0.35))) for c in properties]
+
+
+def nested(constraints, x, sigma, reward):
+    """Reference: bisection of the last price, and of the others within each of its steps."""
+    if not constraints:
+        return torch.zeros_like(reward)
+    *others, last = constraints
+    c = last.scaled(x)
+
+    def charged(price):
+        own = price[:, None, None] * c
+        charge = own + nested(others, x, sigma, reward - own)
+        p = posterior(last.quantity.space, x, sigma, reward - charge)
+        variance = ((p * c**2).sum(-1) - (p * c).sum(-1) ** 2).clamp_min(0).sum(-1)
+        return charge, (p * c).sum((1, 2)) + variance.sqrt() <= last.scaled_limit[0]
+
+    unpriced, free = charged(x.new_zeros(len(x)))
+    low, high = x.new_full((len(x),), math.log(1e-2)), x.new_full((len(x),), math.log(1e5))
+    for _ in range(10):
+        middle = (low + high) / 2
+        holds = charged(middle.exp())[1]
+        low, high = torch.where(holds, low, middle), torch.where(holds, middle, high)
+    return torch.where(free[:, None, None], unpriced, charged(high.exp())[0])
+
+
+def test_two_prices_leave_as_much_of_the_reward_as_those_of_a_nested_search(behind_noise):
+    space, x, sigma, reward = behind_noise
+    constraints = alike(space, 2)
+
+    def kept(price):
+        p = posterior(space, x, sigma, reward - price)
+        return (p * reward).sum((1, 2)) / reward.std((1, 2))
+
+    found = kept(shadow_prices(space, constraints, x, sigma, reward))
+    expected = kept(nested(constraints, x, sigma, reward))
+    lost = expected - found  # of up to 30
+    assert lost.quantile(0.9) < 0.1
+    assert lost.mean() < 0
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_several_constraints_hold_at_once(behind_noise, k):
+    space, x, sigma, reward = behind_noise
+    constraints = alike(space, k)
+    price = shadow_prices(space, constraints, x, sigma, reward)
+    for constraint in constraints:
+        before, after = (
+            mean_of(constraint.quantity, x, sigma, r) for r in (reward, reward - price)
+        )
+        assert (after <= constraint.limit + 1e-6).all()
+        assert (before > constraint.limit).float().mean() > 0.2
+
+
+@pytest.mark.parametrize(("k", "calls"), [(1, 11), (2, 144), (3, 288)])
+def test_the_cost_of_prices_is_polynomial_in_their_number(monkeypatch, k, calls):
+    """In evaluations of the posterior: nested searches would take 12^k."""
+    count = 0
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        return posterior(*arguments)
+
+    monkeypatch.setattr("nag.properties.posterior", counted)
+    constraints = alike(TOY, k)
+    assert all(constraint.quantity.spread for constraint in constraints)  # cached, by a posterior
+    count = 0
+    x, sigma = noisy(4)
+    shadow_prices(TOY, constraints, x, sigma, torch.zeros_like(x))
+    assert count <= calls
+
+
 def test_an_impossible_constraint_gives_the_nearest(behind_noise):
     space, x, sigma, reward = behind_noise
     quantity = random_property(space)
