@@ -26,7 +26,7 @@ _MARGIN = 1.0
 _BISECTIONS = 10
 _PRICES = (1e-2, 1e5)  # searched, in units of 1 / standard deviation of the property
 _REACH = 100.0  # several prices are searched up to so many times the evidence and the reward
-_ELLIPSOIDS = 24  # times K (K + 1)
+_ELLIPSOIDS = 14  # times K (K + 1)
 _RESOLUTION = 0.01  # of several prices
 
 
