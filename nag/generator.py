@@ -213,6 +213,8 @@ def load_score(
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
     if config.score == "exact":
+        if config.weights is not None:
+            raise ValueError(f"the exact score takes no weights, and {config.weights} is given")
         sde = uniform_law_sde(space, config.sigma_min, config.sigma_max)
         return exact_score(space, sde), sde
     sigmas = config.sigma_min, config.sigma_max

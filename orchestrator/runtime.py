@@ -82,6 +82,8 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UserError("--workers must be at least 1")
+        if self.executor == "local" and self.address:
+            raise UserError("--address is that of a Ray cluster: --executor local uses none")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
         if self.metrics_port is not None and not 0 < self.metrics_port < 65536:

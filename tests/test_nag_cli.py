@@ -420,6 +420,7 @@ def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
         (["--space", "toy", "--seed", "9" * 20], "must be below 2^63"),
         (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
         (["--space", "toy", "--out", "."], "--out . is a folder"),
+        (["--space", "toy", "--score", "exact", "--weights", "W"], "the exact score takes no we"),
     ],
 )
 def test_bad_sampling_options(options, message, tmp_path, capsys):

@@ -39,6 +39,11 @@ def test_the_driver_needs_no_gpu_for_those_of_the_workers(tmp_path):
         build_evaluator_here(config, Runtime(executor="local", **on_gpu))
 
 
+def test_one_process_is_on_no_cluster():
+    with pytest.raises(UserError, match=r"^--address is that of a Ray cluster"):
+        Runtime(executor="local", address="127.0.0.1:1")
+
+
 def test_a_device_that_there_is_nowhere():
     with pytest.raises(UserError, match=r"^--eval-device 'warp' must be auto, cpu, cuda or cuda:N"):
         Runtime(eval_device="warp")
