@@ -191,10 +191,11 @@ def train_network(
     record: Mapping[str, object],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Train on a law and write OUT, or continue a training of OUT that was interrupted."""
-    torch.manual_seed(seed)
-    state = TrainingState.start(ScoreNetwork(law.space, sde, net_config).to(device))
-    console = Console(stderr=True, highlight=False)
+    """Train on a law and write OUT, or continue a training of OUT that was interrupted.
+
+    What is trained already is left as it is; raises UserError where OUT has other weights.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     restart = out.with_suffix(".train.safetensors")
     configuration = {
         "space": law.space.name,
@@ -204,6 +205,11 @@ def train_network(
         **asdict(config),
         "seed": seed,
     }
+    if _is_there(out, configuration):
+        console.print(f"{out} is there already, trained so")
+        return
+    torch.manual_seed(seed)
+    state = TrainingState.start(ScoreNetwork(law.space, sde, net_config).to(device))
     if restart.exists():
         _resume(state, restart, configuration)
         console.print(f"continuing at step {state.step} from {restart}")
@@ -234,6 +240,23 @@ def train_network(
     save_network(state.ema, out, made, dtype)
     restart.unlink(missing_ok=True)
     console.print(f"wrote {out} and {out.with_suffix('.json')}")
+
+
+def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
+    """Whether OUT was trained so; raises UserError where it holds something else."""
+    if not out.exists():
+        return False
+    try:
+        record = json.loads(out.with_suffix(".json").read_text())
+        known = {**record["training"], **record["network"], **record["sde"]} | {
+            "space": record["space"]
+        }
+    except (OSError, KeyError, TypeError, ValueError):
+        raise UserError(f"{out} is there, and no record of it: choose another --out") from None
+    asked = json.loads(json.dumps(configuration))
+    if changes := difference({key: known.get(key) for key in asked}, asked):
+        raise UserError(f"{out} has other weights ({changes}): choose another --out")
+    return True
 
 
 def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) -> None:

@@ -218,6 +218,27 @@ def test_training_the_undirected_baseline(tmp_path):
     assert load_network(out, TOY).config.positions == "none"
 
 
+def test_what_is_trained_is_left_as_it_is(tmp_path, capsys):
+    out = tmp_path / "W.safetensors"
+    train_briefly(out)
+    record = out.with_suffix(".json")
+    before = out.read_bytes(), record.read_bytes()
+    capsys.readouterr()
+    again = [*BRIEFLY, "--steps", "2", "--out", str(out)]
+    code, _, err = run_here(capsys, train_app, *again)
+    assert (code, err) == (0, f"{out} is there already, trained so\n")
+    code, _, err = run_here(capsys, train_app, *again, "--sigma-max", "4")
+    assert code == 2
+    assert err == (
+        f"error: {out} has other weights (sigma_max is 5.0 there, 4.0 here): choose another --out\n"
+    )
+    assert (out.read_bytes(), record.read_bytes()) == before
+    record.unlink()
+    code, _, err = run_here(capsys, train_app, *again)
+    assert code == 2
+    assert "no record of it: choose another --out" in err
+
+
 def test_a_training_that_diverges_ends_in_one_line_and_writes_nothing(tmp_path, capsys):
     """The square of this sigma_min is zero in single precision."""
     options = ["--sigma-min", "1e-30", "--out", tmp_path / "W.safetensors"]
