@@ -11,6 +11,7 @@ the mean). Utilisation is the share of the workers' time in which they evaluate,
 work until the last trial begins.
 """
 
+import heapq
 import platform
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from trainers.evaluators.surrogate import SurrogateEvaluator
 
 RESULTS = Path(__file__).parent / "results"
 MEAN_SECONDS = 60.0
+SIGMAS = (0.28, 0.5, 1.0)
 
 app = command_line("python benchmarks/scale.py")
 
@@ -94,6 +96,13 @@ def main(
         for row in _simulated(count, max(60, per_worker * count)):
             lines.append(row)
             sys.stderr.write(row + "\n")
+    lines += [
+        "",
+        "Utilisation, %, of N workers by rounds of so many, if the driver cost nothing:",
+        "",
+    ]
+    lines += ["| rounds of | window | " + " | ".join(f"sigma {s:g}" for s in SIGMAS) + " |"]
+    lines += ["|---|---|" + "---|" * len(SIGMAS), *_waiting(64)]
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "scale.md").write_text(text + "\n")
@@ -148,6 +157,33 @@ def _simulated(workers: int, n: int) -> Iterator[str]:
             f"| {workers} | {name} | {sigma:g} | {n} | {100 * found.utilisation():.1f} "
             f"| {100 * found.driver / found.clock:.2f} | {found.driver / n:.3f} |"
         )
+
+
+def _waiting(workers: int) -> Iterator[str]:
+    """What waiting for the slowest of a round costs, by a model of it: means over 20 seeds."""
+    for times, window in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (1, 4), (1, 8)):
+        shown = []
+        for sigma in SIGMAS:
+            found = [_rounds(workers, times * workers, window, sigma, seed) for seed in range(20)]
+            shown.append(f"{100 * np.mean(found):.0f}")
+        yield f"| {'N' if times == 1 else f'{times} N'} | {window} | {' | '.join(shown)} |"
+
+
+def _rounds(workers: int, batch: int, window: int, sigma: float, seed: int) -> float:
+    """Utilisation of a search of 60 evaluations per worker."""
+    z = np.random.default_rng(seed).standard_normal((60 * workers // batch, batch))
+    free = [0.0] * workers
+    ends: list[float] = []  # of rounds
+    seconds = np.exp(sigma * z - sigma**2 / 2)
+    for number, row in enumerate(seconds):
+        begin = max(ends[: max(0, number - window + 1)], default=0.0)
+        last = begin
+        for took in row:
+            end = max(heapq.heappop(free), begin) + took
+            heapq.heappush(free, end)
+            last = max(last, end)
+        ends.append(last)
+    return float(seconds.sum() / (workers * max(free)))
 
 
 def _search(config: RunConfig, workers: int, duration: Duration) -> SimulatedWorkers:
