@@ -241,8 +241,10 @@ def test_a_larger_budget_prolongs_a_run(tmp_path, capsys):
     search(capsys, QUICK, budget=12, out=tmp_path / "run")
     assert len(found(tmp_path / "run")) == 12
     assert found(tmp_path / "run")[:8] == before
-    search(capsys, QUICK, budget=6, out=tmp_path / "run")  # nothing is taken back
-    assert len(found(tmp_path / "run")) == 12
+    code, _, err = run_here(capsys, QUICK, budget=6, out=tmp_path / "run")
+    assert code == 2
+    assert err.endswith("run has 12 evaluations, more than --budget 6\n")
+    assert len(found(tmp_path / "run")) == 12  # nothing is taken back
 
 
 def test_the_trials_do_not_depend_on_the_process(finished, tmp_path, capsys):
