@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nag.checkpoint import save_tensors
+from nag.cli import UserError
 from nag.files import aside, write_bytes, write_text
 from trainers.ofa import Supernet, save_supernet
 from trainers.partial import Partial
@@ -133,3 +134,18 @@ def test_processes_that_write_one_file_leave_one_of_them(tmp_path):
     assert all(writer.returncode == 0 for writer in writers)
     assert seen <= {"a" * 100_000 + "\n", "b" * 100_000 + "\n"}
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_partial_file_loses_a_torn_end_and_nothing_else(tmp_path):
+    """A damaged line before others is no torn end: what follows it is not thrown away."""
+    path = tmp_path / "partial"
+    path.write_text('{"seed": 0}\n{"row": 1}\n{"ro')
+    assert Partial(path, {"seed": 0}).found == [{"row": 1}]
+    damaged = '{"seed": 0}\ngarbage\n{"row": 2}\n'
+    path.write_text(damaged)
+    with pytest.raises(UserError, match="line 2 is damaged: delete or repair it"):
+        Partial(path, {"seed": 0})
+    assert path.read_text() == damaged
+    path.write_text('{"seed": 0}\n')
+    with pytest.raises(UserError, match="seed is 0 there, 1 here"):
+        Partial(path, {"seed": 1})

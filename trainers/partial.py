@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nag.cli import UserError
+from nag.cli import UserError, difference
 from nag.files import write_text
 
 
@@ -19,16 +19,9 @@ class Partial:
     def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        begun, *self.found = list(_whole(lines)) or [dict(conditions)]
-        others = [
-            f"{name} is {begun.get(name)!r} there, {here!r} here"
-            for name, here in conditions.items()
-            if begun.get(name) != here
-        ]
-        if others:
-            raise UserError(
-                f"{path} was begun otherwise ({', '.join(others)}): delete it to start again"
-            )
+        begun, *self.found = list(_whole(path, lines)) or [dict(conditions)]
+        if others := difference({name: begun.get(name) for name in conditions}, conditions):
+            raise UserError(f"{path} was begun otherwise ({others}): delete it to start again")
         write_text(path, "\n".join(map(json.dumps, [begun, *self.found])))
 
     def add(self, finding: Mapping[str, Any]) -> None:
@@ -45,10 +38,11 @@ class Partial:
         self.path.unlink()
 
 
-def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Up to the first one that was not written to its end."""
-    for line in lines:
+def _whole(path: Path, lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Without the last one where it was not written to its end; raises UserError for others."""
+    for number, line in enumerate(lines, start=1):
         try:
             yield json.loads(line)
         except ValueError:
-            return
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is damaged: delete or repair it") from None
