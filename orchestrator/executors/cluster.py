@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -25,7 +25,6 @@ from orchestrator.runtime import Runtime, wants_gpu
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
-_GRACE_SECONDS = 5.0
 _RETURN_SECONDS = 600.0  # for a machine to come, when none has room
 
 _log = logging.getLogger(__name__)
@@ -74,14 +73,6 @@ def connect(runtime: Runtime) -> str | None:
 def is_own(runtime: Runtime) -> bool:
     """Whether a run starts a Ray of its own: it joins no cluster."""
     return (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-
-
-def interrupt(running: Collection[Any]) -> None:
-    """Ctrl-C for tasks, by their references, and a moment to save what they have."""
-    for reference in running:
-        ray.cancel(reference)
-    if running:
-        ray.wait(list(running), num_returns=len(running), timeout=_GRACE_SECONDS)
 
 
 def generator_request(

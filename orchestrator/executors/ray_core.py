@@ -25,6 +25,7 @@ from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
+from orchestrator.executors.bell import Bell, interruptible
 from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
@@ -33,7 +34,6 @@ from orchestrator.executors.cluster import (
     evaluation_request,
     generator_request,
     in_words,
-    interrupt,
     is_own,
     options_of,
 )
@@ -95,10 +95,11 @@ def _evaluate(
     timeout: float | None,
     last_resort: float,
 ) -> Outcome:
-    if run not in _kept:
-        _kept.clear()
-        _kept[run] = make()
-    return evaluate_trial(_kept[run], trial, retries, timeout, last_resort)
+    with interruptible():
+        if run not in _kept:
+            _kept.clear()
+            _kept[run] = make()
+        return evaluate_trial(_kept[run], trial, retries, timeout, last_resort)
 
 
 class RayExecutor:
@@ -113,6 +114,7 @@ class RayExecutor:
         self._running: dict[Any, Attempt] = {}
         self._looked = -math.inf
         try:
+            self._bell = Bell()
             request, device = generator_request(Machines.now().total, runtime)
             actor = GeneratorActor.options(  # type: ignore[attr-defined]
                 name="generator",
@@ -167,7 +169,7 @@ class RayExecutor:
                     yield outcome
 
     def close(self) -> None:
-        interrupt(self._running)
+        self._bell.ring(list(self._running))
         ray.shutdown()
 
     def _limit(self) -> int:

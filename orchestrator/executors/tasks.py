@@ -7,12 +7,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.executors.bell import Bell, interruptible
 from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
     Patience,
     connect,
-    interrupt,
     options_of,
 )
 from orchestrator.runtime import Runtime
@@ -22,7 +22,8 @@ _HEARTBEAT_SECONDS = 1.0
 
 @ray.remote
 def _call(function: Callable[[], Any]) -> Any:
-    return function()
+    with interruptible():
+        return function()
 
 
 class RayTasks:
@@ -42,6 +43,7 @@ class RayTasks:
         if lack := machines.lack("a task", request):
             ray.shutdown()
             raise ClusterError(lack)
+        self._bell = Bell()
         self._request = request
         self._options = {**options_of(request), "max_retries": runtime.retries}
         self.workers = runtime.workers or slots
@@ -69,7 +71,7 @@ class RayTasks:
             yield list(running.values()), ended
 
     def close(self) -> None:
-        interrupt(self._running)
+        self._bell.ring(list(self._running))
         ray.shutdown()
 
 
