@@ -24,6 +24,15 @@ def test_the_best_cell_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in network.parameters()) == 73_306 + 5 * 243_040
 
 
+def test_weights_begin_as_those_of_the_benchmark_did():
+    """Uniform within 1 / sqrt(inputs), as PyTorch's convolutions do by themselves."""
+    network = CellNetwork(NASBENCH201.from_str(BEST), num_classes=10)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.9 * bound < module.weight.abs().max() <= bound
+
+
 @pytest.mark.parametrize("resolution", [32, 16, 30, 27])
 def test_what_is_counted_in_the_network_is_what_the_cost_model_says(resolution):
     for arch in NASBENCH201.sample(6, np.random.default_rng(resolution)):

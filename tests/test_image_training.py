@@ -316,6 +316,12 @@ def test_learning_rate():
     assert learning_rate(recipe, 10.0) == pytest.approx(0.0)
 
 
+def test_a_learning_rate_by_epoch():
+    recipe = replace(RECIPE, epochs=12, warm_up=0.0, by_epoch=True, learning_rate=0.1)
+    assert learning_rate(recipe, 0.0) == learning_rate(recipe, 0.99) == 0.1
+    assert learning_rate(recipe, 6.0) == learning_rate(recipe, 6.5) == pytest.approx(0.05)
+
+
 def test_the_optimiser_follows_the_schedule(task):
     begun = training(task)
     list(begun.run(3))

@@ -301,6 +301,8 @@ class Training:
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """After so many epochs: linear warm-up, then half a cosine to zero at the last epoch."""
+    if recipe.by_epoch:
+        progress = math.floor(progress)
     if progress < recipe.warm_up:
         return recipe.learning_rate * progress / recipe.warm_up
     done = (progress - recipe.warm_up) / (recipe.epochs - recipe.warm_up)

@@ -19,6 +19,7 @@ class Recipe:
     epochs: of a full training; the schedule is laid out for so many.
     learning_rate: at the top of the schedule, which ends at zero.
     warm_up: epochs of linear increase from zero.
+    by_epoch: the learning rate is that of the beginning of each epoch, all through it.
     decay_all: weight decay also for biases and batch norms.
     clip: largest norm of the gradient; 0 is any.
     ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last ones.
@@ -39,6 +40,7 @@ class Recipe:
     weight_decay: float = 0.0
     decay_all: bool = True
     warm_up: float = 0.0
+    by_epoch: bool = False
     label_smoothing: float = 0.0
     clip: float = 0.0
     ema: float = 0.0
@@ -67,6 +69,7 @@ _RECIPES = (
         batch_size=256,
         learning_rate=0.1,
         weight_decay=5e-4,
+        by_epoch=True,
         crop=Crop.shifted(padding=4),
         centre=Crop.center(ratio=1.0),
         statistics="data",
