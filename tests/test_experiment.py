@@ -11,6 +11,7 @@ import time
 import uuid
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import pytest
 from processes import marked
 from rich.console import Console
 
-from nag.cli import UserError
+from nag.cli import UserError, lock
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.experiment import main
@@ -422,7 +423,7 @@ class TestLocks:
         store.close()
 
     def test_is_left_alone(self, job, store, tmp_path, monkeypatch):
-        monkeypatch.setattr(experiment_jobs, "_PATIENCE", 0.3)
+        monkeypatch.setattr(experiment_jobs, "lock", partial(lock, patience=0.3))
         result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         expected = f"{tmp_path / job.label} is in use by another process"
         assert (result.failed, result.text) == (True, expected)
@@ -435,13 +436,13 @@ class TestLocks:
         timer.join()
 
     def test_a_command_too(self, write, tmp_path, monkeypatch):
-        monkeypatch.setattr(experiment_jobs, "_PATIENCE", 0.3)
+        monkeypatch.setattr(experiment_jobs, "lock", partial(lock, patience=0.3))
         (job,) = read_experiment(write(COMMAND_FILE), Data()).jobs
         out = tmp_path / job.label
         out.mkdir()
         (out / "command.log").write_text("going on")
-        with (out / "command.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (out / "command.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert result.failed
         assert result.text.endswith("is in use by another process")

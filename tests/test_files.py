@@ -113,6 +113,7 @@ def test_a_partial_file_that_cannot_grow_keeps_what_it_has(tmp_path):
     with full(), pytest.raises(OSError, match=r"File too large: '.*partial'$"):
         partial.add({"row": "x" * 2 * LIMIT})
     assert path.stat().st_size == LIMIT  # torn
+    partial.close()
     assert Partial(path, {"seed": 0}).found == [{"row": 1}]
     assert path.read_text() == '{"seed": 0}\n{"row": 1}\n'
 
@@ -149,3 +150,13 @@ def test_a_partial_file_loses_a_torn_end_and_nothing_else(tmp_path):
     path.write_text('{"seed": 0}\n')
     with pytest.raises(UserError, match="seed is 0 there, 1 here"):
         Partial(path, {"seed": 1})
+
+
+def test_a_partial_file_has_one_user(tmp_path, monkeypatch):
+    monkeypatch.setattr("nag.cli._PATIENCE", 0.1)
+    path = tmp_path / "partial"
+    first = Partial(path, {"seed": 0})
+    with pytest.raises(UserError, match=f"{path} is in use by another process"):
+        Partial(path, {"seed": 0})
+    first.remove()  # and now a second one begins before the first has ended
+    assert Partial(path, {"seed": 1}).found == []

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from nag.cli import UserError, run
+from nag.cli import UserError, claim, run
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
@@ -304,6 +304,13 @@ class TestRepeatedCommands:
         assert "epoch" not in capsys.readouterr().err  # it was trained before
         assert {path.name for path in folder.iterdir()} == FILES
         assert (folder / "model.safetensors").read_bytes() == weights
+
+    def test_a_second_command_is_refused(self, cells, data, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("nag.cli._PATIENCE", 0.1)
+        (tmp_path / "out").mkdir()
+        with claim(tmp_path / "out"):
+            said = refusal(capsys, *cells, "--data", data, "--out", tmp_path / "out")
+        assert said == f"error: {tmp_path / 'out'} is in use by another process\n"
 
     def test_after_an_interruption(self, cells, data, tmp_path, capsys, monkeypatch, no_onnx):
         argv = (*cells, "--data", data, "--seeds", 2, "--epochs", 2)

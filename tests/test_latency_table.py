@@ -191,10 +191,12 @@ def test_an_interrupted_table_continues(clock, tmp_path, monkeypatch):
 
 def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
     path = tmp_path / "T.json.partial"
-    passes = Passes(Partial(path, ABOUT))
+    partial = Partial(path, ABOUT)
+    passes = Passes(partial)
     for i in range(5):
         passes.add(32, {"a": [float(i), 10.0 * i]}, {"n": [1.0]})
     passes.add(48, {"a": [7.0]}, {})
+    partial.close()
     again = Passes(Partial(path, ABOUT))
     assert (again.count(32), again.count(48), again.count(64)) == (5, 1, 0)
     assert sorted(again.samples(32, "layers")["a"]) == [0, 0, 1, 2, 3, 4, 10, 20, 30, 40]

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,23 +105,24 @@ def main(
     }
     console = Console(stderr=True, highlight=False)
     console.print(f"{about['device']}, width {width:g}, batches of {batch_size}", soft_wrap=True)
-    kept = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
-    passes = Passes(kept)
-    try:
-        for side in dict.fromkeys(resolution):
-            timer = BlockTimer(
-                archs, resolution=side, width=width, batch_size=batch_size, device=place
-            )
-            _measure(timer, side, repeats, passes, console)
-    except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue", soft_wrap=True)
-        sys.exit(130)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-    write_text(out, json.dumps(about | _tables(passes, resolution), indent=1))
-    kept.remove()
+    partial = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
+    with closing(partial):
+        passes = Passes(partial)
+        try:
+            for side in dict.fromkeys(resolution):
+                timer = BlockTimer(
+                    archs, resolution=side, width=width, batch_size=batch_size, device=place
+                )
+                _measure(timer, side, repeats, passes, console)
+        except KeyboardInterrupt:
+            console.print("interrupted: repeat the command to continue", soft_wrap=True)
+            sys.exit(130)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
+        write_text(out, json.dumps(about | _tables(passes, resolution), indent=1))
+        partial.remove()
     for side in dict.fromkeys(resolution):
         for line in report(out, side):
             sys.stdout.write(f"{line}\n")

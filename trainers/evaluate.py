@@ -2,8 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -103,24 +103,45 @@ def main(
 
     start = perf_counter()
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    kept = Partial(
+    partial = Partial(
         out.with_name(f"{out.name}.partial"),
         {"space": space, "evaluator": evaluator, "seed": seed, **conditions(settings)},
     )
-    rows: dict[object, Row] = {row["arch"]: row for row in kept.found}
-    texts = [search_space.to_str(arch) for arch in architectures]
+    with closing(partial):
+        rows, unlucky = _evaluate(partial, built, search_space, architectures, seed, console)
+        write_rows(rows, COLUMNS, out)
+        if not unlucky:
+            partial.remove()
+    failed, seconds = sum(row["status"] == "failed" for row in rows), perf_counter() - start
+    console.print(f"{len(rows)} evaluated, {failed} failed, {seconds:.2f} s: {out}")
+    if unlucky:
+        console.print(f"repeat the command to try again the {unlucky} that the machine failed")
+
+
+def _evaluate(
+    partial: Partial,
+    built: Evaluator,
+    space: StagedSpace,
+    architectures: Sequence[Architecture],
+    seed: int,
+    console: Console,
+) -> tuple[list[Row], int]:
+    """A row for each architecture, and how many of these the machine failed."""
+    texts = [space.to_str(arch) for arch in architectures]
+    rows: dict[object, Row] = {row["arch"]: row for row in partial.found}
     missing = {
         text: arch for text, arch in zip(texts, architectures, strict=True) if text not in rows
     }
     if rows:
-        console.print(f"continuing: {len(missing):,} of {len({*texts}):,} are not in {kept.path}")
+        left = f"{len(missing):,} of {len({*texts}):,}"
+        console.print(f"continuing: {left} are not in {partial.path}")
     unlucky = 0
     try:
         with _progress(console, len(missing)) as advance:
             for text, arch in missing.items():
-                rows[text], final = evaluate_row(built, search_space, arch, seed)
+                rows[text], final = evaluate_row(built, space, arch, seed)
                 if final:
-                    kept.add(rows[text])
+                    partial.add(rows[text])
                 unlucky += not final
                 advance()
     except EvaluatorConfigError as error:
@@ -128,14 +149,7 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue")
         sys.exit(130)
-    found = [rows[text] for text in texts]
-    write_rows(found, COLUMNS, out)
-    failed = sum(row["status"] == "failed" for row in found)
-    console.print(f"{len(found)} evaluated, {failed} failed, {perf_counter() - start:.2f} s: {out}")
-    if unlucky:
-        console.print(f"repeat the command to try again the {unlucky} that the machine failed")
-    else:
-        kept.remove()
+    return [rows[text] for text in texts], unlucky
 
 
 def conditions(settings: Settings) -> dict[str, Any]:

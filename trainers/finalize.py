@@ -12,6 +12,7 @@ from rich.console import Console
 from nag.cli import (
     UserError,
     WholeNumber,
+    claim,
     command_line,
     find_space,
     read_architectures,
@@ -105,12 +106,13 @@ def main(
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     failed = 0
     try:
-        for rank, finalist in enumerate(finalists, start=1):
-            try:
-                said = packaging.package(rank, finalist, console)
-            except (EvaluationError, ExportError, LoaderError) as error:
-                failed, said = failed + 1, f"failed: {error}"
-            console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
+        with claim(out):
+            for rank, finalist in enumerate(finalists, start=1):
+                try:
+                    said = packaging.package(rank, finalist, console)
+                except (EvaluationError, ExportError, LoaderError) as error:
+                    failed, said = failed + 1, f"failed: {error}"
+                console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
     except EvaluatorConfigError as error:
         raise UserError(str(error)) from None
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nag.cli import UserError, find_space
+from nag.cli import UserError, find_space, lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.methods import METHODS
@@ -36,7 +36,6 @@ from trainers.constraints import parse_constraint
 
 COMMANDS = ("nag.quality", "orchestrator.guided_quality")
 _READ_TABLES = ("orchestrator.guided_quality",)
-_PATIENCE = 30.0  # seconds that a process whose driver was killed may need to end
 
 
 @dataclass(frozen=True)
@@ -236,13 +235,13 @@ class Command:
         del observers
         out = place.root / self.label
         out.mkdir(exist_ok=True)
-        with (out / "command.lock").open("w") as lock:
-            _lock(lock, fcntl.LOCK_EX, out)
+        with (out / "command.lock").open("w") as file:
+            lock(file, fcntl.LOCK_EX, out)
             if not self.progress(place.root)[1]:  # nobody else did it in the meantime
-                self._run_locked(out, lock)
+                self._run_locked(out, file)
         return f"see {out}"
 
-    def _run_locked(self, out: Path, lock: IO[Any]) -> None:
+    def _run_locked(self, out: Path, locked: IO[Any]) -> None:
         """In a process that inherits the lock: it may outlive this one, if that is killed."""
         arguments = ["-m", self.module, *self.arguments, f"--out={out}"]
         started, log = time.monotonic(), out / "command.log"
@@ -252,7 +251,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
+                pass_fds=[locked.fileno()],
             )
             try:
                 code = process.wait()
@@ -313,19 +312,7 @@ def _found(store: RunStore, config: RunConfig) -> str:
 def _wait_until_free(out: Path) -> None:
     """Wait for the lock of a run, which `RunStore.open` will take, or refuse at once."""
     with suppress(FileNotFoundError), (out / "journal.jsonl").open("rb") as journal:
-        _lock(journal, fcntl.LOCK_SH, out)
-
-
-def _lock(file: IO[Any], mode: int, out: Path) -> None:
-    """Lock a file. A process whose driver was killed is given the time that it needs to end."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return fcntl.flock(file, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"{out} is in use by another process") from None
-            time.sleep(0.2)
+        lock(journal, fcntl.LOCK_SH, out)
 
 
 def _file_name(*parts: str | None) -> str:
