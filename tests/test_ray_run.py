@@ -140,11 +140,14 @@ def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_pat
 
 
 def test_a_run_whose_gcs_dies_ends_and_continues(expected, killed, tmp_path):
-    """Ray ends the driver itself."""
-    run = Run(tmp_path / "run", *LONG, *RAY, "--workers", "2")
+    """Ray ends the driver itself; before that it has said why."""
+    patience = dict.fromkeys(PATIENCE, "15")
+    run = Run(tmp_path / "run", *LONG, *RAY, "--workers", "2", **patience)
     run.wait_for(7)
     os.kill(run.processes()["gcs_server"], signal.SIGKILL)
-    assert run.process.wait(timeout=180) != 0
+    _, stderr = run.process.communicate(timeout=180)
+    assert run.process.returncode != 0
+    assert "the head of the cluster does not answer" in stderr
     killed.append(run)
     code, _, stderr = Run(run.out, *LOCAL).finish()
     assert (code, stderr) == (0, "")

@@ -5,8 +5,10 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from threading import Thread
+from time import monotonic, sleep
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +27,7 @@ from orchestrator.runtime import Runtime, wants_gpu
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
+_HEAD_SECONDS, _MISSES = 2.0, 3  # between looks at the head; so many in a row that it missed
 _RETURN_SECONDS = 600.0  # for a machine to come, when none has room
 
 _log = logging.getLogger(__name__)
@@ -66,8 +69,38 @@ def connect(runtime: Runtime) -> str | None:
         raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
+    _watch_head()
     url = context.dashboard_url
     return f"http://{url}" if url else None
+
+
+def _watch_head() -> None:
+    """Say when the head does not answer any more: Ray ends this process a minute later, mute."""
+    context = ray.get_runtime_context()
+    head = context.gcs_address
+
+    def joined() -> bool:
+        with suppress(AttributeError):  # while Ray shuts down
+            return ray.is_initialized() and context.gcs_address == head
+        return False
+
+    def look() -> None:
+        misses = 0
+        while joined():
+            try:
+                _knock(head)
+                misses = 0
+            except OSError:
+                misses += 1
+            if misses == _MISSES and joined():
+                _log.warning(
+                    "the head of the cluster does not answer (%s): unless it comes back, Ray ends "
+                    "this process soon; finished trials are saved, repeat the command to continue",
+                    head,
+                )
+            sleep(_HEAD_SECONDS)
+
+    Thread(target=look, name="head", daemon=True).start()
 
 
 def is_own(runtime: Runtime) -> bool:
@@ -211,6 +244,12 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         raise ClusterError(f"Ray address {address!r} must be host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        _knock(f"{host}:{port}")
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens, and OverflowError for a port that there cannot be."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=5).close()
