@@ -218,4 +218,4 @@ def build_observers(
 
     assert isinstance(executor, OnRay)
     optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
-    return (RayMetrics(run, config, runtime, executor, optimum),)
+    return (RayMetrics(run, config, executor, optimum),)

@@ -12,6 +12,8 @@ from nag.cli import UserError, WholeNumber, section
 from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 
+GpusPerEval = float | Literal["auto"]
+
 
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Runtime:
     cpus_per_eval
         CPUs that an evaluation reserves.
     gpus_per_eval
-        GPUs that an evaluation reserves: 0.25 puts four on one GPU.
+        GPUs that an evaluation reserves: 0.25 puts four on one GPU. auto begins with a whole one
+        and then puts as many on one as its memory holds, by what the first evaluations took.
     timeout
         Seconds after which an evaluation is given up and its trial failed, not counting the start
         of its process; by default never.
@@ -67,7 +70,7 @@ class Runtime:
     address: str | None = None
     workers: WholeNumber | None = None
     cpus_per_eval: float = 1.0
-    gpus_per_eval: float = 0.0
+    gpus_per_eval: GpusPerEval = 0.0
     timeout: float | None = None
     device: str = "auto"
     generator_gpus: float = 1.0
@@ -92,8 +95,12 @@ class Runtime:
             raise UserError("--cpus-per-eval must be more than 0")
         for name in ("gpus_per_eval", "generator_gpus"):
             share = getattr(self, name)
+            if share == "auto":
+                continue
             if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
+        if self.gpus_per_eval == "auto" and self.executor == "tune":
+            raise UserError("--gpus-per-eval auto: trials of Tune keep what they begin with")
         try:
             torch.device("cpu" if self.eval_device == "auto" else self.eval_device)
         except RuntimeError:

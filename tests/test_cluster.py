@@ -252,16 +252,16 @@ def test_kuberay_groups_are_the_node_types_of_the_other_files() -> None:
 def test_the_executor_asks_for_these_roles() -> None:
     resources = {"CPU": 4, "GPU": 1, "generator": 1, "evaluator": 4}  # of an idle cluster
     assert generator_request(resources, Runtime()) == (GENERATION, "cuda")
-    assert evaluation_request(resources, Runtime()) == EVALUATION
-    shared = Runtime(gpus_per_eval=0.25, generator_gpus=0.5)
+    assert evaluation_request(resources, Runtime(), 0.0) == EVALUATION
+    shared = Runtime(generator_gpus=0.5)
     assert generator_request(resources, shared) == (GENERATION | {"GPU": 0.5}, "cuda")
-    assert evaluation_request(resources, shared) == GPU_EVALUATION
+    assert evaluation_request(resources, shared, 0.25) == GPU_EVALUATION
     assert generator_request(resources, Runtime(device="cpu")) == ({"generator": 1}, "cpu")
 
 
 def test_a_cluster_without_roles_and_gpus() -> None:
     assert generator_request({"CPU": 2}, Runtime()) == ({}, "cpu")
-    assert evaluation_request({"CPU": 2}, Runtime(cpus_per_eval=0.5)) == {"CPU": 0.5}
+    assert evaluation_request({"CPU": 2}, Runtime(cpus_per_eval=0.5), 0.0) == {"CPU": 0.5}
     with pytest.raises(ClusterError, match="--device cuda: the cluster has no GPU"):
         generator_request({"CPU": 2}, Runtime(device="cuda"))
 

@@ -72,13 +72,15 @@ def propose(store, archs, predicted=None, seconds=None, diagnostics=None):
     return found
 
 
-def metrics(executor=None, optimum=None, **runtime):
-    executor = executor or SimpleNamespace(slots=2, generator_request={})
-    return RayMetrics("a-run", CONFIG, Runtime(**runtime), executor, optimum)
+def metrics(executor=None, optimum=None, reserved=None):
+    executor = executor or SimpleNamespace(
+        slots=2, generator_request={}, evaluation_request=reserved or {"CPU": 1.0}
+    )
+    return RayMetrics("a-run", CONFIG, executor, optimum)
 
 
 def test_a_round(store, told, clock):
-    observer = metrics(gpus_per_eval=0.25, cpus_per_eval=2.0)
+    observer = metrics(reserved={"CPU": 2.0, "GPU": 0.25, "evaluator": 1.0})
     clock[0] += 10
     seconds = {"fit": 1.0, "propose": 5.0, "select": 2.0}
     diagnostics = {"generator_seconds": 4.0, "validity": 0.9, "uniqueness": 0.8}
@@ -117,7 +119,9 @@ def test_a_round(store, told, clock):
 
 
 def test_the_generator_s_gpu_costs_gpu_seconds(store, told, clock):
-    observer = metrics(SimpleNamespace(slots=1, generator_request={"GPU": 0.5}))
+    observer = metrics(
+        SimpleNamespace(slots=1, generator_request={"GPU": 0.5}, evaluation_request={"CPU": 1.0})
+    )
     clock[0] += 10
     observer.proposed(store, propose(store, ARCHS[:1], None, None, {"generator_seconds": 4.0}))
     assert told["nag_cost_seconds", "gpu"] == 2
@@ -125,7 +129,7 @@ def test_the_generator_s_gpu_costs_gpu_seconds(store, told, clock):
 
 
 def test_machines_that_join_count_from_then_on(store, told, clock):
-    executor = SimpleNamespace(slots=1, generator_request={})
+    executor = SimpleNamespace(slots=1, generator_request={}, evaluation_request={"CPU": 1.0})
     observer = metrics(executor)
     propose(store, ARCHS[:2])
     for trial, slots in ((0, 1), (1, 3)):

@@ -33,6 +33,7 @@ from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.ray_core import RayExecutor
 from orchestrator.runtime import Runtime
+from orchestrator.search import trial as trial_module
 from orchestrator.search.trial import Trial
 from trainers.base import Measurement
 from trainers.evaluators.toy import ToyEvaluator
@@ -116,6 +117,29 @@ def test_machines_that_join_are_used_and_those_that_leave_are_survived(cluster: 
     assert len(cluster._nodes) == 1, "no machine was killed"
     assert sorted(outcome.trial for outcome in outcomes) == list(range(len(archs)))
     assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+def hungry() -> ToyEvaluator:
+    """Only pretended, in the process of a worker: all evaluations take 30 % of a GPU."""
+    trial_module._gpu_memory = lambda: 0.3
+    return ToyEvaluator()
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_evaluations_are_packed_by_what_they_took(cluster: Nodes) -> None:
+    cluster.add(num_gpus=1)
+    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", gpus_per_eval="auto")
+    with closing(RayExecutor(CONFIG, runtime, hungry)) as executor:
+        assert (executor.slots, executor.evaluation_request["GPU"]) == (1, 1.0)
+        trials = iter(
+            [Trial(i, 0, TOY.from_str(f"{c}-/a-"), "initial", i) for i, c in enumerate("abc")]
+        )
+        outcomes = []
+        for outcome in executor.run(lambda room: [*islice(trials, 1)]):
+            outcomes.append(outcome)
+            time.sleep(1.1)  # it looks at the machines every second
+        assert [outcome.gpu_memory for outcome in outcomes] == [0.3] * 3
+        assert (executor.slots, executor.evaluation_request["GPU"]) == (2, 0.5)
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)

@@ -19,6 +19,7 @@ from trainers.training.task import NetworkOptions
         ("tune", 0, "auto", "cpu"),
         ("ray", 0.25, "auto", "auto"),  # the process sees the GPU that it has, and no other
         ("tune", 1, "auto", "auto"),
+        ("ray", "auto", "auto", "auto"),
         ("local", 0, "auto", "auto"),
         ("ray", 0, "cuda", "cuda"),  # as the user wants it
     ],
@@ -42,6 +43,13 @@ def test_the_driver_needs_no_gpu_for_those_of_the_workers(tmp_path):
 def test_one_process_is_on_no_cluster():
     with pytest.raises(UserError, match=r"^--address is that of a Ray cluster"):
         Runtime(executor="local", address="127.0.0.1:1")
+
+
+def test_what_an_evaluation_reserves():
+    with pytest.raises(UserError, match=r"^--gpus-per-eval auto: trials of Tune keep what they"):
+        Runtime(executor="tune", gpus_per_eval="auto")
+    with pytest.raises(UserError, match=r"^--gpus-per-eval must be 0 to 1 or a whole number"):
+        Runtime(gpus_per_eval=1.5)
 
 
 def test_a_device_that_there_is_nowhere():

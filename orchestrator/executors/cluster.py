@@ -125,9 +125,11 @@ def generator_request(
     return request, "cuda" if on_gpu else "cpu"
 
 
-def evaluation_request(resources: Mapping[str, float], runtime: Runtime) -> dict[str, float]:
-    """What one evaluation asks for."""
-    request = {"CPU": runtime.cpus_per_eval, "GPU": runtime.gpus_per_eval}
+def evaluation_request(
+    resources: Mapping[str, float], runtime: Runtime, gpus: float
+) -> dict[str, float]:
+    """What one evaluation asks for, `gpus` of them."""
+    request = {"CPU": runtime.cpus_per_eval, "GPU": gpus}
     if "evaluator" in resources:
         request["evaluator"] = 1
     return {name: amount for name, amount in request.items() if amount}

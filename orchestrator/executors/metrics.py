@@ -13,7 +13,6 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from scipy.stats import kendalltau
 
 from orchestrator.config import RunConfig
-from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome
@@ -79,6 +78,7 @@ class OnRay(Protocol):
     """An executor whose work is on Ray."""
 
     generator_request: Mapping[str, float]  # resources that it reserves
+    evaluation_request: Mapping[str, float]  # and that an evaluation reserves which begins now
 
     @property
     def slots(self) -> int:
@@ -96,7 +96,6 @@ class RayMetrics:
         self,
         run: str,
         config: RunConfig,
-        runtime: Runtime,
         executor: OnRay,
         optimum: float | None,
     ) -> None:
@@ -104,14 +103,8 @@ class RayMetrics:
             name: _made(name, metric, run) for name, metric in METRICS.items()
         }
         self._executor, self._optimum = executor, optimum
-        generator_gpus = executor.generator_request.get("GPU", 0.0)
-        self._reserved = {
-            "evaluate": {"cpu": runtime.cpus_per_eval, "gpu": runtime.gpus_per_eval},
-            "generate": {
-                "cpu": 0.0 if generator_gpus else float(config.threads),
-                "gpu": generator_gpus,
-            },
-        }
+        gpus = executor.generator_request.get("GPU", 0.0)
+        self._generator = {"CPU": 0.0 if gpus else float(config.threads), "GPU": gpus}
         self._busy = {"generate": 0.0, "evaluate": 0.0}
         self._began = self._told = perf_counter()
         self._capacity = 0.0  # slots x wall seconds
@@ -124,7 +117,7 @@ class RayMetrics:
         self._elapsed(worked=sum(suggestion.seconds.values()))
         for phase, seconds in suggestion.seconds.items():
             self._count("nag_phase_seconds", seconds, phase)
-        self._spend("generate", found.get("generator_seconds", 0.0))
+        self._spend("generate", found.get("generator_seconds", 0.0), self._generator)
         for share in ("validity", "uniqueness"):
             if share in found:
                 self._set(f"nag_pool_{share}", found[share])
@@ -138,7 +131,7 @@ class RayMetrics:
         self._elapsed()
         self._count("nag_evaluations", 1, outcome.status)
         self._metrics["nag_evaluation_seconds"].observe(outcome.seconds)
-        self._spend("evaluate", outcome.seconds)
+        self._spend("evaluate", outcome.seconds, self._executor.evaluation_request)
         if store.best is not None:
             self._set("nag_best_value", store.best[1])
             if self._optimum is not None:
@@ -162,11 +155,12 @@ class RayMetrics:
         self._set("nag_slots", 1, "generate")
         self._capacity += slots * seconds
 
-    def _spend(self, role: str, seconds: float) -> None:
+    def _spend(self, role: str, seconds: float, reserved: Mapping[str, float]) -> None:
         self._busy[role] += seconds
         self._count("nag_phase_seconds", seconds, role)
-        for resource, amount in self._reserved[role].items():
-            self._count("nag_cost_seconds", seconds * amount, resource)
+        for resource in ("CPU", "GPU"):
+            amount = reserved.get(resource, 0.0)
+            self._count("nag_cost_seconds", seconds * amount, resource.lower())
         capacity = {"generate": self._told - self._began, "evaluate": self._capacity}
         for name, available in capacity.items():
             if available > 0:

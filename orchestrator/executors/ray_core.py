@@ -37,6 +37,7 @@ from orchestrator.executors.cluster import (
     is_own,
     options_of,
 )
+from orchestrator.executors.packing import GPUShare
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
 from trainers.base import Evaluator
@@ -113,6 +114,7 @@ class RayExecutor:
         self._asynchronous = config.schedule == "async"
         self._running: dict[Any, Attempt] = {}
         self._looked = -math.inf
+        self._share = GPUShare(runtime.gpus_per_eval)
         try:
             self._bell = Bell()
             request, device = generator_request(Machines.now().total, runtime)
@@ -166,6 +168,7 @@ class RayExecutor:
                 if isinstance(outcome, Attempt):
                     again.append(outcome)
                 else:
+                    self._share.saw(outcome)
                     yield outcome
 
     def close(self) -> None:
@@ -188,14 +191,16 @@ class RayExecutor:
         if monotonic() - self._looked < _HEARTBEAT_SECONDS:
             return
         self._machines = Machines.now()
-        self._request = evaluation_request(self._machines.total, self._runtime)
-        self._room = self._machines.room(self._request, self.generator_request)
-        self._lack = self._machines.lack("an evaluation", self._request, self.generator_request)
+        gpus = self._share.now()
+        request = evaluation_request(self._machines.total, self._runtime, gpus)
+        self.evaluation_request = request
+        self._room = self._machines.room(request, self.generator_request)
+        self._lack = self._machines.lack("an evaluation", request, self.generator_request)
         self._looked = monotonic()
 
     def _submit(self, attempt: Attempt) -> Any:
         """Reference of its outcome."""
-        request = self._request
+        request = self.evaluation_request
         if attempt.alone:
             request = self._machines.alone(request, self.generator_request)
         options = {"name": "evaluate", **options_of(request)}

@@ -30,6 +30,7 @@ from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.cluster import ClusterError, Machines, connect, evaluation_request
+from orchestrator.executors.packing import GPUShare
 from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
 from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
@@ -54,8 +55,10 @@ class TuneExecutor:
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
         machines = Machines.now()
-        self._resources = evaluation_request(machines.total, runtime)
-        most = machines.room(self._resources)
+        self.evaluation_request = evaluation_request(
+            machines.total, runtime, GPUShare(runtime.gpus_per_eval).now()
+        )
+        most = machines.room(self.evaluation_request)
         self._asynchronous = config.schedule == "async"
         useful = most if self._asynchronous else max(1, min(config.batch_size, most))
         self.slots = runtime.workers or useful
@@ -134,7 +137,7 @@ class TuneExecutor:
                 reduction_factor=_REDUCTION,
             )
             tune.Tuner(
-                tune.with_resources(evaluation, self._resources),
+                tune.with_resources(evaluation, self.evaluation_request),
                 tune_config=tune.TuneConfig(
                     search_alg=self._queues,
                     scheduler=scheduler or None,

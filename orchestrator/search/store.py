@@ -51,6 +51,7 @@ COLUMNS = (
     "predicted_mean",
     "predicted_std",
 )
+_OFTEN_EMPTY = ("curve", "stopped", "device", "gpu_memory")  # of outcomes
 
 
 class RunStore:
@@ -236,7 +237,7 @@ class RunStore:
         """Keep an outcome, in the journal before this returns; a second one is ignored."""
         if outcome.trial not in self.outcomes:
             event = {"event": "finished", **asdict(outcome)}
-            for name in ("curve", "stopped", "device"):
+            for name in _OFTEN_EMPTY:
                 if not event[name]:
                     del event[name]
             self._append(event, worth=outcome.seconds)
@@ -252,8 +253,8 @@ class RunStore:
         """One row per finished trial, in order, accuracies in percent.
 
         With their `epochs` where not all are of full fidelity, which has none; and where there were
-        any, the `curve` of their training, the epoch after which it was `stopped`, and the `device`
-        that latency was measured on.
+        any, the `curve` of their training, the epoch after which it was `stopped`, the `device`
+        that latency was measured on, and the share of the memory of a GPU, `gpu_memory`.
         """
         rows = []
         one_fidelity = all(trial.epochs is None for trial in self.trials)
@@ -266,7 +267,7 @@ class RunStore:
             if one_fidelity:
                 del row["epochs"]
             row["curve"] = [100 * value for value in outcome.curve]
-            for name in ("curve", "stopped", "device"):
+            for name in _OFTEN_EMPTY:
                 if not row[name]:
                     del row[name]
             for name in ("predicted_mean", "predicted_std"):

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from time import perf_counter
 from types import FrameType
@@ -52,6 +52,7 @@ class Outcome:
     curve: Sequence[float] = ()  # values after each epoch of a training
     stopped: int | None = None  # the epoch after which a training was stopped early
     device: str = ""  # what a latency was measured on
+    gpu_memory: float = 0.0  # the most that was taken of that of its GPU, a share; 0 without one
 
     @property
     def out_of_memory(self) -> bool:
@@ -110,11 +111,21 @@ def evaluate_trial(
     The memory of a GPU that it no longer uses is given back, to whoever shares the GPU: a process
     may live on, idle, while another is alone there after it ran out of memory.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
-        return _attempts(evaluator, trial, retries, timeout, last_resort)
+        outcome = _attempts(evaluator, trial, retries, timeout, last_resort)
+        return replace(outcome, gpu_memory=_gpu_memory())
     finally:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+def _gpu_memory() -> float:
+    """The largest share of its GPU's memory that PyTorch has held in this process."""
+    if not torch.cuda.is_initialized():
+        return 0.0
+    return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties().total_memory
 
 
 def _attempts(

@@ -1,0 +1,62 @@
+"""Evaluations that share a GPU, by the memory that earlier ones took; none of it is real here."""
+
+import pytest
+import torch
+
+from nag.spaces.toy import TOY
+from orchestrator.executors.packing import GPUShare
+from orchestrator.search.trial import Outcome, Trial, evaluate_trial
+from trainers.evaluators.toy import ToyEvaluator
+
+
+def share(*memory, asked="auto"):
+    found = GPUShare(asked)
+    for taken in memory:
+        found.saw(Outcome(0, "ok", 0.5, gpu_memory=taken))
+    return found.now()
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ((), 1.0),
+        ((0.0,), 1.0),  # nothing is known yet
+        ((0.1,), 1 / 8),
+        ((0.1, 0.3, 0.2), 1 / 2),
+        ((0.26,), 0.3333),  # three of these are a whole GPU for Ray, of one third they are not
+        ((0.5,), 1.0),
+        ((0.9,), 1.0),
+    ],
+)
+def test_as_many_as_the_hungriest_leaves_room_for(memory, expected):
+    assert share(*memory) == expected
+
+
+def test_what_the_user_says_is_done():
+    assert share(0.1, asked=0.5) == 0.5
+
+
+def test_the_peak_of_an_evaluation_is_measured_from_its_beginning(monkeypatch):
+    """PyTorch's counters of a GPU are pretended."""
+    peak = [0.9]
+
+    class Hungry(ToyEvaluator):
+        def evaluate(self, arch, *, seed):
+            peak[0] = max(peak[0], 0.4)
+            return super().evaluate(arch, seed=seed)
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0.0))
+    monkeypatch.setattr(cuda, "max_memory_reserved", lambda: 80e9 * peak[0])
+    monkeypatch.setattr(cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        cuda, "get_device_properties", lambda: type("Properties", (), {"total_memory": 80e9})
+    )
+    trial = Trial(0, 0, TOY.from_str("a-/a-"), "initial", seed=0)
+    assert evaluate_trial(Hungry(), trial, retries=0).gpu_memory == pytest.approx(0.4)
+
+
+def test_without_a_gpu_nothing_is_said():
+    trial = Trial(0, 0, TOY.from_str("a-/a-"), "initial", seed=0)
+    assert evaluate_trial(ToyEvaluator(), trial, retries=0).gpu_memory == 0.0
