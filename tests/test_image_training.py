@@ -67,8 +67,8 @@ def weights(training):
 
 
 def test_colours_are_learned(task):
-    found = list(training(task, replace(RECIPE, epochs=8)).run(8))
-    assert [epoch.epoch for epoch in found] == list(range(1, 9))
+    found = list(training(task, replace(RECIPE, epochs=16)).run(16))
+    assert [epoch.epoch for epoch in found] == list(range(1, 17))
     assert found[-1].loss < 0.5 * found[0].loss
     assert found[-1].accuracy > 0.8
 
@@ -459,6 +459,12 @@ def test_short_trainings_warm_up_and_decay(name, epochs):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_themselves_at_their_own_length(name):
     assert find_recipe(name) == find_recipe(name, RECIPES[name].epochs) == RECIPES[name]
+
+
+def test_the_short_trainings_of_the_benchmark_are_as_it_had_them():
+    recipe = find_recipe("nasbench201", 12)
+    last = 0.1 * 0.5 * (1 + math.cos(math.pi * 11 / 12))
+    assert learning_rate(recipe, 11.0) == learning_rate(recipe, 11.9) == pytest.approx(last)
 
 
 def test_unknown_recipes():

@@ -526,6 +526,8 @@ def test_the_memory_of_a_gpu_is_given_back_when_the_evaluation_no_longer_holds_i
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(alive)))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr("orchestrator.search.trial._gpu_memory", lambda: 0.0)
     executor, _ = faulty(out_of_memory)
     store = study(tmp_path / "run", executor=executor)
     assert [store.outcomes[i].status for i in (0, 1)] == ["failed", "ok"]

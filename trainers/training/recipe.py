@@ -61,6 +61,7 @@ class Recipe:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
+_BY_EPOCH = 12
 _RECIPES = (
     # Dong & Yang, ICLR 2020, table 1: what every accuracy of the benchmark was found by.
     Recipe(
@@ -127,7 +128,8 @@ RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 def find_recipe(name: str, epochs: int | None = None, precision: Precision | None = None) -> Recipe:
     """The recipe of that name, with other epochs or precision; raises EvaluatorConfigError.
 
-    The warm-up is a fifth of the epochs at most, so that few of them still end at a rate of zero.
+    Few epochs end at a rate near zero, too: the warm-up is a fifth of them at most, and only 12 or
+    more have one rate each, as the shortest trainings of NAS-Bench-201 had.
     """
     if name not in RECIPES:
         raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
@@ -139,5 +141,6 @@ def find_recipe(name: str, epochs: int | None = None, precision: Precision | Non
         recipe,
         epochs=epochs,
         warm_up=min(recipe.warm_up, epochs / 5),
+        by_epoch=recipe.by_epoch and epochs >= _BY_EPOCH,
         precision=precision or recipe.precision,
     )
