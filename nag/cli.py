@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
+"""What all commands share: errors of one line, Ctrl-C without a traceback, one user of an --out."""
 
 import fcntl
 import os

@@ -16,8 +16,8 @@ class CellNetwork(nn.Module):
     """Images (B, 3, R, R) of any size -> logits (B, num_classes).
 
     Weights begin as PyTorch draws them, as those of the benchmark did. Larger ones, such as He et
-    al.'s, cost up to ten points of accuracy after 12 epochs: before batch norms the size of weights
-    only makes steps smaller.
+    al.'s, make short trainings worse (benchmarks/results/cells.md): before batch norms the size of
+    weights only makes steps smaller.
     """
 
     def __init__(self, arch: Architecture, num_classes: int) -> None:
