@@ -1,22 +1,17 @@
-"""What all commands share: errors of one line, Ctrl-C without a traceback, one user of an --out."""
+"""What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
-import fcntl
-import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
 from rich.console import Console
 
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
 
-_PATIENCE = 10.0  # seconds; processes that load images outlive one that was killed
 INVALID = "INVALID"  # stands for an invalid sample in a list of architectures
 
 
@@ -83,40 +78,6 @@ def check_output(out: Path, suffix: str = "") -> None:
         raise UserError(f"no such folder: {out.parent}")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder")
-
-
-def lock(file: int | IO[Any], mode: int, path: Path, patience: float = 30.0) -> None:
-    """Lock an open file, which is `path` or stands for it, as `flock` does; until it is closed.
-
-    A process whose driver was killed is given `patience` seconds to end. Raises UserError.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(file, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"{path} is in use by another process") from None
-            time.sleep(0.2)
-
-
-@contextmanager
-def claim(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of a file or folder that no other process claims in this block.
-
-    flags: of os.open. Raises UserError. Without effect on a filesystem that has no locks.
-    """
-    with ExitStack() as opened:
-        while True:
-            descriptor = os.open(path, flags, 0o666)
-            opened.callback(os.close, descriptor)
-            try:
-                lock(descriptor, fcntl.LOCK_EX, path, _PATIENCE)
-            except OSError:
-                break
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break  # it has not been removed by another process that has just ended
-        yield descriptor
 
 
 def find_space(name: str) -> StagedSpace:

@@ -19,7 +19,8 @@ import pytest
 from processes import marked
 from rich.console import Console
 
-from nag.cli import UserError, lock
+from nag.cli import UserError
+from nag.locks import lock
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.experiment import main

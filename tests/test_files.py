@@ -153,7 +153,7 @@ def test_a_partial_file_loses_a_torn_end_and_nothing_else(tmp_path):
 
 
 def test_a_partial_file_has_one_user(tmp_path, monkeypatch):
-    monkeypatch.setattr("nag.cli._PATIENCE", 0.1)
+    monkeypatch.setattr("nag.locks._PATIENCE", 0.1)
     path = tmp_path / "partial"
     first = Partial(path, {"seed": 0})
     with pytest.raises(UserError, match=f"{path} is in use by another process"):

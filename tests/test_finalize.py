@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from nag.cli import UserError, claim, run
+from nag.cli import UserError, run
+from nag.locks import claim
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
@@ -306,7 +307,7 @@ class TestRepeatedCommands:
         assert (folder / "model.safetensors").read_bytes() == weights
 
     def test_a_second_command_is_refused(self, cells, data, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("nag.cli._PATIENCE", 0.1)
+        monkeypatch.setattr("nag.locks._PATIENCE", 0.1)
         (tmp_path / "out").mkdir()
         with claim(tmp_path / "out"):
             said = refusal(capsys, *cells, "--data", data, "--out", tmp_path / "out")

@@ -12,13 +12,13 @@ from rich.console import Console
 from nag.cli import (
     UserError,
     WholeNumber,
-    claim,
     command_line,
     find_space,
     read_architectures,
     user_errors,
 )
 from nag.cli import run as run_command
+from nag.locks import claim
 from nag.spaces import StagedSpace
 from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nag.cli import UserError, claim, difference
+from nag.cli import UserError, difference
+from nag.locks import claim
 
 
 class Partial:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nag.cli import UserError, find_space, lock
+from nag.cli import UserError, find_space
+from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.methods import METHODS
