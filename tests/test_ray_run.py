@@ -22,7 +22,7 @@ SEARCH = ["--space", "toy", "--score", "exact", "--n-init", "4", "--batch-size",
 SEARCH += ["--pool-size", "100", "--steps", "30", "--seed", "2"]
 SETTINGS = [*SEARCH, "--budget", "16"]
 LONG = [*SEARCH, "--budget", "144"]  # the same search, which is stopped long before its end
-LOCAL = [*SETTINGS, "--executor", "local"]
+LOCAL = ["--executor", "local"]
 RAY = ["--executor", "ray", "--auth", "disabled", "--no-dashboard"]
 MARK = "NAG_TEST_RUN"  # in the environment of a command and of all that it starts
 # Ray's processes look for a GCS that is gone for 60 s, unless they are told otherwise
@@ -68,11 +68,12 @@ class Run:
         """Names of the processes that this run has started, its own among them, and their pids."""
         return dict(marked(f"{MARK}={self._mark}"))
 
-    def wait_for(self, outcomes):
+    def outcomes(self):
         journal = self.out / "journal.jsonl"
-        self.wait_until(
-            lambda: journal.exists() and journal.read_bytes().count(b'"finished"') >= outcomes
-        )
+        return journal.read_bytes().count(b'"finished"') if journal.exists() else 0
+
+    def wait_for(self, outcomes):
+        self.wait_until(lambda: self.outcomes() >= outcomes)
 
     def wait_until(self, condition):
         """While the command goes on."""
@@ -90,6 +91,12 @@ def killed():
         run.wait_until_gone()
 
 
+def continued(run, *options):
+    """The rest of a stopped run: to 16 trials, or a few more than it has made before it ended."""
+    budget = max(16, run.outcomes() + 3)
+    return Run(run.out, *SEARCH, "--budget", str(budget), *options)
+
+
 def found(out):
     """(architecture, value) of all trials in order."""
     columns = pq.read_table(out / "trials.parquet").to_pydict()
@@ -101,7 +108,7 @@ def found(out):
 def expected(tmp_path_factory):
     """The trials of the same run without Ray."""
     out = tmp_path_factory.mktemp("local") / "run"
-    code, _, stderr = Run(out, *LOCAL).finish()
+    code, _, stderr = Run(out, *SETTINGS, *LOCAL).finish()
     assert (code, stderr) == (0, "")
     assert len(found(out)) == 16
     return found(out)
@@ -132,8 +139,7 @@ def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_pat
         assert stdout.splitlines()[-1].startswith("interrupted: ")
     else:
         killed.append(run)
-    rest = [*SETTINGS, *RAY] if stop == signal.SIGKILL else LOCAL
-    code, stdout, stderr = Run(run.out, *rest).finish()
+    code, stdout, stderr = continued(run, *(RAY if stop == signal.SIGKILL else LOCAL)).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
     assert found(run.out)[:16] == expected
@@ -149,7 +155,7 @@ def test_a_run_whose_gcs_dies_ends_and_continues(expected, killed, tmp_path):
     assert run.process.returncode != 0
     assert "the head of the cluster does not answer" in stderr
     killed.append(run)
-    code, _, stderr = Run(run.out, *LOCAL).finish()
+    code, _, stderr = continued(run, *LOCAL).finish()
     assert (code, stderr) == (0, "")
     assert found(run.out)[:16] == expected
 
