@@ -43,7 +43,6 @@ bench: $(VENV)/dev-ready
 figures: $(VENV)/run-ready
 	@ls $(RUNS)/experiment-*.json >/dev/null 2>&1 || { echo "error: no experiment in $(RUNS): run python -m orchestrator.experiment FILE --out $(RUNS)" >&2; exit 2; }
 	for file in $(RUNS)/experiment-*.json; do name=$${file##*/experiment-}; \
-	  grep -q '"kind": "search"' $$file || { echo "$${name%.json}: no searches; its tables are in the folders of its commands"; continue; }; \
 	  $(BIN)/python -m orchestrator.report $$file --out $(RUNS)/report-$${name%.json} $(ARGS) || exit; done
 
 $(VENV)/run-ready: pyproject.toml

@@ -12,7 +12,7 @@ from nag.cli import UserError, WholeNumber, command_line, run
 from orchestrator.comparison.page import write_comparison
 from orchestrator.comparison.panels import make_panels
 from orchestrator.comparison.summary import Settings, summarise
-from orchestrator.history.find import find_runs, read_runs
+from orchestrator.history.find import find_commands, find_runs, read_runs
 from orchestrator.storage.location import PathOrURI
 
 app = command_line(
@@ -55,7 +55,8 @@ def main(
     ----------
     runs
         Folders or URIs of runs, searched for config.json and a journal, or an experiment-NAME.json,
-        whose panels are kept and whose missing runs are called "not run".
+        whose panels are kept and whose missing runs are called "not run". What the commands of an
+        experiment have left is on the page as well.
     out
         Folder of the report.
     marks
@@ -92,7 +93,13 @@ def main(
     if not within >= 0:
         raise UserError("--within must not be negative")
     optima, targets = _by_panel("optimum", optimum), _by_panel("target", target)
-    members, skipped = read_runs(find_runs(runs))
+    sources, commands = find_runs(runs), find_commands(runs)
+    if not sources and not any(command.finished for command in commands):
+        raise UserError(
+            f"no runs in {', '.join(map(str, runs))}: a run is a folder with config.json and "
+            "journal.jsonl"
+        )
+    members, skipped = read_runs(sources) if sources else ([], [])
     panels, twice = make_panels(members, split)
     for levels in (optima, targets):
         if "" in levels:  # of all panels that are not named
@@ -109,16 +116,21 @@ def main(
         tuple(dict.fromkeys(workers)),
     )
     settings.check(panels)
-    page = write_comparison(summarise(panels, settings), settings, [*skipped, *twice], out)
-    for path, reason in [*skipped, *twice]:
+    left_out = [*skipped, *twice]
+    page = write_comparison(summarise(panels, settings), settings, left_out, commands, out)
+    for path, reason in left_out:
         sys.stderr.write(f"left out: {path}: {reason}\n")
-    compared = [run for panel in panels for run in panel.runs]
-    finished = sum(run.complete for run in compared)
-    sys.stdout.write(
-        f"{len(compared)} runs, {finished} of them finished, in {len(panels)} "
-        f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
-        f"report: {page}\n"
-    )
+    if panels:
+        compared = [run for panel in panels for run in panel.runs]
+        finished = sum(run.complete for run in compared)
+        sys.stdout.write(
+            f"{len(compared)} runs, {finished} of them finished, in {len(panels)} "
+            f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
+        )
+    if commands:
+        finished = sum(command.finished for command in commands)
+        sys.stdout.write(f"{len(commands)} commands, {finished} of them finished\n")
+    sys.stdout.write(f"report: {page}\n")
     return 0
 
 

@@ -749,6 +749,41 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     assert "mutation, seed 0: 0 of 3 evaluations" in page.sections["panel-1"]
     assert "not run" in page.sections["panel-1"]
     assert "mutation" not in page.sections["panel-2"]
+    assert "1 commands, 0 of them finished" in said
+    assert "not run" in page.sections["c"]
+
+
+def test_what_commands_have_left_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / "quality-1"
+    left.mkdir()
+    (left / "command.json").write_text("{}")
+    (left / "command.log").write_text("progress")
+    (left / "quality.md").write_text("`<b>`\n\n| row | max |\n|---|---|\n| guided | 94.37 |\n")
+    (left / "quality.csv").write_text("row,max\nguided,94.37\n")
+    (left / "quality.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    parts = [
+        {"panel": "Table 3", "label": name, "kind": "command"}
+        for name in ("quality-1", "quality-2")
+    ]
+    (tmp_path / "experiment-t.json").write_text(json.dumps({"runs": parts}))
+    for given, finished in ((tmp_path / "experiment-t.json", 2), (tmp_path, 1)):
+        out = tmp_path / f"report-{finished}"
+        code, said = _report(capsys, given, "--out", out)
+        assert (code, said.splitlines()[0]) == (0, f"{finished} commands, 1 of them finished")
+        text = (out / "report.html").read_text()
+        page = check_page(text)
+        assert "94.37" in page.sections["quality-1"]
+        assert "&lt;b&gt;" in text
+        assert "data:image/svg+xml;base64," in text
+        assert ("quality-2" in page.sections) == (finished == 2)
+        copied = {file.name for file in (out / "commands" / "quality-1").iterdir()}
+        assert copied == {"quality.md", "quality.csv", "quality.svg"}
+    (left / "command.json").unlink()
+    code, said = _report(capsys, tmp_path / "experiment-t.json", "--out", tmp_path / "none")
+    assert code == 2
+    assert said.startswith("error: no runs in ")
 
 
 def test_a_level_is_of_a_panel_or_of_all(

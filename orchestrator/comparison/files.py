@@ -7,7 +7,7 @@ import pandas as pd
 
 from orchestrator.comparison.statistics import mean_interval
 from orchestrator.comparison.summary import Level, Settings, Summary
-from orchestrator.history.find import Skipped
+from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.history.run import Run
 
 _PERCENT = ("value", "test", "predicted_mean", "predicted_std")
@@ -83,6 +83,7 @@ def manifest(
     summaries: Sequence[Summary],
     settings: Settings,
     skipped: Sequence[Skipped],
+    commands: Sequence[CommandSource],
     command: str,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -116,6 +117,10 @@ def manifest(
         ],
         "data": data_checksums([run for summary in summaries for run in summary.panel.runs]),
         "runs": runs,
+        "commands": [
+            {"path": str(source.path), "panel": source.group, "finished": source.finished}
+            for source in commands
+        ],
         "skipped": [{"path": str(path), "reason": reason} for path, reason in skipped],
     }
 

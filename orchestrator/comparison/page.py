@@ -14,6 +14,7 @@ import pandas as pd
 from nag.cli import package_version
 from nag.files import write_text
 from orchestrator.comparison.checklist import panel_checklist
+from orchestrator.comparison.commands import command_section, copy_files
 from orchestrator.comparison.diagnostics import RATES, WINDOW
 from orchestrator.comparison.figures import (
     Facets,
@@ -42,7 +43,7 @@ from orchestrator.comparison.tables import (
     values_table,
     win_tie_loss_table,
 )
-from orchestrator.history.find import Skipped
+from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE
 from orchestrator.reporting.figures import standalone
 from orchestrator.reporting.pages import page_template
@@ -61,37 +62,31 @@ _CALIBRATED = {"within ±2 std, %": 95.45, "Kendall τ": 0.0}
 
 
 def write_comparison(
-    summaries: Sequence[Summary], settings: Settings, skipped: Sequence[Skipped], out: Path
+    summaries: Sequence[Summary],
+    settings: Settings,
+    skipped: Sequence[Skipped],
+    commands: Sequence[CommandSource],
+    out: Path,
 ) -> Path:
     """Write everything below `out`; returns the page. Equal runs give equal files."""
-    for folder in ("tables", "figures"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     colours = family_colours([m for summary in summaries for m in summary.panel.methods])
     shown = [
         panel_page(i, summary, looks(summary.panel.methods, colours))
         for i, summary in enumerate(summaries, start=1)
     ]
-    for panel in shown:
-        for name, svg in panel["figures"].items():
-            write_text(out / "figures" / f"{panel['slug']}-{name}.svg", standalone(svg))
-        for table in panel["tables"].values():
-            write_text(out / "tables" / f"{panel['slug']}-{table.name}.tex", to_latex(table))
-    summed = overview(summaries)
-    write_text(out / "tables" / "overview.tex", to_latex(summed))
-    _write_csv(pd.concat([trial_rows(summary) for summary in summaries]), out / "curves.csv")
-    rows = [row for summary in summaries for row in summary_rows(summary)]
-    _write_csv(pd.DataFrame(rows), out / "summary.csv")
-    rows = [row for summary in summaries for row in test_rows(summary)]
-    _write_csv(pd.DataFrame(rows), out / "tests.csv")
+    if summaries:
+        _write_files(summaries, shown, out)
+    copy_files(commands, out)
     packages = ("diffusionnag-bo", "numpy", "scipy", "matplotlib", "pandas")
     versions = {"python": platform.python_version()}
     versions |= {package: package_version(package) for package in packages}
     command = shlex.join(["python", *map(without_secrets, sys.orig_argv[1:])])
-    record = manifest(summaries, settings, skipped, command, versions)
+    record = manifest(summaries, settings, skipped, commands, command, versions)
     write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
     page = page_template("comparison.html").render(
         panels=shown,
-        overview=summed,
+        commands=[command_section(source) for source in commands],
+        overview=overview(summaries) if summaries else None,
         manifest=record,
         skipped=skipped,
         window=WINDOW,
@@ -99,6 +94,25 @@ def write_comparison(
     )
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def _write_files(
+    summaries: Sequence[Summary], shown: Sequence[Mapping[str, Any]], out: Path
+) -> None:
+    """The tables and figures of the page."""
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for panel in shown:
+        for name, svg in panel["figures"].items():
+            write_text(out / "figures" / f"{panel['slug']}-{name}.svg", standalone(svg))
+        for table in panel["tables"].values():
+            write_text(out / "tables" / f"{panel['slug']}-{table.name}.tex", to_latex(table))
+    write_text(out / "tables" / "overview.tex", to_latex(overview(summaries)))
+    _write_csv(pd.concat([trial_rows(summary) for summary in summaries]), out / "curves.csv")
+    rows = [row for summary in summaries for row in summary_rows(summary)]
+    _write_csv(pd.DataFrame(rows), out / "summary.csv")
+    rows = [row for summary in summaries for row in test_rows(summary)]
+    _write_csv(pd.DataFrame(rows), out / "tests.csv")
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs by where they are: in folders, below them, or of experiments."""
+"""Runs and commands by where they are: in folders, below them, or of experiments."""
 
 import json
 import os
@@ -23,16 +23,44 @@ class Source(NamedTuple):
     record: Mapping[str, Any] | None = None
 
 
+class CommandSource(NamedTuple):
+    """The directory in which a command of an experiment leaves its files, begun or not."""
+
+    path: Path
+    group: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "command.json").exists()
+
+
 def find_runs(paths: Sequence[Location]) -> list[Source]:
-    """Every run in folders and experiments; raises UserError where there is none."""
+    """Every run in folders and experiments."""
     found: dict[tuple[Location, str], Source] = {}
     for path in paths:
         below = _runs_below if path.is_dir() else _runs_of_experiment
         for source in below(path):
             found.setdefault((source.path.resolve(), source.group), source)
-    if not found:
-        shown = ", ".join(map(str, paths))
-        raise UserError(f"no runs in {shown}: a run is a folder with config.json and journal.jsonl")
+    return list(found.values())
+
+
+def find_commands(paths: Sequence[Location]) -> list[CommandSource]:
+    """Every finished command in local folders, and every one of experiments."""
+    found: dict[Path, CommandSource] = {}
+    for path in paths:
+        if isinstance(path, URI):
+            continue
+        if path.is_dir():
+            below = sorted(file.parent for file in path.rglob("command.json"))
+            sources = [CommandSource(folder) for folder in below]
+        else:
+            sources = [
+                CommandSource(path.parent / part["label"], str(part["panel"] or ""))
+                for part in _parts(path)
+                if part["kind"] == "command"
+            ]
+        for source in sources:
+            found.setdefault(source.path.resolve(), source)
     return list(found.values())
 
 
@@ -51,11 +79,18 @@ def _runs_below(path: Location) -> Iterator[Source]:
 
 def _runs_of_experiment(path: Location) -> Iterator[Source]:
     """The searches that an experiment consists of, whether they have been begun or not."""
-    try:
-        runs = json.loads(path.read_bytes())["runs"]
-        searches = [run for run in runs if run["kind"] == "search"]
-        for run in searches:
+    for run in _parts(path):
+        if run["kind"] == "search":
             yield Source(path.parent / run["label"], str(run["panel"] or ""), run)
+
+
+def _parts(path: Location) -> list[Mapping[str, Any]]:
+    """What an experiment consists of: kind, label and panel of each part, and more."""
+    try:
+        parts: list[Mapping[str, Any]] = json.loads(path.read_bytes())["runs"]
+        for part in parts:
+            part["kind"], path.parent / part["label"], part["panel"]
+        return parts
     except FileNotFoundError:
         raise UserError(f"no such folder: {path}") from None
     except OSError as error:

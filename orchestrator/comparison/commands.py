@@ -1,0 +1,47 @@
+"""What the commands of an experiment have left, for the page of a comparison."""
+
+import base64
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from orchestrator.history.find import CommandSource
+
+_COPIED = (".csv", ".md", ".svg")
+
+
+def command_section(source: CommandSource) -> dict[str, Any]:
+    """What the template shows of a command: its Markdown as HTML, its figures as data URIs."""
+    files = _files(source)
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    return {
+        "id": source.path.name,
+        "title": source.group,
+        "name": source.path.name,
+        "finished": source.finished,
+        "texts": [markdown.render(f.read_text()) for f in files if f.suffix == ".md"],
+        "pictures": [
+            "data:image/svg+xml;base64," + base64.b64encode(f.read_bytes()).decode()
+            for f in files
+            if f.suffix == ".svg"
+        ],
+    }
+
+
+def copy_files(sources: Sequence[CommandSource], out: Path) -> None:
+    """Copy tables and figures of each command to OUT/commands/NAME."""
+    for source in sources:
+        for file in _files(source):
+            folder = out / "commands" / source.path.name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / file.name)
+
+
+def _files(source: CommandSource) -> list[Path]:
+    """In order; none of a command that has not ended."""
+    if not source.finished:
+        return []
+    return sorted(file for file in source.path.iterdir() if file.suffix in _COPIED)
