@@ -50,13 +50,14 @@ class SimulatedWorkers:
     description = "simulated"
 
     def run(self, ask: Ask) -> Iterator[Outcome]:
-        limit = in_flight(self.workers) if self.asynchronous else 10**9
         waiting: deque[tuple[float, Trial]] = deque()  # since when
         idle = [0.0] * self.workers  # since when
         running: list[tuple[float, int, Outcome]] = []
         while True:
+            submitted = len(running) + len(waiting)
+            limit = in_flight(self.workers, submitted) if self.asynchronous else 10**9
             with self._working():
-                asked = ask(limit - len(running) - len(waiting))
+                asked = ask(limit - submitted)
             waiting += ((self.clock, trial) for trial in asked)
             while waiting and idle:
                 self._start(*waiting.popleft(), heapq.heappop(idle), running)

@@ -2,6 +2,8 @@
 
 from collections import deque
 
+import pytest
+
 from nag.spaces.toy import TOY
 from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.search.trial import Outcome, Trial
@@ -54,3 +56,23 @@ def test_a_lost_worker_is_an_attempt():
     assert second == Attempt(FIRST.trial, number=2)
     assert second.result(LOST, lost=True, retries=1).attempts == 2
     assert FIRST.result(LOST).attempts == 1  # Tune has tried it again itself
+
+
+@pytest.mark.parametrize(
+    ("slots", "submitted", "limit"),
+    [
+        (1, 0, 1),
+        (1, 1, 1),
+        (7, 7, 7),
+        (16, 16, 18),
+        (16, 17, 17),
+        (64, 0, 72),
+        (64, 64, 72),
+        (64, 65, 65),
+    ],
+)
+def test_an_asynchronous_queue_is_filled_when_it_is_empty(slots, submitted, limit):
+    pytest.importorskip("ray")
+    from orchestrator.executors.ray_core import in_flight
+
+    assert in_flight(slots, submitted) == limit

@@ -24,7 +24,7 @@ from test_ray_faults import (
     _outcomes,
     _trials,
 )
-from test_ray_run import LOCAL, LONG, SETTINGS, Run, expected, found, killed  # noqa: F401
+from test_ray_run import LOCAL, LONG, Run, continued, expected, found, killed  # noqa: F401
 
 from nag.spaces.toy import TOY
 from orchestrator.executors.cluster import ClusterError
@@ -50,8 +50,7 @@ def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noq
         assert stdout.splitlines()[-1].startswith("interrupted: ")
     else:
         killed.append(run)
-    rest = [*SETTINGS, *TUNE] if stop == signal.SIGKILL else LOCAL
-    code, stdout, stderr = Run(run.out, *rest).finish()
+    code, stdout, stderr = continued(run, *(TUNE if stop == signal.SIGKILL else LOCAL)).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
     assert found(run.out)[:16] == expected

@@ -45,7 +45,7 @@ from trainers.base import Evaluator
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
 _HEARTBEAT_SECONDS = 1.0
 LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
-_TRIALS_PER_AHEAD = 16  # asynchronous: one trial in Ray's queue for so many that are evaluated
+_TRIALS_PER_AHEAD = 8  # asynchronous: a queue of one trial for so many that are evaluated
 
 
 @ray.remote
@@ -180,11 +180,11 @@ class RayExecutor:
 
         In rounds all of a batch are, which tells the autoscaler how many machines the run can use.
         Asynchronously as many as there is room for now, and some more, so that no machine waits for
-        the driver: each is proposed without what is still running.
+        the driver.
         """
         if not self._asynchronous:
             return self._runtime.workers or sys.maxsize
-        return in_flight(self._runtime.workers or max(1, self._room))
+        return in_flight(self._runtime.workers or max(1, self._room), len(self._running))
 
     def _look(self) -> None:
         """Look at the machines, if it is not a moment ago: to ask Ray takes longer than a trial."""
@@ -246,9 +246,13 @@ def _ended(references: list[Any]) -> list[Any]:
     return done
 
 
-def in_flight(slots: int) -> int:
-    """How many trials an asynchronous search submits where so many are evaluated at a time."""
-    return slots + slots // _TRIALS_PER_AHEAD
+def in_flight(slots: int, submitted: int) -> int:
+    """How many trials an asynchronous search may have submitted, where `slots` are evaluated.
+
+    The queue is filled when it is empty, before a worker is: one proposal serves all of it, and
+    what waits there is proposed without fewer outcomes than if it were kept full.
+    """
+    return submitted if submitted > slots else slots + slots // _TRIALS_PER_AHEAD
 
 
 def _last_line(error: RayError) -> str:

@@ -81,10 +81,10 @@ class TuneExecutor:
         """Raises ClusterError when Tune has ended before the trials, or no evaluator starts."""
         if not self._tune.ident:  # not before the store of the run has taken its folder
             self._tune.start()
-        limit = in_flight(self.slots) if self._asynchronous else sys.maxsize
         running: dict[int, Attempt] = {}
         again: deque[Attempt] = deque()
         while True:
+            limit = in_flight(self.slots, len(running)) if self._asynchronous else sys.maxsize
             for attempt in to_begin(ask, limit, running.values(), again):
                 running[attempt.trial.trial] = attempt
                 self._queues.waiting.put(attempt.trial)
