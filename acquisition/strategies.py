@@ -30,7 +30,7 @@ from acquisition.parzen import ParzenEstimator
 from acquisition.reinforce import Reinforce
 from nag.calibration import Calibrated
 from nag.generate import Samples
-from nag.generator import Generator, Guidance, GuidanceForm, GuidanceKind
+from nag.generator import Generator, Guidance, GuidanceForm, GuidanceKind, Part
 from nag.guidance import Ladder
 from nag.predictors.base import DifferentiablePredictor, FittedPredictor, Observations
 from nag.properties import Constraint, satisfied
@@ -38,6 +38,7 @@ from nag.spaces import Architecture, SearchSpace
 
 _MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted; the first is
 # of the size of the pool, the others as large as it takes by the yield of the one before
+_PART = 512  # samples of a larger batch that one generator makes at a time
 
 
 @dataclass(frozen=True)
@@ -230,21 +231,21 @@ def _generate_unseen(
     guidance: Guidance | None,
 ) -> Pool:
     constraints = () if guidance is None else guidance.constraints
-    rounds: list[Samples] = []
+    made: list[Samples] = []
     found: dict[Architecture, None] = {}
     wanted = n
-    while len(found) < n and len(rounds) < _MAX_ROUNDS:
-        seed = int(rng.integers(2**62))
-        samples = generator.generate(wanted, seed=seed, guidance=guidance)
-        new = [arch for arch in fresh(samples.unique, exclude) if arch not in found]
-        rounds.append(samples)
+    for _ in range(_MAX_ROUNDS):
+        if len(found) >= n:
+            break
+        samples = _generate(generator, wanted, rng, guidance)
+        made += samples
+        unique = dict.fromkeys(arch for part in samples for arch in part.unique)
+        new = [arch for arch in fresh(unique, exclude) if arch not in found]
         found |= dict.fromkeys(new)
         wanted = min(n, math.ceil((n - len(found)) * wanted / max(len(new), 1)))
-        if guidance is not None and {"scale_low", "scale_high"} <= samples.diagnostics.keys():
-            low, high = (samples.diagnostics[key] for key in ("scale_low", "scale_high"))
-            guidance = replace(guidance, scale=Ladder(low, high), noise_aware=samples.noise_aware)
-    generated = sum(len(samples.archs) for samples in rounds)
-    valid = [arch for samples in rounds for arch in samples.valid]
+        guidance = _informed(guidance, samples[0])
+    generated = sum(len(samples.archs) for samples in made)
+    valid = [arch for samples in made for arch in samples.valid]
     feasible = {}
     if constraints and valid:
         feasible = {"feasible": float(satisfied(constraints, valid).mean())}
@@ -253,12 +254,35 @@ def _generate_unseen(
         "validity": len(valid) / max(generated, 1),
         "uniqueness": len(set(valid)) / max(len(valid), 1),
         "novelty": len(fresh(set(valid), exclude)) / max(len(set(valid)), 1),
-        "score_evaluations": sum(samples.score_evaluations for samples in rounds),
-        "generator_seconds": sum(samples.seconds for samples in rounds),
+        "score_evaluations": sum(samples.score_evaluations for samples in made),
+        "generator_seconds": sum(samples.seconds for samples in made),
         **feasible,
-        **(rounds[0].diagnostics if rounds else {}),
+        **(made[0].diagnostics if made else {}),
     }
     return Pool(tuple(found)[:n], diagnostics)
+
+
+def _generate(
+    generator: Generator, n: int, rng: np.random.Generator, guidance: Guidance | None
+) -> list[Samples]:
+    """n samples, in parts that do not depend on how many generators make them.
+
+    The first finds out what guidance has to, for all.
+    """
+    sizes = [_PART] * (n // _PART) + [n % _PART] * (n % _PART > 0)
+    first, *others = (Part(size, seed=int(rng.integers(2**62))) for size in sizes)
+    samples = generator.generate(first.n, seed=first.seed, guidance=guidance)
+    if not others:
+        return [samples]
+    return [samples, *generator.generate_parts(others, _informed(guidance, samples))]
+
+
+def _informed(guidance: Guidance | None, samples: Samples) -> Guidance | None:
+    """Guidance that has not to find out again what it had for these samples."""
+    if guidance is None or not {"scale_low", "scale_high"} <= samples.diagnostics.keys():
+        return guidance
+    low, high = (samples.diagnostics[key] for key in ("scale_low", "scale_high"))
+    return replace(guidance, scale=Ladder(low, high), noise_aware=samples.noise_aware)
 
 
 @dataclass(frozen=True)

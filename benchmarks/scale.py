@@ -3,20 +3,22 @@
     python benchmarks/scale.py
 
 First what Ray itself costs: evaluations that do nothing, and evaluations that sleep, on a Ray of
-this machine with so many CPUs as there are workers. Then guided searches on MobileNetV3 with 1 to
-256 workers, whose evaluations take log-normal times of mean 60 s, on a simulated clock to which the
-real seconds of the driver (fit, generate, select, journal) are added. Their sigma is 0.28 (that of
-the training times of NAS-Bench-201's cells), 0.5 or 1 (one in twenty takes more than three times
-the mean). Utilisation is the share of the workers' time in which they evaluate, from when all have
-work until the last trial begins.
+this machine with so many CPUs as there are workers. What several generators are worth for a pool of
+thousands, by the trained network on this machine's cores. Then guided searches on MobileNetV3 with
+1 to 256 workers, whose evaluations take log-normal times of mean 60 s, on a simulated clock to
+which the real seconds of the driver (fit, generate, select, journal) are added. Their sigma is 0.28
+(that of the training times of NAS-Bench-201's cells), 0.5 or 1 (one in twenty takes more than three
+times the mean). Utilisation is the share of the workers' time in which they evaluate, from when all
+have work until the last trial begins.
 """
 
 import heapq
+import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +30,10 @@ import torch
 from simulated import Duration, SimulatedWorkers, log_normal
 
 from nag.cli import UserError, command_line, run
-from nag.generator import DiffusionGenerator
+from nag.generator import DiffusionGenerator, Generator, Guidance, Part
+from nag.guidance import Ladder
+from nag.predictors.base import Observations
+from nag.predictors.gp import GaussianProcess
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.build import build_optimizer, plan_of
@@ -68,6 +73,7 @@ def main(
     real: tuple[int, ...] = (1, 16, 64),
     per_worker: int = 4,
     seconds: float = 4.0,
+    samples: int = 2048,
 ) -> None:
     """Measure and write benchmarks/results/scale.md.
 
@@ -81,14 +87,18 @@ def main(
         Evaluations for each worker, 60 at least.
     seconds
         Mean sleep of a real evaluation.
+    samples
+        Of the pool that several generators make.
     """
-    if min(*workers, *real, per_worker) < 1 or seconds <= 0:
+    if min(*workers, *real, per_worker, samples) < 1 or seconds <= 0:
         raise UserError("all numbers must be at least 1")
     torch.set_num_threads(1)
     machine = f"{platform.machine()}, torch {torch.__version__}, 1 thread"
     lines = [f"`{' '.join(['python', *sys.argv])}`", "", f"{machine}.", ""]
     lines += ["| Ray tasks | evaluations | ms per evaluation beyond sleep | utilisation, % |"]
     lines += ["|---|---|---|---|", *_real(real, per_worker, seconds), ""]
+    lines += ["| generators | samples | seconds | times as fast as one |", "|---|---|---|---|"]
+    lines += [*_generators(samples), ""]
     lines += ["| workers | schedule | durations, sigma | evaluations | utilisation, % "]
     lines[-1] += "| driver, % of the time | driver, s per evaluation |"
     lines += ["|---|---|---|---|---|---|---|"]
@@ -129,6 +139,31 @@ def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[
         busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans)
         use = 100 * busy / (count * (last - first))
         yield f"| {count} | 1000 and {n} | {idle:.1f} | {use:.1f} |"
+
+
+def _generators(samples: int) -> Iterator[str]:
+    """Guided samples in parts of 512, the scales given."""
+    from orchestrator.executors.ray_core import RayExecutor
+
+    config = RunConfig()
+    archs = MOBILENETV3.sample(50, np.random.default_rng(0))
+    observed = Observations(archs, SurrogateEvaluator().predict(archs))
+    predictor = GaussianProcess(MOBILENETV3).fit(observed, np.random.default_rng(0))
+    guidance = Guidance(predictor, observed, scale=Ladder(1.0, 30.0))
+    parts = [Part(512, seed) for seed in range(-(-samples // 512))]
+    one = 0.0
+    for count in range(1, 1 + min(os.cpu_count() or 1, len(parts))):
+        runtime = Runtime(workers=1, generators=count, dashboard=False)
+        with closing(RayExecutor(config, runtime, partial(Asleep, 0.0))) as executor:
+            took = min(_generate(executor.generator, parts, guidance) for _ in range(3))
+        one = one or took
+        yield f"| {count} | {512 * len(parts):,} | {took:.1f} | {one / took:.2f} |"
+
+
+def _generate(generator: Generator, parts: Sequence[Part], guidance: Guidance) -> float:
+    started = time.perf_counter()
+    generator.generate_parts(parts, guidance)
+    return time.perf_counter() - started
 
 
 def _evaluate(executor: object, n: int) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -88,11 +88,24 @@ class Guidance:
             raise ValueError("a target value goes with the guidance form 'target', and only there")
 
 
+class Part(NamedTuple):
+    """n samples of a larger number, which depend on their own seed and on no other part."""
+
+    n: int
+    seed: int
+
+
 class Generator(Protocol):
     """Makes architectures: in this process, or on a GPU of the cluster."""
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
         """n samples, guided or from the plain law; equal arguments give equal samples."""
+        ...
+
+    def generate_parts(
+        self, parts: Sequence[Part], guidance: Guidance | None = None
+    ) -> list[Samples]:
+        """`generate` of each part, where it can several at a time."""
         ...
 
 
@@ -127,6 +140,11 @@ class DiffusionGenerator:
             diagnostics=found,
             noise_aware=guidance.noise_aware,
         )
+
+    def generate_parts(
+        self, parts: Sequence[Part], guidance: Guidance | None = None
+    ) -> list[Samples]:
+        return [self.generate(part.n, seed=part.seed, guidance=guidance) for part in parts]
 
     def _sample(self, score: ScoreFn, n: int, seed: int, steps: int | None = None) -> Samples:
         return generate(

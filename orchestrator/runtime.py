@@ -43,8 +43,10 @@ class Runtime:
         of its process; by default never.
     device
         Device of the generator: auto takes a GPU where the cluster has one.
+    generators
+        Generators: of a pool of more than 512 samples they make parts at the same time.
     generator_gpus
-        Share of a GPU that the generator reserves, where it is on one.
+        Share of a GPU that each generator reserves, where it is on one.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
@@ -73,6 +75,7 @@ class Runtime:
     gpus_per_eval: GpusPerEval = 0.0
     timeout: float | None = None
     device: str = "auto"
+    generators: WholeNumber = 1
     generator_gpus: float = 1.0
     auth: Literal["token", "disabled"] | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
@@ -87,6 +90,10 @@ class Runtime:
             raise UserError("--workers must be at least 1")
         if self.executor == "local" and self.address:
             raise UserError("--address is that of a Ray cluster: --executor local uses none")
+        if self.generators < 1:
+            raise UserError("--generators must be at least 1")
+        if self.generators > 1 and self.executor != "ray":
+            raise UserError(f"--executor {self.executor} has one generator, in this process")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
         if self.metrics_port is not None and not 0 < self.metrics_port < 65536:

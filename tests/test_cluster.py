@@ -272,24 +272,27 @@ SMALL, BIG = {"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}
 @pytest.mark.parametrize(
     ("request_", "held", "expected"),
     [
-        ({"CPU": 1}, {}, 72),
-        ({"CPU": 1}, {"GPU": 1}, 72),
-        ({"CPU": 1, "GPU": 0.25}, {}, 4),
-        ({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}, 2),
-        ({"CPU": 1, "GPU": 0.25}, {"GPU": 1}, 0),
-        ({"CPU": 8, "GPU": 0.5}, {"GPU": 0.5}, 1),  # of which the CPUs are the limit
-        ({"CPU": 1, "evaluator": 1}, {}, 0),
+        ({"CPU": 1}, [{}], 72),
+        ({"CPU": 1}, [{"GPU": 1}], 72),
+        ({"CPU": 1, "GPU": 0.25}, [], 4),
+        ({"CPU": 1, "GPU": 0.25}, [{"GPU": 0.5}], 2),
+        ({"CPU": 1, "GPU": 0.25}, [{"GPU": 0.25}] * 3, 1),
+        ({"CPU": 1, "GPU": 0.25}, [{"GPU": 1}] * 2, 0),  # one of them is not there yet
+        ({"CPU": 8, "GPU": 0.5}, [{"GPU": 0.5}], 1),  # of which the CPUs are the limit
+        ({"CPU": 1, "GPU": 0.25}, [{"GPU": 0.0}], 4),
+        ({"CPU": 1, "evaluator": 1}, [], 0),
     ],
 )
-def test_room_for_evaluations_besides_the_generator(
-    request_: dict[str, float], held: dict[str, float], expected: int
+def test_room_for_evaluations_besides_generators(
+    request_: dict[str, float], held: list[dict[str, float]], expected: int
 ) -> None:
     assert Machines((SMALL, BIG)).room(request_, held) == expected
 
 
 def test_the_generator_is_where_it_costs_least() -> None:
     two = Machines((BIG, BIG | {"GPU": 2.0, "CPU": 4.0}))
-    assert two.room({"CPU": 1, "GPU": 0.25}, {"GPU": 1}) == 8  # 4 + 4: the CPUs of the second
+    assert two.room({"CPU": 1, "GPU": 0.25}, [{"GPU": 1}]) == 8  # 4 + 4: the CPUs of the second
+    assert two.room({"CPU": 1, "GPU": 0.25}, [{"GPU": 1}] * 2) == 4
 
 
 def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
@@ -302,13 +305,13 @@ def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
 
 def test_what_a_machine_lacks_is_said_in_words() -> None:
     lost = Machines(({"CPU": 0.0}, SMALL))
-    assert lost.lack("an evaluation", {"CPU": 1}, {}) is None
+    assert lost.lack("an evaluation", {"CPU": 1}, [{}]) is None
     assert lost.lack("the generator", {}) is None  # it reserves nothing where there is no GPU
     assert lost.lack("the generator", {"GPU": 0.5, "generator": 1}) == (
         "no machine has room: the generator needs 0.5 GPU, 1 generator, "
         "the cluster has 0 GPU, 0 generator"
     )
-    assert Machines((BIG,)).lack("an evaluation", {"CPU": 1, "GPU": 0.25}, {"GPU": 1}) == (
+    assert Machines((BIG,)).lack("an evaluation", {"CPU": 1, "GPU": 0.25}, [{"GPU": 1}]) == (
         "no machine has room: an evaluation needs 1 CPU, 0.25 GPU besides the generator's 1 GPU, "
         "the cluster has 8 CPU, 1 GPU"
     )

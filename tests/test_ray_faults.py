@@ -17,6 +17,7 @@ pytest.importorskip("ray")
 import ray
 from ray import cloudpickle
 
+from nag.generator import DiffusionGenerator, Part
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
@@ -117,6 +118,16 @@ def _search(executor: Executor, out: Path) -> list[tuple[str, float | None]]:
     )
     store.close()
     return [(TOY.to_str(trial.arch), store.outcomes[trial.trial].value) for trial in store.trials]
+
+
+def test_several_generators_make_the_samples_of_one(start: Callable[..., RayExecutor]) -> None:
+    executor = start(workers=1, generators=2)
+    parts = [Part(20, 1), Part(20, 2), Part(30, 3)]
+    expected = DiffusionGenerator(CONFIG.generator("cpu")).generate_parts(parts)
+    found = executor.generator.generate_parts(parts)
+    assert [samples.archs for samples in found] == [samples.archs for samples in expected]
+    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    assert names >= {"generator", "generator-1"}
 
 
 def _trials(*archs: str) -> list[Trial]:

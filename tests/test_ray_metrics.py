@@ -74,7 +74,7 @@ def propose(store, archs, predicted=None, seconds=None, diagnostics=None):
 
 def metrics(executor=None, optimum=None, reserved=None):
     executor = executor or SimpleNamespace(
-        slots=2, generator_request={}, evaluation_request=reserved or {"CPU": 1.0}
+        slots=2, generators=1, generator_request={}, evaluation_request=reserved or {"CPU": 1.0}
     )
     return RayMetrics("a-run", CONFIG, executor, optimum)
 
@@ -120,7 +120,9 @@ def test_a_round(store, told, clock):
 
 def test_the_generator_s_gpu_costs_gpu_seconds(store, told, clock):
     observer = metrics(
-        SimpleNamespace(slots=1, generator_request={"GPU": 0.5}, evaluation_request={"CPU": 1.0})
+        SimpleNamespace(
+            slots=1, generators=1, generator_request={"GPU": 0.5}, evaluation_request={"CPU": 1.0}
+        )
     )
     clock[0] += 10
     observer.proposed(store, propose(store, ARCHS[:1], None, None, {"generator_seconds": 4.0}))
@@ -129,7 +131,9 @@ def test_the_generator_s_gpu_costs_gpu_seconds(store, told, clock):
 
 
 def test_machines_that_join_count_from_then_on(store, told, clock):
-    executor = SimpleNamespace(slots=1, generator_request={}, evaluation_request={"CPU": 1.0})
+    executor = SimpleNamespace(
+        slots=1, generators=1, generator_request={}, evaluation_request={"CPU": 1.0}
+    )
     observer = metrics(executor)
     propose(store, ARCHS[:2])
     for trial, slots in ((0, 1), (1, 3)):

@@ -52,6 +52,13 @@ def test_what_an_evaluation_reserves():
         Runtime(gpus_per_eval=1.5)
 
 
+def test_several_generators_are_on_a_cluster():
+    with pytest.raises(UserError, match=r"^--generators must be at least 1"):
+        Runtime(generators=0)
+    with pytest.raises(UserError, match=r"^--executor local has one generator, in this process"):
+        Runtime(executor="local", generators=2)
+
+
 def test_a_device_that_there_is_nowhere():
     with pytest.raises(UserError, match=r"^--eval-device 'warp' must be auto, cpu, cuda or cuda:N"):
         Runtime(eval_device="warp")

@@ -113,6 +113,13 @@ class Spy:
         self.made.append(samples)
         return samples
 
+    def generate_parts(self, parts, guidance=None):
+        """As several generators do: the last may be the first that is done."""
+        made = {
+            part: self.generate(part.n, seed=part.seed, guidance=guidance) for part in parts[::-1]
+        }
+        return [made[part] for part in parts]
+
 
 def build(name, space, generator, initial=0):
     """As the search builds it, for one evaluation at a time."""
@@ -583,6 +590,25 @@ def test_a_proposal_fits_one_noise_aware_predictor(monkeypatch):
         assert len(fits) == proposal
         assert spy.guidance[0].noise_aware is None
         assert all(later.noise_aware is fits[-1] for later in spy.guidance[1:])
+
+
+@pytest.mark.parametrize("name", sorted(ALL_GENERATED))
+def test_parts_of_a_large_pool_do_not_depend_on_each_other(name):
+    """Nor on who makes them when; what guidance has to find out is found by the first."""
+    observations = observe(NASBENCH201, 30)
+    predictor = fit(NASBENCH201, observations)
+    generator = GENERATORS["nasbench201"]
+    spy = Spy(generator)
+    pool = propose(build(name, NASBENCH201, spy), 1100, observations, predictor)
+    assert {len(samples.archs) for samples in spy.made[:3]} >= {512}
+    assert len({samples.archs for samples in spy.made}) == len(spy.made) >= 3
+    if name == "guided-gen":
+        first = spy.made[0].diagnostics
+        found = Ladder(first["scale_low"], first["scale_high"])
+        assert spy.guidance[0].scale != found
+        assert all(guidance.scale == found for guidance in spy.guidance[1:])
+    again = propose(build(name, NASBENCH201, generator), 1100, observations, predictor)
+    assert again.archs == pool.archs
 
 
 @pytest.mark.parametrize("name", sorted(ALL_GENERATED))

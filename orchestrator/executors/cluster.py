@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -154,29 +154,37 @@ class Machines:
                 found[name] = found.get(name, 0) + amount
         return found
 
-    def room(self, request: Mapping[str, float], held: Mapping[str, float] | None = None) -> int:
+    def room(self, request: Mapping[str, float], held: Sequence[Mapping[str, float]] = ()) -> int:
         """How many tasks of these resources they hold at a time.
 
-        held: is reserved on one of them, which is taken to be the one where it costs least.
+        held: each is reserved on one of them, which is taken to be the one where it costs least.
         """
-        held = held or {}
-        lost = [
-            _times(machine, request)
-            - _times({name: machine[name] - held.get(name, 0) for name in machine}, request)
-            for machine in self.each
-            if all(machine.get(name, 0) >= amount for name, amount in held.items())
-        ]
-        return sum(_times(machine, request) for machine in self.each) - min(lost, default=0)
+        free = list(self.each)
+
+        def costs(i: int, share: Mapping[str, float]) -> int:
+            return _times(free[i], request) - _times(_without(free[i], share), request)
+
+        for share in held:
+            able = [
+                i
+                for i, machine in enumerate(free)
+                if all(machine.get(name, 0) >= amount for name, amount in share.items())
+            ]
+            if able:
+                least = min(able, key=lambda i: costs(i, share))
+                free[least] = _without(free[least], share)
+        return sum(_times(machine, request) for machine in free)
 
     def lack(
-        self, what: str, request: Mapping[str, float], held: Mapping[str, float] | None = None
+        self, what: str, request: Mapping[str, float], held: Sequence[Mapping[str, float]] = ()
     ) -> str | None:
         """Why there is no room for one more task, in words; None where there is."""
         if self.room(request, held):
             return None
         needed = f"{what} needs {in_words(request)}"
-        if held:
-            needed += f" besides the generator's {in_words(held)}"
+        if any(held):
+            times = f"{len(held)} x " if len(held) > 1 else ""
+            needed += f" besides the generator's {times}{in_words(held[0])}"
         there = {name: self.total.get(name, 0) for name in request}
         return f"no machine has room: {needed}, the cluster has {in_words(there)}"
 
@@ -188,6 +196,10 @@ class Machines:
         if "GPU" in asked:
             asked["GPU"] = max(asked["GPU"], 1 - held.get("GPU", 0) % 1)
         return asked
+
+
+def _without(machine: Mapping[str, float], share: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount - share.get(name, 0) for name, amount in machine.items()}
 
 
 def _times(machine: Mapping[str, float], request: Mapping[str, float]) -> int:

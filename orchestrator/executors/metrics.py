@@ -77,7 +77,8 @@ METRICS: Mapping[str, _Metric] = MappingProxyType(
 class OnRay(Protocol):
     """An executor whose work is on Ray."""
 
-    generator_request: Mapping[str, float]  # resources that it reserves
+    generators: int
+    generator_request: Mapping[str, float]  # resources that each reserves
     evaluation_request: Mapping[str, float]  # and that an evaluation reserves which begins now
 
     @property
@@ -152,7 +153,7 @@ class RayMetrics:
         self._count("nag_phase_seconds", seconds - worked, "wait")
         slots = self._executor.slots
         self._set("nag_slots", slots, "evaluate")
-        self._set("nag_slots", 1, "generate")
+        self._set("nag_slots", self._executor.generators, "generate")
         self._capacity += slots * seconds
 
     def _spend(self, role: str, seconds: float, reserved: Mapping[str, float]) -> None:
@@ -161,7 +162,8 @@ class RayMetrics:
         for resource in ("CPU", "GPU"):
             amount = reserved.get(resource, 0.0)
             self._count("nag_cost_seconds", seconds * amount, resource.lower())
-        capacity = {"generate": self._told - self._began, "evaluate": self._capacity}
+        generating = (self._told - self._began) * self._executor.generators
+        capacity = {"generate": generating, "evaluate": self._capacity}
         for name, available in capacity.items():
             if available > 0:
                 self._set("nag_utilisation", self._busy[name] / available, name)

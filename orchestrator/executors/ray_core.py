@@ -14,7 +14,8 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from time import monotonic
 from typing import Any
 
@@ -22,7 +23,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from nag.generate import Samples
-from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
+from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance, Part
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.bell import Bell, interruptible
@@ -64,17 +65,29 @@ class GeneratorActor:
 
 
 class RayGenerator:
-    """A `Generator` that works in an actor, which asks for `request`."""
+    """A `Generator` that works in actors, each of which asks for `request`."""
 
-    def __init__(self, actor: Any, request: Mapping[str, float]) -> None:
-        self._actor, self._request = actor, request
+    def __init__(self, actors: Sequence[Any], request: Mapping[str, float]) -> None:
+        self._actors, self._request = actors, request
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
-        reference, patience = self._actor.generate.remote(n, seed, guidance), Patience()
+        (samples,) = self.generate_parts([Part(n, seed)], guidance)
+        return samples
+
+    def generate_parts(
+        self, parts: Sequence[Part], guidance: Guidance | None = None
+    ) -> list[Samples]:
+        references = [
+            actor.generate.remote(part.n, part.seed, guidance)
+            for part, actor in zip(parts, cycle(self._actors), strict=False)
+        ]
+        waiting, patience = references, Patience()
         try:
-            while not ray.wait([reference], timeout=_HEARTBEAT_SECONDS)[0]:
-                patience.look(Machines.now().lack("the generator", self._request))
-            return ray.get(reference)
+            while waiting:
+                done, waiting = ray.wait(waiting, timeout=_HEARTBEAT_SECONDS)
+                lack = None if done else Machines.now().lack("the generator", self._request)
+                patience.look(lack)
+            return ray.get(references)
         except RayTaskError:
             raise  # our own bug
         except RayError as error:
@@ -118,15 +131,20 @@ class RayExecutor:
         try:
             self._bell = Bell()
             request, device = generator_request(Machines.now().total, runtime)
-            actor = GeneratorActor.options(  # type: ignore[attr-defined]
-                name="generator",
-                namespace=f"nag-{os.getpid()}",
-                max_restarts=-1,
-                max_task_retries=runtime.retries,
-                **{"num_cpus": 0, **options_of(request)},
-            ).remote(config.generator(device))
-            device = _ready(actor, request)
-            self.generator = RayGenerator(actor, request)
+            actors = [
+                GeneratorActor.options(  # type: ignore[attr-defined]
+                    name=f"generator-{number}" if number else "generator",
+                    namespace=f"nag-{os.getpid()}",
+                    max_restarts=-1,
+                    max_task_retries=runtime.retries,
+                    scheduling_strategy="SPREAD" if runtime.generators > 1 else "DEFAULT",
+                    **{"num_cpus": 0, **options_of(request)},
+                ).remote(config.generator(device))
+                for number in range(runtime.generators)
+            ]
+            device = _ready(actors, request)
+            self.generators = len(actors)
+            self.generator = RayGenerator(actors, request)
             self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
             self._look()
@@ -194,8 +212,9 @@ class RayExecutor:
         gpus = self._share.now()
         request = evaluation_request(self._machines.total, self._runtime, gpus)
         self.evaluation_request = request
-        self._room = self._machines.room(request, self.generator_request)
-        self._lack = self._machines.lack("an evaluation", request, self.generator_request)
+        held = [self.generator_request] * self.generators
+        self._room = self._machines.room(request, held)
+        self._lack = self._machines.lack("an evaluation", request, held)
         self._looked = monotonic()
 
     def _submit(self, attempt: Attempt) -> Any:
@@ -225,13 +244,14 @@ class RayExecutor:
             return attempt.result(outcome, lost=True, retries=self._runtime.retries)
 
 
-def _ready(actor: Any, request: Mapping[str, float]) -> str:
-    """The device of the generator, once it is there; raises ClusterError."""
+def _ready(actors: Sequence[Any], request: Mapping[str, float]) -> str:
+    """The device of the generators, once all are there; raises ClusterError."""
     try:
-        return ray.get(actor.ready.remote(), timeout=_START_SECONDS)
+        return ray.get([actor.ready.remote() for actor in actors], timeout=_START_SECONDS)[0]
     except GetTimeoutError as error:
+        each = "it" if len(actors) == 1 else f"each of the {len(actors)}"
         raise ClusterError(
-            f"the generator found no machine in {_START_SECONDS:.0f} s: it needs "
+            f"the generator found no machine in {_START_SECONDS:.0f} s: {each} needs "
             f"{in_words(request)}"
         ) from error
     except RayError as error:

@@ -52,6 +52,7 @@ class TuneExecutor:
         self.generator: DiffusionGenerator = user_errors(
             DiffusionGenerator, config.generator(runtime.device)
         )
+        self.generators = 1
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
         machines = Machines.now()
