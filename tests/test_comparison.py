@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -423,6 +424,36 @@ def test_panels_keep_apart_what_cannot_be_compared(make: Make) -> None:
     assert published(panels["nasbench201-cifar100-test"])["bananas"] == "73.51 ± 0.00 @88"
     for name in ("toy", "mobilenetv3-imagenet-valid"):
         assert not published(panels[name])
+
+
+@pytest.mark.parametrize("group", ["", "on images"])
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"data": "cars"}, ["cars", "pets"]),
+        ({"resolution": 128}, ["resolution128", "resolution64"]),
+        ({"epochs": 5}, ["", "epochs5"]),
+        ({"evaluator": "supernet", "weights": "w.pt"}, ["supernet-w.pt", "train"]),
+    ],
+)
+def test_networks_on_other_images_are_not_compared(
+    make: Make, changes: dict, names: list[str], group: str
+) -> None:
+    """Runs of one seed would be taken for one run, those of several for one method."""
+    config = {"evaluator": "train", "data": "pets", "resolution": 64, "epochs": None}
+    found = read_run(make("a", [0.3, 0.2], space="mobilenetv3"))
+    base = {**found.record["config"], **config, "weights": None}
+    runs = [
+        (group, replace(found, record={**found.record, "config": base | changed}))
+        for changed in ({}, changes, {"seed": 1})
+    ]
+    panels, twice = make_panels(runs)
+    assert not twice
+    prefix = f"{group}: " if group else ""
+    shown = ["-".join(filter(None, ("mobilenetv3-valid", name))) for name in names]
+    assert [panel.name for panel in panels] == [prefix + name for name in shown]
+    assert sorted(len(panel.runs) for panel in panels) == [1, 2]
+    assert [panel.name for panel in make_panels(runs[::2])[0]] == [group or "mobilenetv3-valid"]
 
 
 def test_an_experiment_may_compare_batch_sizes(make: Make) -> None:

@@ -7,7 +7,7 @@ configurations of its runs have in common, the seed apart.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ _NETWORKS = (
 _TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
 _PANEL = (*_TASK, "batch_size")
 _NAMES = ("surrogate", "strategy", "acq")
+_SAY_ENOUGH = (*_NAMES, "evaluator", "data", "recipe", "weights")
 _PRESETS: Mapping[tuple[str, ...], str] = {
     method.parts: name
     for name, method in METHODS.items()
@@ -112,10 +113,17 @@ def make_panels(
             f"unknown setting {min(unknown)!r} to split by: choose from "
             f"{', '.join(sorted(settings - set(_PANEL)))}"
         )
+    on_images = [run.config for _, run in runs if run.config.get("data")]
+    varied = [
+        key
+        for key in ("evaluator", *_NETWORKS)
+        if len({repr(config.get(key)) for config in on_images}) > 1
+    ]
     by_key: dict[tuple[str, str], list[Run]] = {}
     for group, run in runs:
-        keys = (*(_TASK if group else _PANEL), *split)
-        by_key.setdefault((group, _panel_name(run.config, keys, split)), []).append(run)
+        keys = dict.fromkeys((*(varied if run.config.get("data") else ()), *split))
+        name = _panel_name(run.config, keys, batches=not group)
+        by_key.setdefault((group, name), []).append(run)
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
@@ -129,16 +137,21 @@ def make_panels(
     return panels, twice
 
 
-def _panel_name(config: Mapping[str, Any], keys: Sequence[str], split: Sequence[str]) -> str:
+def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool) -> str:
+    """What the runs of a panel share, and no others.
+
+    keys: further settings that keep panels apart.
+    batches: whether the batch size does.
+    """
     parts = [config["space"], config["dataset"], config.get("objective", "valid")]
     if config["evaluator"] == "toy":
         parts = [config["space"]]
     parts += config.get("constraint") or []
     if config.get("latency_table"):
         parts.append(config["latency_table"])
-    if "batch_size" in keys and config.get("batch_size", 1) != 1:
+    if batches and config.get("batch_size", 1) != 1:
         parts.append(f"batch{config['batch_size']}")
-    parts += [_shown(key, config.get(key)) for key in split]
+    parts += [_shown(key, config[key]) for key in keys if config.get(key) is not None]
     return "-".join(part.replace(" ", "") for part in parts if part)
 
 
@@ -146,7 +159,7 @@ def _shown(key: str, value: Any) -> str:
     """A setting in a label: names speak for themselves."""
     if key == "acq":
         return str(value).upper()
-    if key in _NAMES:
+    if key in _SAY_ENOUGH:
         return str(value)
     if key == "prior":
         return _shown_prior(value)
