@@ -87,11 +87,12 @@ def main(
         raise UserError(f"--out {out} is a run: choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is not a folder")
-    for option, numbers in (("marks", marks), ("workers", workers), ("horizon", (horizon or 1,))):
+    horizons = () if horizon is None else (horizon,)
+    for option, numbers in (("marks", marks), ("workers", workers), ("horizon", horizons)):
         if any(number < 1 for number in numbers):
             raise UserError(f"--{option} must be at least 1")
-    if not within >= 0:
-        raise UserError("--within must not be negative")
+    if not 0 <= within < math.inf:
+        raise UserError("--within must be 0 or more points")
     optima, targets = _by_panel("optimum", optimum), _by_panel("target", target)
     sources, commands = find_runs(runs), find_commands(runs)
     if not sources and not any(command.finished for command in commands):

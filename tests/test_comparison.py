@@ -859,7 +859,9 @@ def test_damaged_runs_are_named_and_left_out(
         (["RUNS", "--out", "OUT", "--marks", "0"], "--marks must be at least 1"),
         (["RUNS", "--out", "OUT", "--marks", "a"], "--marks"),
         (["RUNS", "--out", "OUT", "--workers", "0"], "--workers must be at least 1"),
-        (["RUNS", "--out", "OUT", "--within", "-1"], "--within must not be negative"),
+        (["RUNS", "--out", "OUT", "--horizon", "0"], "--horizon must be at least 1"),
+        (["RUNS", "--out", "OUT", "--within", "-1"], "--within must be 0 or more points"),
+        (["RUNS", "--out", "OUT", "--within", "inf"], "--within must be 0 or more points"),
         (["RUNS", "--out", "OUT", "--split", "x"], "unknown setting 'x'"),
     ],
 )
