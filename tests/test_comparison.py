@@ -239,6 +239,11 @@ def test_a_schedule_by_hand() -> None:
     assert list_schedule(seconds, rounds, 1).tolist() == [4, 5, 7, 12, 13]
     assert list_schedule(seconds, rounds, 9).tolist() == [4, 1, 2, 9, 5]
     assert list_schedule(seconds, np.zeros(5), 2).tolist() == [4, 1, 3, 8, 5]
+    # two rounds may be open: 3 is of round 1 and takes the worker that is free at 3, 4 of round 2
+    # waits for the end of round 0 at 4
+    later = np.array([0, 0, 0, 1, 2])
+    assert list_schedule(seconds, later, 2, window=2).tolist() == [4, 1, 3, 8, 5]
+    assert list_schedule(seconds, later, 9, window=2).tolist() == [4, 1, 2, 5, 5]
     assert list_schedule(np.empty(0), np.empty(0), 2).tolist() == []
 
 
@@ -577,6 +582,20 @@ def test_the_simulated_clock(make: Make) -> None:
     assert (curve.mean[curve.x < 50] == 0.3).all()
     assert curve.mean[-1] == 0.5
     assert not _summary(make("b", [0.3, 0.2])).timed
+
+
+def test_the_simulated_clock_knows_which_trials_waited_for_which(make: Make) -> None:
+    """Three trainings of 10 s after an initial design of two, on two workers."""
+    seconds = [10.0] * 5
+    lasted = {}
+    for name, settings in {
+        "rounds": {},
+        "window": {"window": 2},
+        "async": {"schedule": "async"},
+    }.items():
+        out = make(name, [0.1, 0.2, 0.3, 0.4, 0.5], seconds=seconds, **settings)
+        lasted[name] = _summary(out).clock(2)["random"].x[-1]
+    assert lasted == {"rounds": 40, "window": 30, "async": 30}
 
 
 def test_diagnostics_by_window(make: Make) -> None:

@@ -114,14 +114,14 @@ def make_panels(
             f"{', '.join(sorted(settings - set(_PANEL)))}"
         )
     on_images = [run.config for _, run in runs if run.config.get("data")]
-    varied = [
+    apart = [
         key
         for key in ("evaluator", *_NETWORKS)
         if len({repr(config.get(key)) for config in on_images}) > 1
     ]
     by_key: dict[tuple[str, str], list[Run]] = {}
     for group, run in runs:
-        keys = dict.fromkeys((*(varied if run.config.get("data") else ()), *split))
+        keys = dict.fromkeys((*(apart if run.config.get("data") else ()), *split))
         name = _panel_name(run.config, keys, batches=not group)
         by_key.setdefault((group, name), []).append(run)
     alone = Counter(group for group, _ in by_key)

@@ -245,17 +245,18 @@ def nemenyi_difference(methods: int, seeds: int) -> float:
     return float(q * np.sqrt(methods * (methods + 1) / (6 * seeds)))
 
 
-def list_schedule(seconds: Numbers, rounds: NDArray[np.int64], workers: int) -> Numbers:
+def list_schedule(
+    seconds: Numbers, rounds: NDArray[np.int64], workers: int, window: int = 1
+) -> Numbers:
     """When each of n trials ends on so many workers.
 
-    Trials start in order, each on the worker that is free first; those of a round only when the
-    round before has ended.
+    Trials start in order, each on the worker that is free first; those of round i only when all
+    rounds up to i - window have ended.
     """
     ends = np.empty(len(seconds))
     free = [0.0] * workers
     for i, (spent, number) in enumerate(zip(seconds, rounds, strict=True)):
-        if i and number != rounds[i - 1]:
-            free = [max(free)] * workers
-        ends[i] = heapq.heappop(free) + spent
+        before = ends[: np.searchsorted(rounds, number - window, side="right")]
+        ends[i] = max(heapq.heappop(free), before.max(initial=0.0)) + spent
         heapq.heappush(free, ends[i])
     return ends

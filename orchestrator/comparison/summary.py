@@ -316,7 +316,9 @@ def _over_time(runs: Sequence[Run], workers: int, initial: int) -> Curve:
     curves, starts, stops = [], [], []
     for run in runs:
         spent = np.nan_to_num(run.columns["train_seconds"])  # a failed trial takes no time
-        ends = list_schedule(spent, run.iteration, workers)
+        at_once = run.config.get("schedule") == "async"  # no trial waits for another
+        rounds = np.zeros_like(run.iteration) if at_once else run.iteration
+        ends = list_schedule(spent, rounds, workers, run.config.get("window", 1))
         order = np.argsort(ends, kind="stable")
         values = run.columns["value"][order]
         best = np.append(values, np.nan)[best_so_far(values)]
