@@ -316,7 +316,7 @@ class RunConfig:
         for name, path in files.items():
             record[name] = str(record[name]).replace(str(path), path.name)
         if files:
-            record["sha256"] = {name: _sha256(path) for name, path in files.items()}
+            record["sha256"] = {name: sha256_of(path) for name, path in files.items()}
         if self.networks.data:
             digest = user_errors(digest_of_images, self.networks.data.resolve())
             record.setdefault("sha256", {})["data"] = digest
@@ -339,7 +339,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str | None:
+def sha256_of(path: Path) -> str | None:
     """That of a file; None where it cannot be read, which whoever reads it will say."""
     try:
         found = path.stat()

@@ -273,6 +273,21 @@ class TestData:
         assert [job.config.latency_table for job in searches] == [None, None, data.latency_table]
         assert f"--table={data.table}" in command.arguments
 
+    def test_counts_by_its_content_wherever_it_is(self, write, tmp_path):
+        """A command of another table is another one, and one of the same table is finished."""
+        path, tables = write(self.TEXT), [tmp_path / f / "t.parquet" for f in ("a", "b")]
+        for table in tables:
+            table.parent.mkdir()
+            table.write_bytes(b"one")
+
+        def labels(table):
+            return [job.label for job in read_experiment(path, Data(table)).jobs if not job.trials]
+
+        first = labels(tables[0])
+        assert labels(tables[1]) == first
+        tables[0].write_bytes(b"another")
+        assert labels(tables[0]) != first
+
     def test_is_asked_for_before_anything_starts(self, write, tmp_path):
         path = write(self.TEXT)
         message = r"needs --table FILE for 2 runs, --latency-table FILE for 1 runs of 4$"

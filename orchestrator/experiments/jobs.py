@@ -25,7 +25,7 @@ import torch
 from nag.cli import UserError, find_space
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, sha256_of
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
@@ -205,7 +205,11 @@ class Command:
 
     @property
     def label(self) -> str:
-        text = json.dumps([self.module, sorted(self.options)])
+        given: dict[str, Any] = dict(self.options)
+        if "table" in given:
+            table = Path(given["table"])
+            given["table"] = [table.name, sha256_of(table)]
+        text = json.dumps([self.module, sorted(given.items())])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
