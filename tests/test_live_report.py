@@ -1,8 +1,10 @@
 """The report of a run that goes on reloads itself, and no other."""
 
+import errno
+
 import pytest
 
-from nag.cli import run
+from nag.cli import UserError, run
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.reporting import live_report as module
@@ -78,6 +80,22 @@ def test_a_page_whose_run_was_broken_off_is_at_rest(store, at_once):
     with pytest.raises(KeyboardInterrupt):
         broken_off()
     assert REFRESH not in page(store)
+
+
+def test_what_ends_a_run_is_said_where_the_page_cannot_be_written_either(
+    store, at_once, monkeypatch
+):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def broken_off():
+        with live_report(store) as report:
+            report.finished(store, OUTCOMES[1])
+            monkeypatch.setattr("orchestrator.reporting.run_report.write_whole", no_space)
+            raise UserError("2 trials are saved; free some space and repeat the command")
+
+    with pytest.raises(UserError, match="2 trials are saved"):
+        broken_off()
     assert "50.000" in page(store)
 
 

@@ -1,8 +1,9 @@
 """The report of a run that goes on: rewritten now and then, and reloaded by whoever looks at it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from nag.cli import UserError
 from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.pace import NowAndThen
@@ -41,5 +42,6 @@ def live_report(store: RunStore) -> Iterator[LiveReport]:
         yield report
     except BaseException:
         if report.written:
-            write_report(store)
+            with suppress(UserError):  # as that which broke it off may say: a full disk
+                write_report(store)
         raise
