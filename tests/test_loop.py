@@ -404,6 +404,21 @@ def test_asynchronously_no_worker_waits(tmp_path, workers):
     assert set(guided) == {(workers - 1, 1)}
 
 
+def test_asynchronously_nothing_is_proposed_beyond_the_budget(tmp_path):
+    """Where several are asked for at a time, as for a queue."""
+
+    class Fives(LocalExecutor):
+        def run(self, ask):
+            while trials := ask(5):
+                yield from super().run(partial(_next, iter(trials)))
+
+    config = replace(ASYNC, budget=8, pool_size=8, steps=5)
+    executor = Fives(config.generator("cpu"), ToyEvaluator(), RETRIES)
+    store = study(tmp_path / "run", config, executor)
+    assert store.num_finished == len(store.trials) == 8
+    assert rounds_of(store)[-1][0].strategy == "guided"
+
+
 def test_asynchronous_proposals_are_not_where_something_is_pending(tmp_path):
     """Two that are proposed from the same values differ, because the first is pending."""
     optimizer = build_optimizer(ASYNC, local(ASYNC).generator)

@@ -1,5 +1,6 @@
 """The loop: suggest, journal, evaluate, journal, again. All state is in the store."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -96,7 +97,8 @@ class _Proposer:
     def ask(self, room: int) -> list[Trial]:
         """At most `room` trials to begin now; none where outcomes must come first, or at the end.
 
-        What the budget leaves of a round stays pending: a longer run goes on with it.
+        What the budget leaves of a round stays pending: a longer run goes on with it. An
+        asynchronous run proposes no more than its budget has room for.
         """
         asked: list[Trial] = []
         while len(asked) < room and self._left > 0:
@@ -113,7 +115,7 @@ class _Proposer:
         if self._exhausted:
             return False
         if plan.schedule == "async":
-            suggestion = self._suggest(room, None)
+            suggestion = self._suggest(min(room, math.ceil(self._left)), None)
         else:
             known = store.next_iteration - plan.window + 1
             if store.first_open_round < known:
