@@ -20,6 +20,7 @@ from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
+from orchestrator.search.trial import Trial, evaluate_trial
 from trainers.base import EvaluationError, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 
@@ -547,6 +548,19 @@ def test_the_memory_of_a_gpu_is_given_back_when_the_evaluation_no_longer_holds_i
     store = study(tmp_path / "run", executor=executor)
     assert [store.outcomes[i].status for i in (0, 1)] == ["failed", "ok"]
     assert freed == [0] * store.num_finished
+
+
+def test_memory_that_pytorch_lacks_on_a_cpu_is_a_lack_of_memory():
+    """It has words for it only, and would come again beside the same evaluations."""
+
+    class Hungry:
+        def evaluate(self, arch, *, seed):
+            torch.empty(2**60, dtype=torch.uint8)
+
+    outcome = evaluate_trial(Hungry(), Trial(0, 0, TOY.from_str("aa/aa"), "initial", 0), RETRIES)
+    assert outcome.out_of_memory
+    assert outcome.attempts == 1
+    assert "can't allocate memory" in outcome.error
 
 
 def test_failures_are_not_learned_from(tmp_path):

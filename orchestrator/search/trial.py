@@ -17,6 +17,7 @@ import torch
 from nag.generator import Generator
 from nag.spaces import Architecture
 from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, at_epochs
+from trainers.training.loop import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def _attempts(
             late = TimeoutError(f"the evaluation took more than {timeout:g} s")
             return _failed(trial, late, started, attempt)
         except Exception as error:
+            if isinstance(error, RuntimeError) and out_of_memory(error):  # of the machine
+                return _failed(trial, MemoryError(str(error)), started, attempt)
             if attempt > retries:
                 return _failed(trial, error, started, attempt)
         else:
