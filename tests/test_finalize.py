@@ -469,20 +469,28 @@ class TestCommandsThatCannotBeDone:
         assert "exists and is no finished network" in err
 
 
-def test_a_training_that_diverges_fails_its_own_network(cells, data, tmp_path, capsys, no_onnx):
+@pytest.mark.parametrize(
+    "error",
+    [
+        DivergedError("the loss is nan in epoch 1"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("too many images"),
+    ],
+)
+def test_a_training_that_fails_fails_its_own_network(cells, data, tmp_path, capsys, no_onnx, error):
     one_step, diverged = Training._one_step, []
 
     def diverging(self, images, labels):
         if not diverged:
             diverged.append(True)
-            raise DivergedError("the loss is nan in epoch 1")
+            raise error
         return one_step(self, images, labels)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_one_step", diverging)
         argv = (*cells, "--data", data, "--epochs", 1, "--out", tmp_path / "out")
         assert exit_code(app, *argv) == 1
-    assert "1 of 2: failed: the loss is nan in epoch 1\n" in capsys.readouterr().err
+    assert f"1 of 2: failed: {error}\n" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"2", "checkpoints"}
 
 

@@ -26,10 +26,9 @@ from nag.cli import (
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
-from trainers.images import LoaderError
 from trainers.partial import Partial
 from trainers.rows import percent, write_rows
-from trainers.training.loop import out_of_memory
+from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place, digest_of_images
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
@@ -197,7 +196,7 @@ def evaluate_row(
     except EvaluationError as error:
         return row | _failure(error, start), True
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _of_the_machine(error):
+        if not of_the_machine(error):
             raise
         return row | _failure(error, start), False
     row |= {"status": "ok", "seconds": found.seconds}
@@ -209,10 +208,6 @@ def evaluate_row(
 def _failure(error: Exception, start: float) -> Row:
     text = " ".join(str(error).split()) or type(error).__name__
     return {"status": "failed", "error": text, "seconds": perf_counter() - start}
-
-
-def _of_the_machine(error: RuntimeError) -> bool:
-    return isinstance(error, LoaderError) or out_of_memory(error)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.export import ONNX, ExportError, can_write_onnx
 from trainers.finished.finalists import Finalist, Search, read_search
 from trainers.finished.packaging import How, Packaging
-from trainers.images import LoaderError
+from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place
 
 app = command_line(
@@ -110,8 +110,12 @@ def main(
             for rank, finalist in enumerate(finalists, start=1):
                 try:
                     said = packaging.package(rank, finalist, console)
-                except (EvaluationError, ExportError, LoaderError) as error:
-                    failed, said = failed + 1, f"failed: {error}"
+                except Exception as error:
+                    own = isinstance(error, EvaluationError | ExportError)
+                    if not (own or of_the_machine(error)):
+                        raise
+                    text = " ".join(str(error).split()) or type(error).__name__
+                    failed, said = failed + 1, f"failed: {text}"
                 console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
     except EvaluatorConfigError as error:
         raise UserError(str(error)) from None

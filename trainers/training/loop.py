@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.base import EvaluationError
-from trainers.images import Loader
+from trainers.images import Loader, LoaderError
 from trainers.training import parallel
 from trainers.training.augment import Augmentation, Normalisation
 from trainers.training.checkpoint import (
@@ -338,3 +338,9 @@ def _mixed(*numbers: int) -> int:
 def out_of_memory(error: RuntimeError) -> bool:
     """PyTorch has a class for it on GPUs, and only words on CPUs."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether the same work may succeed elsewhere: memory was short, or a loader of images died."""
+    lacked = isinstance(error, RuntimeError) and out_of_memory(error)
+    return lacked or isinstance(error, MemoryError | LoaderError)
