@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -256,8 +257,21 @@ class RunConfig:
 
     @property
     def evaluator_name(self) -> str:
+        return self.evaluator or self._usual_evaluator
+
+    @property
+    def _usual_evaluator(self) -> str:
         fitting = (name for name, (spaces, _) in EVALUATORS.items() if self.space in spaces)
-        return self.evaluator or next(fitting, "table")
+        return next(fitting, "table")
+
+    @property
+    def name(self) -> str:
+        """What the run is, as the name of a folder; runs that differ in little may share it."""
+        parts = [self.space, self.dataset, "test" if self.objective == "test" else None]
+        parts += [self.evaluator_name] if self.evaluator_name != self._usual_evaluator else []
+        parts += [*self.parts.shown, *(f"prior-{run.task}" for run in self.prior), *self.constraint]
+        parts += [f"batch{self.batch_size}"] if self.batch_size > 1 else []
+        return file_name(*parts, f"seed{self.seed}")
 
     def scale(self) -> Ladder | Calibrated:
         """The guidance scale that is asked for; raises UserError."""
@@ -357,3 +371,10 @@ def _sha256_as_of(path: Path, modified: int, size: int) -> str:
     """
     del modified, size
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def file_name(*parts: str | None) -> str:
+    """Parts joined by hyphens, with nothing that means something to a shell."""
+    text = "-".join(part for part in parts if part)
+    text = text.replace("<=", "-max").replace(">=", "-min")
+    return re.sub(r"[^\w.+-]+", "", text)

@@ -43,9 +43,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     Without options: ImageNet-1K top-1 (embedded estimate) over the once-for-all MobileNetV3 space.
     All results are in --out; a run that was interrupted continues when its command is repeated.
     """
-    priors = (f"prior-{earlier.task}" for earlier in config.prior)
-    label = "-".join((config.space, *config.parts.shown, *priors, f"seed{config.seed}"))
-    out = runtime.out or Path("runs", label)
+    out = runtime.out or Path("runs", config.name)
     console = Console(highlight=False, markup=False, emoji=False)
     for earlier in config.prior:
         if earlier.path.resolve() == out.resolve():

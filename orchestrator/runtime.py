@@ -24,8 +24,8 @@ class Runtime:
     ----------
     out
         Folder of the run, or a URI such as s3://bucket/folder (docs/store.md); by default
-        runs/SPACE-STRATEGY-ACQ-seedN, with the surrogate where it is not gp. Repeating a command
-        continues its run.
+        runs/SPACE-STRATEGY-ACQ-seedN, with data set, evaluator, surrogate, constraints and batch
+        size where they are not the usual ones. Repeating a command continues its run.
     executor
         Generate in a Ray actor and evaluate in Ray tasks (ray), evaluate in trials of Ray Tune
         (tune: its loggers write to OUT/tune), or do all in this process (local).

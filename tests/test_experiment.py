@@ -184,6 +184,9 @@ class TestLabels:
         )
         name = "nasbench201-cifar100-test-ensemble-mutation-its-macs-max300e6-params-min1e6"
         assert Search(config).name == f"{name}-batch8-seed0"
+        assert Search(RunConfig(evaluator="surrogate")).name == "mobilenetv3-guided-ei-seed0"
+        supernet = RunConfig(evaluator="supernet")
+        assert Search(supernet).name == "mobilenetv3-supernet-guided-ei-seed0"
 
     def test_they_depend_on_what_decides_the_trials_and_on_nothing_else(self):
         config = RunConfig(space="toy")

@@ -283,9 +283,10 @@ def test_a_run_without_a_surrogate_may_exhaust_the_space(name, capsys):
 
 def test_the_default_directory_names_the_parts(capsys):
     search(capsys, "--method", "rea", "--budget", "5")
+    search(capsys, "--method", "rea", "--budget", "5", "--batch-size", "2")
     search(capsys, "--method", "bananas", "--budget", "5")
     names = {path.name for path in Path("runs").iterdir()}
-    assert names == {"toy-rea-seed0", "toy-ensemble-mutation-its-seed0"}
+    assert names == {"toy-rea-seed0", "toy-rea-batch2-seed0", "toy-ensemble-mutation-its-seed0"}
 
 
 def test_a_method_and_its_parts_continue_each_other(capsys):

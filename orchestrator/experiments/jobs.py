@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ import torch
 from nag.cli import UserError, find_space
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
-from orchestrator.config import RunConfig, sha256_of
+from orchestrator.config import RunConfig, file_name, sha256_of
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
@@ -103,11 +102,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        of = self.config
-        parts = [of.space, of.dataset, "test" if of.objective == "test" else None]
-        parts += [*of.parts.shown, *(f"prior-{run.task}" for run in of.prior), *of.constraint]
-        parts += [f"batch{of.batch_size}"] if of.batch_size > 1 else []
-        return _file_name(*parts, f"seed{of.seed}")
+        return self.config.name
 
     @property
     def label(self) -> str:
@@ -201,7 +196,7 @@ class Command:
     @property
     def name(self) -> str:
         given = dict(self.options)
-        return _file_name(self.module.split(".")[-1], given.get("space"), given.get("dataset"))
+        return file_name(self.module.split(".")[-1], given.get("space"), given.get("dataset"))
 
     @property
     def label(self) -> str:
@@ -318,10 +313,3 @@ def _wait_until_free(out: Path) -> None:
     """Wait for the lock of a run, which `RunStore.open` will take, or refuse at once."""
     with suppress(FileNotFoundError), (out / "journal.jsonl").open("rb") as journal:
         lock(journal, fcntl.LOCK_SH, out)
-
-
-def _file_name(*parts: str | None) -> str:
-    """Parts joined by hyphens, with nothing that means something to a shell."""
-    text = "-".join(part for part in parts if part)
-    text = text.replace("<=", "-max").replace(">=", "-min")
-    return re.sub(r"[^\w.+-]+", "", text)
