@@ -197,8 +197,10 @@ class TestLabels:
             assert Search(replace(config, **change)).label != label
 
     def test_of_the_one_that_needs_earlier_runs(self, tmp_path):
-        with pytest.raises(UserError, match=r"cifar100-test-guided-pi-seed0-\* is not a run"):
-            read_experiment(PRIOR, Data(tmp_path / "table.parquet"))
+        with pytest.raises(UserError) as error:
+            read_experiment(PRIOR, Data(tmp_path / "table.parquet", runs=tmp_path / "RUNS"))
+        missing = "prior nasbench201-cifar100-test-guided-pi-seed0-* is no run in "
+        assert f"{missing}{tmp_path / 'RUNS'} or {PRIOR.parent}: make it" in str(error.value)
 
     @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
     def test_of_the_files_that_ship(self, path, tmp_path):

@@ -191,7 +191,10 @@ class _Reader:
             if len(matches) > 1:
                 names = " and ".join(Path(path).name for path in matches[:2])
                 raise UserError(f"prior {pattern!r} must name one run of seed {seed}, not {names}")
-            found.append(read_earlier_run(Path(*(matches or places[-1:])).resolve()))
+            if not matches:
+                folders = " or ".join(str(place.parent) for place in places)
+                raise UserError(f"prior {name} is no run in {folders}: make it first")
+            found.append(read_earlier_run(Path(matches[0]).resolve()))
         return tuple(found)
 
     def _with_data(self, config: RunConfig) -> RunConfig:
