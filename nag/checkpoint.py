@@ -103,9 +103,10 @@ def load_network(
 
 def _read_record(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
-    for needed in (path, beside):
-        if not needed.is_file():
-            raise CheckpointError(f"no such file: {needed}")
+    if not path.is_file():
+        raise CheckpointError(f"no such file: {path}")
+    if not beside.is_file():
+        raise CheckpointError(f"no such file: {beside}, which nag.train writes beside {path.name}")
     try:
         record = json.loads(beside.read_text())
         found = record["format"]

@@ -113,7 +113,9 @@ def test_damaged_weights_are_refused(path, damage):
 def test_missing_files_are_refused(path):
     beside = path.with_suffix(".json")
     beside.unlink()
-    assert refusal(path, TOY) == f"no such file: {beside}"
+    assert (
+        refusal(path, TOY) == f"no such file: {beside}, which nag.train writes beside {path.name}"
+    )
     path.unlink()
     assert refusal(path, TOY) == f"no such file: {path}"
 
