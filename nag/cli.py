@@ -50,7 +50,10 @@ def command_line(name: str, *examples: str) -> App:
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     """Where cyclopts would round 6.5 in silence."""
     del type_
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
 
 
 WholeNumber = Annotated[int, Parameter(converter=_whole)]

@@ -66,7 +66,8 @@ class RunConfig:
         - train: accuracy after training on --data
         - toy: a synthetic function, for toy
     table
-        Parquet file of the table evaluator.
+        Parquet file of the table evaluator, with columns arch, c10_valid_200 and so on, in
+        percent: docs/experiments.md.
     dataset
         Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
     objective

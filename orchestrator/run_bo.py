@@ -69,7 +69,9 @@ def _search(
     observers: tuple[Observer, ...],
     console: Console,
 ) -> int:
-    shown = [config.space, config.evaluator_name, *config.parts.shown, *config.constraint]
+    shown = [config.space, config.evaluator_name, *([config.dataset] if config.dataset else [])]
+    shown += ["test"] if config.objective == "test" else []
+    shown += [*config.parts.shown, *config.constraint]
     shown += [f"prior {earlier.content}" for earlier in config.prior]
     console.print(
         f"{', '.join(shown)}: {executor.description}",

@@ -564,7 +564,10 @@ CELLS = QUICK | {"--space": "nasbench201", "--evaluator": "table", "--budget": 1
 @pytest.mark.parametrize(("objective", "value"), [("valid", on_validation), ("test", on_test)])
 def test_searching_a_table(table, tmp_path, capsys, objective, value):
     """The column `test` is there whatever is searched on; all accuracies are percent."""
-    stdout = search(capsys, CELLS, table=table, objective=objective, out=tmp_path / "run")
+    asked = {"table": table, "dataset": "cifar10", "objective": objective}
+    stdout = search(capsys, CELLS, **asked, out=tmp_path / "run")
+    task = "cifar10, test" if objective == "test" else "cifar10"
+    assert stdout.startswith(f"nasbench201, table, {task}, guided, ei: ")
     rows = trials(tmp_path / "run")
     assert list(rows.columns[: len(COLUMNS)]) == list(COLUMNS)
     assert set(rows.status) == {"ok"}
@@ -736,7 +739,9 @@ def test_a_latency_table_that_is_not_there(capsys):
 
 @pytest.mark.parametrize("name", ["budget", "seed", "n_init", "pool_size", "workers"])
 def test_a_number_that_is_not_whole(name, capsys):
-    assert "6.5" in refusal(capsys, QUICK, out="run", **{name: "6.5"})
+    for text in ("6.5", "many"):
+        said = refusal(capsys, QUICK, out="run", **{name: text})
+        assert f"{name.replace('_', '-')}: {text!r} is not a whole number" in said
 
 
 def test_an_argument_that_belongs_to_no_option(capsys):
