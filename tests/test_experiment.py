@@ -199,8 +199,9 @@ class TestLabels:
     def test_of_the_one_that_needs_earlier_runs(self, tmp_path):
         with pytest.raises(UserError) as error:
             read_experiment(PRIOR, Data(tmp_path / "table.parquet", runs=tmp_path / "RUNS"))
-        missing = "prior nasbench201-cifar100-test-guided-pi-seed0-* is no run in "
-        assert f"{missing}{tmp_path / 'RUNS'} or {PRIOR.parent}: make it" in str(error.value)
+        name = "nasbench201-cifar100-test-guided-pi-seed0-*"
+        tried = f"is not a run: there is no {tmp_path / 'RUNS' / name} or {PRIOR.parent / name}"
+        assert tried in str(error.value)
 
     @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
     def test_of_the_files_that_ship(self, path, tmp_path):

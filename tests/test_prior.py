@@ -299,7 +299,7 @@ def test_in_an_experiment(earlier, tmp_path):
     assert found[0][0].path == earlier.resolve()
     assert members[0].job.name == "toy-guided-ei-prior-toy-seed0"
     (folder / "e.toml").write_text(text.replace("['../earlier']", "['../none']"))
-    with pytest.raises(UserError, match=r"\[\[runs\]\] 1: .*none is not a run"):
+    with pytest.raises(UserError, match=r"\[\[runs\]\] 1: .*none' is not a run"):
         read_experiment(folder / "e.toml", Data())
 
 

@@ -192,8 +192,8 @@ class _Reader:
                 names = " and ".join(Path(path).name for path in matches[:2])
                 raise UserError(f"prior {pattern!r} must name one run of seed {seed}, not {names}")
             if not matches:
-                folders = " or ".join(str(place.parent) for place in places)
-                raise UserError(f"prior {name} is no run in {folders}: make it first")
+                tried = " or ".join(dict.fromkeys(map(str, places)))
+                raise UserError(f"prior {pattern!r} is not a run: there is no {tried}")
             found.append(read_earlier_run(Path(matches[0]).resolve()))
         return tuple(found)
 
