@@ -45,10 +45,20 @@ def test_shards_make_up_the_batches(tmp_path):
         assert torch.equal(all_labels[1::2], odd)
 
 
-def _average(rank, port, folder):
+def _join(rank, folder):
+    """Make two processes of this test one group; they find each other by a file."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/group",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(minutes=5),
+    )
+
+
+def _average(rank, folder):
     """One of two processes: the gradient of its half of a batch, averaged with the other's."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    _join(rank, folder)
     torch.manual_seed(0)
     network, images = nn.Linear(3, 2), torch.randn(8, 3)
     loss = network(images[rank::2]).square().mean()
@@ -59,8 +69,8 @@ def _average(rank, port, folder):
     dist.destroy_process_group()
 
 
-def test_gradients_are_those_of_the_whole_batch(tmp_path, free_port):
-    multiprocessing.spawn(_average, (free_port, str(tmp_path)), nprocs=2)
+def test_gradients_are_those_of_the_whole_batch(tmp_path):
+    multiprocessing.spawn(_average, (str(tmp_path),), nprocs=2)
     torch.manual_seed(0)
     network, images = nn.Linear(3, 2), torch.randn(8, 3)
     loss = network(images).square().mean()
@@ -71,10 +81,9 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, free_port):
         torch.testing.assert_close(total, loss.detach())
 
 
-def _short_of_memory(rank, port, folder, data):
+def _short_of_memory(rank, folder, data):
     """One of two processes that train a supernet; the second has memory for two pictures."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(minutes=1))
+    _join(rank, folder)
     torch.set_num_threads(1)
     options = ImageOptions(data=data, resolution=32, held_out=9, train_fraction=0.5)
     task = ImageTask(options, MOBILENETV3, Place(workers=0, cache=Path(folder) / f"cache{rank}"))
@@ -100,11 +109,10 @@ def _short_of_memory(rank, port, folder, data):
     dist.destroy_process_group()
 
 
-def test_processes_agree_where_one_is_out_of_memory(tmp_path, free_port):
+def test_processes_agree_where_one_is_out_of_memory(tmp_path):
     """All repeat the step in parts, and train the same networks with every part."""
     data = colours(tmp_path / "data")
-    arguments = (free_port, str(tmp_path), data)
-    multiprocessing.spawn(_short_of_memory, arguments, nprocs=2)
+    multiprocessing.spawn(_short_of_memory, (str(tmp_path), data), nprocs=2)
     (parts, drawn, state), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (parts, drawn) == other[:2]
     assert parts == 2
@@ -118,15 +126,6 @@ def test_processes_agree_where_one_is_out_of_memory(tmp_path, free_port):
             assert torch.equal(value, other[2][name]), name
 
 
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def run(*command):
     return subprocess.run(
         [sys.executable, "-m", *map(str, command)],
@@ -134,7 +133,7 @@ def run(*command):
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
 
 
@@ -148,9 +147,10 @@ def check(out, data):
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path, free_port):
+def test_torchrun(tmp_path):
     data, out = colours(tmp_path / "data"), tmp_path / "W.pt"
-    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2]
+    torchrun += ["--standalone", "--local-addr", "127.0.0.1"]  # which finds a port by itself
     done = run(*torchrun, "-m", "trainers.train_supernet", "--data", data, *TRAIN, "--out", out)
     assert done.returncode == 0, done.stderr
     check(out, data)
