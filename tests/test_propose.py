@@ -395,7 +395,7 @@ def test_bad_input_as_the_shell_sees_it(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr == f"error: no such table: {tmp_path / 'none.parquet'}\n"

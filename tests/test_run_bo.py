@@ -137,6 +137,11 @@ def num_finished(out):
     return journal.read_bytes().count(b'"event": "finished"') if journal.exists() else 0
 
 
+def enough(out):
+    """A budget with which a stopped LONGER run continues, however far it got."""
+    return max(LONG["--budget"], num_finished(out) + 1)
+
+
 def wait_for(process, out, finished):
     while num_finished(out) < finished:
         assert process.poll() is None, process.communicate()
@@ -151,7 +156,7 @@ def finished(tmp_path_factory):
     """Directory and stdout of a quick run in a process of its own."""
     out = tmp_path_factory.mktemp("finished") / "run"
     process = start(QUICK, out=out)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (0, "")
     return out, stdout
 
@@ -212,7 +217,7 @@ def test_every_trial_is_told_of(finished):
 @pytest.mark.slow
 def test_bad_input_as_the_shell_sees_it(tmp_path):
     process = start(QUICK, space="nowhere", out=tmp_path / "run")
-    assert process.communicate(timeout=120) == (
+    assert process.communicate(timeout=300) == (
         "",
         f"error: unknown space 'nowhere': choose from {', '.join(SPACES)}\n",
     )
@@ -298,7 +303,7 @@ def test_a_stopped_run_says_so_and_continues(expected, tmp_path, capsys, stop):
         f"interrupted: {saved} trials are saved in {out}; repeat the command to continue"
         for saved in (n - 1, n)
     }
-    again = search(capsys, LONG, out=out)
+    again = search(capsys, LONG, budget=enough(out), out=out)
     assert f"continuing {out}: {n} trials are finished" in again.splitlines()
     assert found(out)[:14] == expected
 
@@ -314,7 +319,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(expected, tmp_path,
         process.kill()
         process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
-    search(capsys, LONG, out=out)
+    search(capsys, LONG, budget=enough(out), out=out)
     assert found(out)[:14] == expected
 
 
