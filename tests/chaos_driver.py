@@ -1,6 +1,8 @@
 """The driver of `test_ray_nodes.py`, a process of its own: a search whose evaluations take time.
 
 python tests/chaos_driver.py ray|local OUT [ADDRESS]
+
+Where there is a file OUT.hold, evaluations wait after 150 outcomes until it is gone.
 """
 
 import sys
@@ -29,25 +31,36 @@ class Slow:
     """Synthetic: the embedded surrogate, which then sleeps."""
 
     evaluator: SurrogateEvaluator
+    out: Path
     seconds: float
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         time.sleep(self.seconds)
+        while self.out.with_suffix(".hold").exists() and finished(self.out) >= 150:
+            time.sleep(0.1)
         return self.evaluator.evaluate(arch, seed=seed)
 
 
-def make(seconds: float) -> Slow:
-    return Slow(SurrogateEvaluator(), seconds)
+def make(out: Path, seconds: float) -> Slow:
+    return Slow(SurrogateEvaluator(), out, seconds)
+
+
+def finished(out: Path) -> int:
+    """Outcomes in a journal."""
+    try:
+        return (out / "journal.jsonl").read_bytes().count(b'"event": "finished"')
+    except FileNotFoundError:
+        return 0
 
 
 def main(kind: str, out: str, address: str | None = None) -> None:
     if kind == "local":
-        executor = LocalExecutor(CONFIG.generator("cpu"), make(0), retries=0)
+        executor = LocalExecutor(CONFIG.generator("cpu"), make(Path(out), 0), retries=0)
     else:
         from orchestrator.executors.ray_core import RayExecutor
 
         runtime = Runtime(address=address, auth="disabled", device="cpu", retries=20)
-        executor = RayExecutor(CONFIG, runtime, partial(make, 0.3))
+        executor = RayExecutor(CONFIG, runtime, partial(make, Path(out), 0.3))
     with (
         closing(executor),
         closing(RunStore.open(Path(out), CONFIG, MOBILENETV3)) as store,

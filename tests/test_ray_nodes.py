@@ -25,6 +25,7 @@ from processes import marked
 pytest.importorskip("ray")
 
 import ray
+from chaos_driver import finished
 from ray import cloudpickle
 
 from nag.spaces import Architecture
@@ -90,20 +91,32 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Where(ToyEvaluator):
-    """Synthetic: takes half a second and says which machine it was on."""
+    """Synthetic: takes half a second and says which machine it was on.
+
+    All but the first three that begin wait until one has begun on a second machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        time.sleep(0.5)
+        begun = len([*self._folder.iterdir()])
         node = ray.get_runtime_context().get_node_id()
+        (self._folder / f"{seed} {node}").touch()
+        while begun >= 3 and len({path.name.split()[1] for path in self._folder.iterdir()}) < 2:
+            time.sleep(0.1)
+        time.sleep(0.5)
         return Measurement(super().evaluate(arch, seed=seed).value, {"node": int(node[:8], 16)})
 
 
 @pytest.mark.parametrize("cluster", [1], indirect=True)
-def test_machines_that_join_are_used_and_those_that_leave_are_survived(cluster: Nodes) -> None:
+def test_machines_that_join_are_used_and_those_that_leave_are_survived(
+    cluster: Nodes, tmp_path: Path
+) -> None:
     archs = [TOY.from_str(f"{a}{b}/{c}-") for a in "abc" for b in "abc" for c in "abc"]
     trials = iter([Trial(i, 0, arch, "initial", seed=i) for i, arch in enumerate(archs)])
-    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu")
-    with closing(RayExecutor(CONFIG, runtime, Where)) as executor:
+    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", timeout=300)
+    with closing(RayExecutor(CONFIG, runtime, partial(Where, tmp_path))) as executor:
         assert "room for 2 evaluation(s)" in executor.description
         outcomes = []
         for outcome in executor.run(lambda room: [*islice(trials, room)]):
@@ -156,7 +169,7 @@ def test_a_generator_without_a_machine_is_waited_for_and_given_up(
 
     cluster.add(resources={"generator": 1})
     runtime = Runtime(address=cluster.address, auth="disabled", device="cpu")
-    with closing(RayExecutor(CONFIG, runtime, Where)) as executor:
+    with closing(RayExecutor(CONFIG, runtime, ToyEvaluator)) as executor:
         before = executor.generator.generate(8, seed=3)
         cluster.add(resources={"generator": 1})
         lose(machine=0)
@@ -205,14 +218,6 @@ class Monkey:
         return True
 
 
-def finished(out: Path) -> int:
-    """Outcomes in a journal."""
-    try:
-        return (out / "journal.jsonl").read_bytes().count(b'"event": "finished"')
-    except FileNotFoundError:
-        return 0
-
-
 def _driver(*arguments: object, out: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, str(HERE / "chaos_driver.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
@@ -234,16 +239,20 @@ def test_chaos(cluster: Nodes, tmp_path: Path) -> None:
     """200 evaluations, and every two seconds something is killed: the undisturbed trials."""
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     assert _driver("local", undisturbed, out=undisturbed).wait() == 0
+    hold = out.with_suffix(".hold")
+    hold.touch()  # it cannot end before one of each kind was killed
     monkey, start = Monkey(cluster, out), partial(_driver, "ray", out, cluster.address, out=out)
     driver, drivers = start(), 1
     while driver.poll() != 0:
         time.sleep(2)
         if driver.poll() is None:
             monkey.strike(driver)
+            if monkey.killed.keys() == monkey.APART.keys():
+                hold.unlink(missing_ok=True)
         elif driver.returncode != 0:
             assert driver.returncode == -signal.SIGKILL, out.with_suffix(".log").read_text()
             driver, drivers = start(), drivers + 1
     print(f"killed: {dict(monkey.killed)}, {drivers} drivers")  # noqa: T201
     assert _trials(out) == _trials(undisturbed)
-    assert {"worker", "generator", "machine", "driver"} == monkey.killed.keys()
+    assert monkey.killed.keys() == monkey.APART.keys()
     assert finished(out) == 200
