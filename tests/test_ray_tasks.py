@@ -10,18 +10,22 @@ from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.tasks import RayTasks
 from orchestrator.runtime import Runtime
 
+RUNTIME = Runtime(workers=1, dashboard=False, auth="disabled")
+
 
 @pytest.mark.ray
-def test_what_is_cut_off_has_a_moment_to_save(tmp_path):
+def test_what_is_cut_off_has_a_moment_to_save(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.executors.bell._SECONDS_TO_SAVE", 60.0)
+
     def work():
         (tmp_path / "begun").touch()
         try:
-            time.sleep(60)
+            time.sleep(100)
         except KeyboardInterrupt:
             (tmp_path / "saved").touch()
             raise
 
-    with closing(RayTasks(Runtime(workers=1, dashboard=False))) as tasks:
+    with closing(RayTasks(RUNTIME)) as tasks:
         for _ in tasks.run([work]):
             if (tmp_path / "begun").exists():
                 break
@@ -33,7 +37,7 @@ def test_it_ends_when_no_machine_is_left(monkeypatch, caplog):
     """Only pretended: Ray's view of its machines is empty."""
     monkeypatch.setattr("orchestrator.executors.cluster._RETURN_SECONDS", 1.0)
     lack = "no machine has room: a task needs 1 CPU, the cluster has 0 CPU"
-    with closing(RayTasks(Runtime(workers=1, dashboard=False))) as tasks:
+    with closing(RayTasks(RUNTIME)) as tasks:
         monkeypatch.setattr(Machines, "now", lambda: Machines(()))
         with pytest.raises(ClusterError, match=f"^{lack}$"):
             for _ in tasks.run([partial(time.sleep, 60)]):
