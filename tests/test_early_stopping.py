@@ -150,6 +150,12 @@ def start(data, out):
     )
 
 
+def evaluations():
+    """Pids of the workers that hold an evaluator."""
+    started = marked("=".join(*MARK.items()))
+    return [pid for name, pid in started if name == "ray::_Evaluation"[:15]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -176,8 +182,9 @@ def test_twelve_trainings_of_which_a_worker_is_killed(data, tmp_path):
     while not (journal.exists() and '"finished"' in journal.read_text()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    started = marked("=".join(*MARK.items()))
-    workers = [pid for name, pid in started if name == "ray::_Evaluation"[:15]]
+    while not (workers := evaluations()):  # between two trainings there may be none
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
     os.kill(workers[0], signal.SIGKILL)
     out, err = process.communicate(timeout=500)
     assert (process.returncode, err) == (0, ""), out

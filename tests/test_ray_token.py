@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,8 +113,8 @@ def test_a_client_without_the_token_is_refused(run, tmp_path):
 
 def test_the_dashboard_asks_for_the_token(run):
     _, folder = run
-    first = (folder / "log").read_text().splitlines()[0]
-    api = f"{first.rpartition('dashboard ')[2]}/api/v0/actors"
+    dashboard = re.search(r", dashboard (http\S+)", (folder / "log").read_text())
+    api = f"{dashboard[1]}/api/v0/actors"
     assert [status(api), status(api, "0" * 64), status(api, TOKEN)] == [401, 403, 200]
 
 
