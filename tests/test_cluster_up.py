@@ -90,6 +90,11 @@ class Person:
         assert code == 0, f"{line}: exit code {code}\n{output[-3000:]}"
         return output
 
+    def reads(self, line: str, text: str) -> bool:
+        """Whether the command, run to its end, which is good, says so by now."""
+        code, output = self.tries(line)
+        return code == 0 and text in output
+
     def tries(self, line: str) -> tuple[int, str]:
         process = self.popen(line)
         output, _ = process.communicate(timeout=900)
@@ -195,7 +200,7 @@ def test_up(person: Person) -> None:
     assert _token() not in said
     person.types(command("^ray up"))
     status = command("^ray exec .*ray status")
-    _until(lambda: " 3 local.cluster.node" in person.types(status), 600, "three machines", 5)
+    _until(lambda: person.reads(status, " 3 local.cluster.node"), 600, "three machines", 5)
 
 
 def test_exec(person: Person) -> None:
@@ -237,14 +242,14 @@ def test_a_host_loses_its_power_during_a_job(person: Person, tunnel: None, tmp_p
     assert set(_trials("job")["status"]) == {"ok"}
     assert _found("job")[:20] == _found("exec")
     nodes = f"ray exec {FILE} 'ray list nodes --filter state=ALIVE'"
-    _until(lambda: "Total: 2" in person.types(nodes), 300, "node3 is dead", 5)
+    _until(lambda: person.reads(nodes, "Total: 2"), 300, "node3 is dead", 5)
 
 
 def test_down(person: Person) -> None:
     person.types(command("^ray rsync-down"))
     assert _on("laptop", "ls project/runs").split() == ["exec", "job", "submit"]
     person.types(command("^ray down"))
-    assert "raylet" not in _on("node1", "ps -eo comm")
+    _until(lambda: "raylet" not in _on("node1", "ps -eo comm"), 60, "a raylet on node1")
 
 
 def test_all_of_the_readme_was_run(person: Person) -> None:

@@ -47,7 +47,7 @@ boot() {
   setsid ip netns exec "nag-$1" unshare --pid --mount --uts --ipc --fork --kill-child --mount-proc \
     "$HERE/hosts.sh" _init "$1" >"$STATE/$1.log" 2>&1 </dev/null &
   echo $! >"$STATE/$1.pid"
-  for _ in $(seq 50); do
+  for _ in $(seq 600); do
     ip netns exec "nag-$1" bash -c "echo >/dev/tcp/$(address "$1")/22" 2>/dev/null && return
     sleep 0.1
   done
