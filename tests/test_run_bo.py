@@ -856,9 +856,9 @@ def test_a_directory_that_is_not_a_run(capsys):
     ("address", "message"),
     [
         ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: "),
-        ("ray://127.0.0.1:1", "no Ray cluster answers at ray://127.0.0.1:1: "),
+        ("ray://127.0.0.1:1", "Ray address 'ray://127.0.0.1:1' must be host:port or auto"),
         ("127.0.0.1:99999", "no Ray cluster answers at 127.0.0.1:99999: "),
-        ("127.0.0.1", "Ray address '127.0.0.1' must be host:port, ray://host:port or auto"),
+        ("127.0.0.1", "Ray address '127.0.0.1' must be host:port or auto"),
         (":6379", "must be host:port"),
         ("somewhere:else", "must be host:port"),
     ],

@@ -664,6 +664,7 @@ def test_a_file_is_not_a_directory(out):
         "{}",
         '{"schema": 1}',
         '{"schema": 1, "config": 3, "hash": "a"}',
+        '{"schema": 1, "config": {"space": "toy", "budget": 3}, "hash": "a"}',
         "caf\udce9",
     ],
 )

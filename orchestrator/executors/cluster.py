@@ -254,9 +254,9 @@ def _check_reachable(address: str) -> None:
     """Fail in seconds, where Ray would try for minutes."""
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"Ray address {address!r} must be host:port, ray://host:port or auto")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r} must be host:port or auto")
     try:
         _knock(f"{host}:{port}")
     except (OSError, OverflowError) as error:

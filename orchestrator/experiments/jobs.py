@@ -28,7 +28,7 @@ from orchestrator.config import RunConfig, file_name, sha256_of
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
-from orchestrator.search.record import provenance, write_json
+from orchestrator.search.record import provenance, read_record, write_json
 from orchestrator.search.store import RunStore
 from trainers.base import FULL_EPOCHS
 from trainers.build import ON_IMAGES
@@ -135,15 +135,15 @@ class Search:
     def progress(self, root: Path) -> tuple[int, bool]:
         out = root / self.label
         try:
-            record = json.loads((out / "config.json").read_text())
+            record = read_record(out)
             trials = out / "trials.parquet"
             rows = pq.read_metadata(trials).num_rows
             if "epochs" in pq.read_schema(trials).names:
                 epochs = pq.read_table(trials, columns=["epochs"])["epochs"].to_pylist()
                 rows = sum(FULL_EPOCHS if one is None else one for one in epochs) // FULL_EPOCHS
-        except (OSError, ValueError, pa.ArrowException):
+        except (OSError, UserError, pa.ArrowException):
             return 0, False
-        if record.get("hash") != self.config.hash():
+        if record["hash"] != self.config.hash():
             return 0, False
         return min(rows, self.trials), rows >= self.trials
 

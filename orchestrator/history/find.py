@@ -46,7 +46,7 @@ def find_runs(paths: Sequence[Location]) -> list[Source]:
 
 def find_commands(paths: Sequence[Location]) -> list[CommandSource]:
     """Every finished command in local folders, and every one of experiments."""
-    found: dict[Path, CommandSource] = {}
+    found: dict[str, CommandSource] = {}
     for path in paths:
         if isinstance(path, URI):
             continue
@@ -60,7 +60,9 @@ def find_commands(paths: Sequence[Location]) -> list[CommandSource]:
                 if part["kind"] == "command"
             ]
         for source in sources:
-            found.setdefault(source.path.resolve(), source)
+            known = found.setdefault(source.path.name, source)  # which tells the content
+            if not known.group:
+                found[source.path.name] = source
     return list(found.values())
 
 
