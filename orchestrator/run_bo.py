@@ -52,8 +52,10 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(config.threads)
     runtime = replace(runtime, out=out)
-    evaluator = build_evaluator_here(config, runtime)
-    executor = build_executor(config, runtime, evaluator)
+    with console.status("preparing the evaluator"):
+        evaluator = build_evaluator_here(config, runtime)
+    with console.status("starting generator and workers"):
+        executor = build_executor(config, runtime, evaluator)
     try:
         with closing(RunStore.open(out, config, find_space(config.space))) as store:
             observers = build_observers(out.resolve().name, config, runtime, executor, evaluator)
