@@ -33,6 +33,7 @@ from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.ray_core import RayExecutor
+from orchestrator.executors.tasks import RayTasks
 from orchestrator.runtime import Runtime
 from orchestrator.search import trial as trial_module
 from orchestrator.search.trial import Trial
@@ -130,6 +131,28 @@ def test_machines_that_join_are_used_and_those_that_leave_are_survived(
     assert len(cluster._nodes) == 1, "no machine was killed"
     assert sorted(outcome.trial for outcome in outcomes) == list(range(len(archs)))
     assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+def meet(folder: Path, machines: int) -> str:
+    """The machine this is on, once so many have begun something."""
+    node = ray.get_runtime_context().get_node_id()
+    (folder / node).touch()
+    while len([*folder.iterdir()]) < machines:
+        time.sleep(0.1)
+    return node
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_tasks_wait_for_machines_and_use_all_that_come(cluster: Nodes, tmp_path: Path) -> None:
+    runtime = Runtime(address=cluster.address, auth="disabled")
+    with closing(RayTasks(runtime)) as tasks:
+        found: list[str] = []
+        for _, ended in tasks.run([partial(meet, tmp_path, 2)] * 8):
+            found += [node for _, node in ended]
+            if len(cluster._nodes) < 2:
+                cluster.add()
+    assert len(found) == 8
+    assert len({*found}) == 2
 
 
 def hungry() -> ToyEvaluator:

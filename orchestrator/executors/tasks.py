@@ -13,6 +13,7 @@ from orchestrator.executors.cluster import (
     Machines,
     Patience,
     connect,
+    is_own,
     options_of,
 )
 from orchestrator.runtime import Runtime
@@ -30,24 +31,29 @@ class RayTasks:
     """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
 
     Each call takes one CPU and the share `gpu` of a GPU; at most `runtime.workers` are called at a
-    time, by default as many as the cluster has room for.
+    time, by default as many as there is room for. On a cluster as many again wait in its queue,
+    from which an autoscaler sees what further machines would be used for.
     """
 
     def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
         connect(runtime)
-        request = {"CPU": 1.0, **({"GPU": gpu} if gpu else {})}
-        machines = Machines.now()
-        if "evaluator" in machines.total:
-            request["evaluator"] = 1.0
-        slots = machines.room(request)
-        if lack := machines.lack("a task", request):
+        self._runtime, self._gpu = runtime, gpu
+        self._look()
+        if is_own(runtime) and self._lack:
             ray.shutdown()
-            raise ClusterError(lack)
+            raise ClusterError(self._lack)
         self._bell = Bell()
-        self._request = request
-        self._options = {**options_of(request), "max_retries": runtime.retries}
-        self.workers = runtime.workers or slots
         self._running: dict[Any, int] = {}
+
+    def _look(self) -> None:
+        """Look at the machines: they come and go."""
+        machines, request = Machines.now(), {"CPU": 1.0}
+        request |= {"GPU": self._gpu} if self._gpu else {}
+        request |= {"evaluator": 1.0} if "evaluator" in machines.total else {}
+        room = machines.room(request)
+        self._lack = machines.lack("a task", request)
+        self._limit = self._runtime.workers or (room if is_own(self._runtime) else 2 * max(room, 1))
+        self._options = {**options_of(request), "max_retries": self._runtime.retries}
 
     def run(
         self, functions: Sequence[Callable[[], Any]]
@@ -62,11 +68,12 @@ class RayTasks:
         waiting = deque(enumerate(functions))
         running = self._running
         while waiting or running:
-            while waiting and len(running) < self.workers:
+            while waiting and len(running) < self._limit:
                 number, function = waiting.popleft()
                 running[_call.options(**self._options).remote(function)] = number
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
-            patience.look(None if done else Machines.now().lack("a task", self._request))
+            self._look()
+            patience.look(None if done else self._lack)
             ended = [(running.pop(reference), _result(reference)) for reference in done]
             yield list(running.values()), ended
 
