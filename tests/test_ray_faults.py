@@ -208,7 +208,7 @@ class TestFaults:
 
     def test_the_generator_comes_back(self, executor: RayExecutor) -> None:
         before = executor.generator.generate(8, seed=3)
-        ray.kill(executor.generator._actor, no_restart=False)
+        ray.kill(executor.generator._actors[0], no_restart=False)
         after = executor.generator.generate(8, seed=3)
         assert after.archs == before.archs
 
