@@ -48,6 +48,7 @@ from trainers.evaluators.surrogate import SurrogateEvaluator
 RESULTS = Path(__file__).parent / "results"
 MEAN_SECONDS = 60.0
 SIGMAS = (0.28, 0.5, 1.0)
+_STARTING = 20  # rounds at most until all processes have started
 
 app = command_line("python benchmarks/scale.py")
 
@@ -63,7 +64,7 @@ class Asleep:
         if self.mean:
             z = np.random.default_rng(seed).standard_normal()
             time.sleep(self.mean * float(np.exp(z - 0.5)))
-        return Measurement(0.5, {"started": started, "ended": time.time()})
+        return Measurement(0.5, {"started": started, "ended": time.time(), "pid": os.getpid()})
 
 
 @app.default
@@ -132,8 +133,10 @@ def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[
             _evaluate(executor, 1000)
             idle = 1000 * (time.perf_counter() - started) / 1000
         with closing(RayExecutor(config, runtime, partial(Asleep, seconds))) as executor:
-            _evaluate(executor, 2 * count)
-            spans = _evaluate(executor, n)
+            for _ in range(_STARTING):
+                if len({pid for *_, pid in _evaluate(executor, 2 * count)}) == count:
+                    break
+            spans = [(start, end) for start, end, _ in _evaluate(executor, n)]
         starts = sorted(start for start, _ in spans)
         first, last = starts[count - 1], starts[-1]
         busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans)
@@ -166,12 +169,12 @@ def _generate(generator: Generator, parts: Sequence[Part], guidance: Guidance) -
     return time.perf_counter() - started
 
 
-def _evaluate(executor: object, n: int) -> list[tuple[float, float]]:
-    """(start, end) of n evaluations."""
+def _evaluate(executor: object, n: int) -> list[tuple[float, float, float]]:
+    """(start, end, process) of n evaluations."""
     archs = MOBILENETV3.sample(n, np.random.default_rng(0))
     trials = iter([Trial(i, 0, arch, "initial", seed=i) for i, arch in enumerate(archs)])
     outcomes = executor.run(lambda room: [*islice(trials, min(room, n))])  # type: ignore[attr-defined]
-    return [(o.metrics["started"], o.metrics["ended"]) for o in outcomes]
+    return [(o.metrics["started"], o.metrics["ended"], o.metrics["pid"]) for o in outcomes]
 
 
 def _simulated(workers: int, n: int) -> Iterator[str]:
