@@ -664,7 +664,6 @@ def test_a_file_is_not_a_directory(out):
         "{}",
         '{"schema": 1}',
         '{"schema": 1, "config": 3, "hash": "a"}',
-        '{"schema": 1, "config": {"space": "toy", "budget": 3}, "hash": "a"}',
         "caf\udce9",
     ],
 )
@@ -718,6 +717,13 @@ def test_a_run_of_another_format_is_refused(out):
     out.mkdir()
     (out / "config.json").write_text(_config_text(schema=SCHEMA + 1))
     assert f"has schema {SCHEMA + 1}, this version writes {SCHEMA}" in refusal(out)
+
+
+def test_a_configuration_to_look_at_says_what_every_run_says(out):
+    out.mkdir()
+    (out / "config.json").write_text(_config_text(config={"space": "toy", "budget": 3}))
+    with pytest.raises(UserError, match=r"config\.json lacks constraint, seed$"):
+        RunStore.read(out)
 
 
 # Two at once

@@ -76,15 +76,13 @@ def read_record(out: Location) -> Mapping[str, Any]:
     try:
         record: Mapping[str, Any] = json.loads(file.read_bytes())
         schema = record["schema"]
-        if not (
-            record["config"].keys() >= {"space", "seed", "budget", "constraint"} and record["hash"]
-        ):
+        if not (isinstance(record["config"], dict) and record["hash"]):
             raise ValueError
     except FileNotFoundError:
         raise UserError(f"no run in {out}: give the --out of a run") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: choose another --out") from None
     if schema != SCHEMA:
         raise UserError(f"{file} has schema {schema}, this version writes {SCHEMA}")

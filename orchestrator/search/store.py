@@ -130,6 +130,8 @@ class RunStore:
         Nothing is locked or written.
         """
         config = read_record(out)["config"]
+        if lacking := {"space", "seed", "budget", "constraint"} - config.keys():
+            raise UserError(f"{out / 'config.json'} lacks {', '.join(sorted(lacking))}")
         store = cls(out, find_space(config["space"]), config["seed"], None)
         try:
             store._replay((str(out / file), events) for file, events in read_journal(out))
