@@ -129,8 +129,8 @@ def main(
             f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
         )
     if commands:
-        finished = sum(command.finished for command in commands)
-        sys.stdout.write(f"{len(commands)} commands, {finished} of them finished\n")
+        finished, plural = sum(one.finished for one in commands), "s" if len(commands) > 1 else ""
+        sys.stdout.write(f"{len(commands)} command{plural}, {finished} of them finished\n")
     sys.stdout.write(f"report: {page}\n")
     return 0
 

@@ -799,7 +799,7 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     assert "mutation, seed 0: 0 of 3 evaluations" in page.sections["panel-1"]
     assert "not run" in page.sections["panel-1"]
     assert "mutation" not in page.sections["panel-2"]
-    assert "1 commands, 0 of them finished" in said
+    assert "1 command, 0 of them finished" in said
     assert "not run" in page.sections["c"]
 
 
@@ -821,7 +821,8 @@ def test_what_commands_have_left_is_shown(
     for given, finished in ((tmp_path / "experiment-t.json", 2), (tmp_path, 1)):
         out = tmp_path / f"report-{finished}"
         code, said = _report(capsys, given, "--out", out)
-        assert (code, said.splitlines()[0]) == (0, f"{finished} commands, 1 of them finished")
+        count = "2 commands" if finished == 2 else "1 command"
+        assert (code, said.splitlines()[0]) == (0, f"{count}, 1 of them finished")
         text = (out / "report.html").read_text()
         page = check_page(text)
         assert "94.37" in page.sections["quality-1"]
@@ -830,6 +831,11 @@ def test_what_commands_have_left_is_shown(
         assert ("quality-2" in page.sections) == (finished == 2)
         copied = {file.name for file in (out / "commands" / "quality-1").iterdir()}
         assert copied == {"quality.md", "quality.csv", "quality.svg"}
+    again = tmp_path / "elsewhere" / "experiment-t.json"  # where nothing has been run
+    again.parent.mkdir()
+    again.write_text(json.dumps({"runs": parts}))
+    code, said = _report(capsys, tmp_path, again, "--out", tmp_path / "both")
+    assert (code, said.splitlines()[0]) == (0, "2 commands, 1 of them finished")
     (left / "command.json").unlink()
     code, said = _report(capsys, tmp_path / "experiment-t.json", "--out", tmp_path / "none")
     assert code == 2

@@ -60,8 +60,8 @@ def find_commands(paths: Sequence[Location]) -> list[CommandSource]:
                 if part["kind"] == "command"
             ]
         for source in sources:
-            known = found.setdefault(source.path.name, source)  # which tells the content
-            if not known.group:
+            known = found.setdefault(source.path.name, source)  # the name tells the content
+            if (source.finished, bool(source.group)) > (known.finished, bool(known.group)):
                 found[source.path.name] = source
     return list(found.values())
 
