@@ -25,6 +25,7 @@ from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
 from nag.spaces import ABSENT, SPACES, InvalidArchitectureError
+from nag.spaces.base import encoding
 from trainers.build import EVALUATORS
 
 torch.set_num_threads(1)
@@ -114,7 +115,7 @@ def test_what_is_stated_of_the_space(space):
 def test_the_structure_that_may_be_added(space, rng):
     names = vars(sys.modules["nag.spaces.transformer"]).copy()
     exec(STRUCTURE, names)
-    with_structure = replace(space, structure=(names["_structure"],))
+    with_structure = replace(space, structure=(encoding, names["_structure"]))
     test_spaces.test_features_are_smooth_and_tell_architectures_apart(with_structure, rng)
     x = space.encode([space.from_str("192/4-2,4-3,6-4,2-4")])
     _, numbers = with_structure.features(x)

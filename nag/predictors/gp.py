@@ -2,8 +2,8 @@
 
 Notation:
     n, B     observations, queries
-    G        feature groups: the encoding itself, the structures of the space where it has them, and
-             the posterior mean of each earlier run that is re-used
+    G        feature groups: those of the space (`SearchSpace.features`), and the posterior mean of
+             each earlier run that is re-used
     X        (n, D) features, centred and scaled per group so that E |X_g|^2 = 1 under uniform draws
     z        (n,) values, warped and standardised
     theta    (2 G + 2,) logarithms of the hyperparameters

@@ -114,7 +114,7 @@ class SearchSpace(Protocol):
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, N, F) in [0, 1] -> groups (B, D_g) of smooth features a surrogate learns from.
 
-        The first is the encoding itself; how much each of the others matters is learned.
+        How much each group matters is learned. Architectures that compute the same may share them.
         """
         ...
 
@@ -140,6 +140,11 @@ _STAGE_ERRORS: Mapping[int, str] = MappingProxyType(
 )
 
 
+def encoding(x: Tensor) -> Tensor:
+    """(B, N, F) -> (B, N F): the group of features that every space has."""
+    return x.flatten(1)
+
+
 @dataclass(frozen=True, eq=False)
 class StagedSpace:
     """A search space made of stages. Implements `SearchSpace`.
@@ -153,8 +158,8 @@ class StagedSpace:
     render, parse: operators (N,) to published text and back; `parse` need not check validity.
         Derived: names of the present operators, "," between those of a stage, "/" between stages.
     config: operators (N,) to a JSON object. Derived: the names of each stage.
-    structure: functions (B, N, F) -> (B, D_g), groups of smooth features that are used beside the
-        encoding itself. Derived: none.
+    structure: functions (B, N, F) -> (B, D_g), groups of smooth features for the surrogate.
+        Derived: the encoding itself.
     """
 
     name: str
@@ -166,7 +171,7 @@ class StagedSpace:
     render: Callable[[tuple[int, ...]], str] | None = None
     parse: Callable[[str], tuple[int, ...]] | None = None
     config: Callable[[tuple[int, ...]], dict[str, Any]] | None = None
-    structure: tuple[Callable[[Tensor], Tensor], ...] = ()
+    structure: tuple[Callable[[Tensor], Tensor], ...] = (encoding,)
 
     def __post_init__(self) -> None:
         if (self.render is None) != (self.parse is None):
@@ -272,7 +277,7 @@ class StagedSpace:
         ]
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.flatten(1), *(group(x) for group in self.structure))
+        return tuple(group(x) for group in self.structure)
 
     def to_str(self, arch: Architecture) -> str:
         if self.render is not None:

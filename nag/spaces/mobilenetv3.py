@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nag.spaces.base import ABSENT, InvalidArchitectureError, Stage, StagedSpace
+from nag.spaces.base import ABSENT, InvalidArchitectureError, Stage, StagedSpace, encoding
 
 KERNELS = (3, 5, 7)
 EXPANDS = (3, 4, 6)
@@ -133,5 +133,5 @@ MOBILENETV3 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
-    structure=(_layers, _stages, _total),
+    structure=(encoding, _layers, _stages, _total),
 )

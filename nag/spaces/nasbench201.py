@@ -99,9 +99,31 @@ def _paths(x: Tensor) -> Tensor:
     return torch.cat(words, dim=1)
 
 
+def _operators(x: Tensor) -> Tensor:
+    """Operators but `none` of the edges that lie on a path from input to output, (B, 6, 4).
+
+    What the others hold makes no difference to what the cell computes. Polynomials in `x`.
+    """
+    operators = x[:, 1:7, 3:]
+    to1, to2, one_to2, _, one_to3, two_to3 = operators.sum(-1).unbind(1)
+    from1 = _either(one_to3, one_to2 * two_to3)
+    at2 = _either(to2, to1 * one_to2)
+    lies = torch.stack([from1, two_to3, to1 * two_to3, torch.ones_like(to1), to1, at2], dim=1)
+    return operators * lies[:, :, None]
+
+
+def _either(p: Tensor, q: Tensor) -> Tensor:
+    return 1 - (1 - p) * (1 - q)
+
+
+def _placed(x: Tensor) -> Tensor:
+    """Which operators are where, (B, 24)."""
+    return _operators(x).flatten(1)
+
+
 def _counts(x: Tensor) -> Tensor:
-    """How often each operator occurs, (B, 5): what size and cost of a cell depend on."""
-    return x[:, 1:7, 2:].sum(1)
+    """How often each operator occurs, (B, 4): what size and cost of a cell depend on."""
+    return _operators(x).sum(1)
 
 
 NASBENCH201 = StagedSpace(
@@ -122,5 +144,5 @@ NASBENCH201 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
-    structure=(_paths, _counts),
+    structure=(_placed, _paths, _counts),
 )
