@@ -1,10 +1,13 @@
-"""How files are written: aside, then renamed."""
+"""How files are written: aside, then renamed; and what is measured once is read afterwards."""
 
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -38,3 +41,28 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """The same with a text, in UTF-8; a last line without an end gets one."""
     write_bytes(path, (text if text.endswith("\n") or not text else f"{text}\n").encode())
+
+
+def kept(
+    folder: Path,
+    name: str,
+    asked: Mapping[str, Any],
+    measure: Callable[[], dict[str, Any]],
+    tell: Callable[[str], object],
+) -> dict[str, Any]:
+    """What `measure` gives, as JSON; where it was asked for the same before, what it gave then.
+
+    So a long command that is repeated goes on where it was stopped. Raises OSError.
+
+    asked: all that decides the result.
+    tell: is told when nothing had to be measured.
+    """
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{digest}.json"
+    if path.exists():
+        tell(f"already in {path}")
+        return json.loads(path.read_text())
+    result = measure()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(result, indent=1))
+    return result

@@ -1,6 +1,5 @@
 """`python -m nag.quality`: the paper's Table 4, and the distance to the law that it hides."""
 
-import hashlib
 import json
 import platform
 import sys
@@ -19,7 +18,7 @@ from rich.progress import Progress
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
 from nag.cli import UserError, WholeNumber, choose, command_line, find_space, run, user_errors
 from nag.exact_score import exact_score, exact_score_of_samples, uniform_law_sde
-from nag.files import write_text
+from nag.files import kept
 from nag.generate import DEFAULT_SAMPLER, generate, resolve_device
 from nag.generator import accelerated
 from nag.laws import ListLaw, random_list, sde_of
@@ -220,17 +219,14 @@ class Benchmark:
 
     def row(self, name: str, source: Source, cache: Path) -> dict[str, Any]:
         """Measure a row, or read it where an earlier command with equal settings left it."""
-        asked = {"row": name, "weights": source.weights, "list": self.law_record}
-        text = json.dumps({**asdict(self.settings), **asked}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        path = cache / f"{self.space.name}-{name}-{digest}.json"
-        if path.exists():
-            self.console.print(f"{name}: already in {path}")
-            return json.loads(path.read_text())
-        result = {"row": name, "weights": source.weights, **self._measure(name, source)}
-        cache.mkdir(exist_ok=True)
-        write_text(path, json.dumps(result, indent=1))
-        return result
+        row = {"row": name, "weights": source.weights}
+        return kept(
+            cache,
+            f"{self.space.name}-{name}",
+            {**asdict(self.settings), **row, "list": self.law_record},
+            lambda: row | self._measure(name, source),
+            lambda told: self.console.print(f"{name}: {told}"),
+        )
 
     def _measure(self, name: str, source: Source) -> dict[str, Any]:
         known, of = source.known(), self.settings

@@ -9,8 +9,9 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,9 @@ from scipy.stats import wilcoxon
 
 from nag.calibration import Calibrated
 from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
-from nag.files import write_text
+from nag.files import kept, write_text
 from nag.generate import Samples
-from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
+from nag.generator import DiffusionGenerator, Guidance
 from nag.laws import random_list
 from nag.predictors.base import Observations
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
@@ -90,7 +91,8 @@ def main(
 
     Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
     OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
-    what is reported is the test accuracy, where there is one.
+    what is reported is the test accuracy, where there is one. An interrupted command goes on where
+    it was when it is repeated.
 
     Parameters
     ----------
@@ -131,38 +133,59 @@ def main(
         raise UserError(
             "--labels must be at least 2; --seeds, --num, --steps, --threads at least 1"
         )
-    config = RunConfig(space=space, table=table, dataset=dataset)
+    config = RunConfig(
+        space=space,
+        table=table,
+        dataset=dataset,
+        score=score,
+        score_weights=weights,
+        steps=steps,
+        threads=threads,
+    )
     evaluator: Evaluator = user_errors(
         build_evaluator,
         search_space,
         config.evaluator_name,
         Settings(table=table, dataset=dataset),
     )
-    generator_config = GeneratorConfig(
-        space, score, weights, steps=steps, device=device, threads=threads
-    )
+    generator = user_errors(DiffusionGenerator, config.generator(device))
     bench = Benchmark(
         search_space,
         evaluator,
-        user_errors(DiffusionGenerator, generator_config),
+        generator,
         user_errors(Calibrated, progress, progress),
         num,
     )
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
+    stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
+    asked = {**config.identity(), "num": num, "progress": progress, "torch": torch.__version__}
+    asked["device"] = str(generator.device)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for seed in range(seeds):
+        unguided = cache(partial(bench.unguided, seed))
+        for count in counts:
+            what = f"{count} labels, seed {seed}"
+            with console.status(what):
+                found[count, seed] = kept(
+                    out / "guided-quality-groups",
+                    f"{stem.name}-{count}-labels-seed{seed}",
+                    {**asked, "labels": count, "seed": seed},
+                    partial(bench.groups, count, seed, unguided),
+                    console.print,
+                )
+            console.print(f"{what}: {len(found)} of {len(counts) * seeds}")
     rows, accuracies = [], {}
     for count in counts:
         for seed in range(seeds):
-            console.print(f"{count} labels, seed {seed}")
-            for name, group in bench.groups(count, seed).items():
-                rows.append({"group": name, "labels": count, "seed": seed, **group.row()})
-                accuracies[name] = group.accuracies  # of the last seed and the most labels
+            for name, group in found[count, seed].items():
+                rows.append({"group": name, "labels": count, "seed": seed, **group["row"]})
+                accuracies[name] = np.array(group["accuracies"])  # the last ones are drawn
     frame = pd.DataFrame(rows)
     oracle = bench.oracle()
     if oracle is not None:
         accuracies = {f"best {num:,} of the space": oracle, **accuracies}
     drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
-    stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
     svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not inside a page
     svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
@@ -182,12 +205,16 @@ class Group:
     score_evaluations: int  # calls of the score per architecture that is kept
     seconds: float
 
-    def row(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
+        """The row of the table, and the accuracies it is made of."""
+        return {"row": self._row(), "accuracies": self.accuracies.tolist()}
+
+    def _row(self) -> dict[str, float]:
         percent = 100 * self.accuracies
         return {
-            "max": percent.max(),
-            "mean": percent.mean(),
-            "min": percent.min(),
+            "max": float(percent.max()),
+            "mean": float(percent.mean()),
+            "min": float(percent.min()),
             "validity": self.validity,
             "uniqueness": len(set(self.archs)) / len(self.archs),
             "score_evaluations": self.score_evaluations,
@@ -205,14 +232,20 @@ class Benchmark:
     scale: Calibrated
     num: int
 
-    def groups(self, labels: int, seed: int) -> dict[str, Group]:
-        """By name, in the order of GROUPS."""
+    def unguided(self, seed: int) -> Samples:
+        """What unconditional groups are taken from."""
+        return self.generator.generate(_OVERSAMPLE * self.num, seed=seed)
+
+    def groups(
+        self, labels: int, seed: int, unguided: Callable[[], Samples]
+    ) -> dict[str, dict[str, Any]]:
+        """As JSON, by name, in the order of GROUPS."""
         rng = np.random.default_rng([seed, labels])
         archs = user_errors(random_list, self.space, labels, seed).archs
         values = np.array([self._evaluate(arch).value for arch in archs])
         observations = Observations(archs, values)
         predictor = GaussianProcess(self.space).fit(observations, rng)
-        plain = self.generator.generate(_OVERSAMPLE * self.num, seed=seed)
+        plain = unguided()
 
         guidance = Guidance(predictor, observations, optimism=0.0, scale=self.scale)
         noise_aware = replace(guidance, kind="noise-aware")
@@ -229,7 +262,7 @@ class Benchmark:
             self._group(plain, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
             self._group(wide, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
         )
-        return dict(zip(GROUPS, found, strict=True))
+        return {name: group.to_json() for name, group in zip(GROUPS, found, strict=True)}
 
     def oracle(self) -> NDArray[np.float64] | None:
         """The best `num` accuracies of a space that is small enough to evaluate as a whole."""

@@ -16,7 +16,7 @@ import pytest
 from nag.cli import run
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
-from orchestrator.guided_quality import GROUPS, PUBLISHED, app
+from orchestrator.guided_quality import GROUPS, PUBLISHED, Benchmark, app
 from orchestrator.reporting.figures import draw_densities
 from trainers.evaluators.toy import ToyEvaluator
 
@@ -81,7 +81,7 @@ def measure(capsys, settings, **changes):
     code, out, _ = run_here(capsys, settings, **changes)
     assert code == 0
     folder = Path((settings | {f"--{k}": v for k, v in changes.items()})["--out"])
-    files = {file.suffix: file for file in folder.iterdir()}
+    files = {file.suffix: file for file in folder.iterdir() if file.is_file()}
     assert files.keys() == {".csv", ".md", ".svg"}
     assert files[".md"].read_text() == out
     return pd.read_csv(files[".csv"]), out, files[".svg"].read_text()
@@ -235,7 +235,7 @@ def test_the_figure_stands_by_itself(results):
 def test_another_data_set_has_its_own_files_and_published_numbers(accuracies, tmp_path, capsys):
     settings = TINY | {"--table": accuracies[1], "--out": "results"}
     rows, markdown, _ = measure(capsys, settings, dataset="cifar100")
-    assert {file.stem for file in Path("results").iterdir()} == {
+    assert {file.stem for file in Path("results").iterdir() if file.is_file()} == {
         "guided-quality-nasbench201-cifar100"
     }
     assert rows["max"].max() <= accuracies[0].c100_test_200.max() + 1e-3
@@ -276,6 +276,32 @@ def test_the_same_command_measures_the_same(capsys):
     pd.testing.assert_frame_equal(first, again)
     pd.testing.assert_frame_equal(first, other[other.seed == 0])
     assert not np.allclose(other[other.seed == 1]["mean"], first["mean"])
+
+
+def test_an_interrupted_command_goes_on_where_it_was(capsys, monkeypatch):
+    """Groups that were measured are read, those of other settings are not."""
+    settings = TOYS | {"--seeds": 2, "--labels": "15,20"}
+    whole, _, _ = measure(capsys, settings, out="undisturbed")
+    measured = []
+
+    def groups(bench, labels, seed, unguided):
+        measured.append((labels, seed))
+        if measured[-1] == (15, 1) and len(measured) == 3:
+            raise KeyboardInterrupt
+        return real(bench, labels, seed, unguided)
+
+    real = Benchmark.groups
+    monkeypatch.setattr(Benchmark, "groups", groups)
+    code, *_ = run_here(capsys, settings)
+    assert code == 130
+    assert not list(Path("results").glob("*.csv"))
+    rows, _, _ = measure(capsys, settings)
+    assert measured == [(15, 0), (20, 0), (15, 1), (15, 1), (20, 1)]
+    pd.testing.assert_frame_equal(rows.drop(columns="seconds"), whole.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(rows, measure(capsys, settings)[0])
+    for other in ({"num": 21}, {"progress": 0.5}, {"steps": 6}):
+        measure(capsys, settings, **other)
+    assert len(measured) == 5 + 3 * 4
 
 
 def test_several_numbers_of_labels(capsys):
@@ -342,7 +368,7 @@ def test_bad_settings(changes, message, capsys):
 def test_more_labels_than_the_space_holds(capsys):
     code, out, err = run_here(capsys, TOYS, labels="145")
     assert (code, out) == (2, "")
-    assert err.endswith("\nerror: no 145 distinct architectures found in toy\n")
+    assert err == "error: no 145 distinct architectures found in toy\n"
 
 
 def test_a_folder_that_is_a_file(capsys):
