@@ -159,8 +159,14 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
-    asked = {**config.identity(), "num": num, "progress": progress, "torch": torch.__version__}
-    asked["device"] = str(generator.device)
+    asked = {
+        **config.identity(),
+        "num": num,
+        "progress": progress,
+        "device": str(generator.device),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for seed in range(seeds):
         unguided = cache(partial(bench.unguided, seed))
