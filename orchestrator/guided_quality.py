@@ -92,7 +92,8 @@ def main(
     Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
     OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
     what is reported is the test accuracy, where there is one. An interrupted command goes on where
-    it was when it is repeated.
+    it was when it is repeated: what it has measured is in OUT/guided-quality-groups.
+    Use another OUT after an upgrade.
 
     Parameters
     ----------

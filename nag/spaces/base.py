@@ -141,7 +141,7 @@ _STAGE_ERRORS: Mapping[int, str] = MappingProxyType(
 
 
 def encoding(x: Tensor) -> Tensor:
-    """(B, N, F) -> (B, N F): the group of features that every space has."""
+    """(B, N, F) -> (B, N F): the features of a space that names no others."""
     return x.flatten(1)
 
 
