@@ -24,6 +24,7 @@ from orchestrator.runtime import Runtime, place_of, wants_gpu
 from orchestrator.search.bayesopt import BayesianOptimizer
 from orchestrator.search.halving import SuccessiveHalving
 from orchestrator.search.loop import Observer, Optimizer, Plan
+from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
 from trainers.base import (
     LOW_EPOCHS,
@@ -209,7 +210,12 @@ def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) ->
 
 
 def build_observers(
-    run: str, config: RunConfig, runtime: Runtime, executor: Executor, evaluator: Evaluator
+    run: str,
+    config: RunConfig,
+    runtime: Runtime,
+    executor: Executor,
+    evaluator: Evaluator,
+    store: RunStore,
 ) -> tuple[Observer, ...]:
     """Who is told of the progress of a run of that name, besides the person at the terminal."""
     if runtime.executor == "local":
@@ -218,4 +224,4 @@ def build_observers(
 
     assert isinstance(executor, OnRay)
     optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
-    return (RayMetrics(run, config, executor, optimum),)
+    return (RayMetrics(run, config, executor, optimum, store),)

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from nag.cli import UserError, check_output, command_line, find_space, run, user_errors
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
-from nag.spaces import InvalidArchitectureError, StagedSpace
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from trainers.rows import PARTIAL, column_names, read_columns, write_rows
@@ -55,21 +55,22 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     """Fit a surrogate predictor to your values and generate candidates with it, once.
 
     One round of run_bo without the evaluation: --pool-size candidates, of which the best
-    --batch-size by the acquisition function are written. Statistics go to stdout as JSON. The rows
-    of --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
+    --batch-size by the acquisition function are written, none of which is in --values already, with
+    a value or without. Statistics go to stdout as JSON. The rows of --values are in no order, so no
+    evaluation of them is the last: guided is guided-gen here.
     """
     check_output(files.out, ".parquet")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space = find_space(config.space)
     torch.set_num_threads(config.threads)
-    observations = read_observations(space, files.values)
+    observations, seen = read_observations(space, files.values)
     generator = user_errors(DiffusionGenerator, config.generator(files.device))
     optimizer = build_single_fidelity(config, generator)
     started = perf_counter()
     suggestion = optimizer.suggest(
         observations,
-        frozenset(observations.archs),
+        seen,
         config.batch_size,
         np.random.default_rng([config.seed, 0]),
     )
@@ -93,10 +94,12 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     sys.stdout.write(json.dumps(statistics, indent=1) + "\n")
 
 
-def read_observations(space: StagedSpace, path: Path) -> Observations:
-    """Architectures and values (percent) of a parquet file; rows without a value are left out.
+def read_observations(
+    space: StagedSpace, path: Path
+) -> tuple[Observations, frozenset[Architecture]]:
+    """Architectures with values (percent) of a parquet file, and all that it names.
 
-    So are those of low fidelity or stopped early, whose values are others.
+    Evaluations that failed have no value; those of low fidelity or stopped early have another.
     """
     columns = user_errors(read_columns, path, ["arch", "value"])
     for name in set(PARTIAL) & set(column_names(path)):
@@ -107,18 +110,21 @@ def read_observations(space: StagedSpace, path: Path) -> Observations:
         ]
     if not all(x is None or isinstance(x, int | float) for x in columns["value"]):
         raise UserError(f"{path}: column value does not hold numbers")
-    archs, values = [], []
+    archs, values, seen = [], [], set()
     for number, (text, value) in enumerate(zip(columns["arch"], columns["value"], strict=True)):
-        if value is None or not np.isfinite(value):
-            continue
+        known = value is not None and np.isfinite(value)
         try:
-            archs.append(space.from_str(text))
+            seen.add(arch := space.from_str(text))
         except (InvalidArchitectureError, AttributeError) as error:
-            raise UserError(f"{path}, row {number}: {error}") from error
-        values.append(value / 100)
+            if known:
+                raise UserError(f"{path}, row {number}: {error}") from error
+            continue  # that may be why it has no value
+        if known:
+            archs.append(arch)
+            values.append(value / 100)
     if len(values) < 2:
         raise UserError(f"{path} holds {len(values)} values: at least 2 are needed")
-    return Observations(tuple(archs), np.array(values))
+    return Observations(tuple(archs), np.array(values)), frozenset(seen)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
         executor = build_executor(config, runtime, evaluator)
     try:
         with closing(RunStore.open(out, config, find_space(config.space))) as store:
-            observers = build_observers(out.resolve().name, config, runtime, executor, evaluator)
+            observers = build_observers(
+                out.resolve().name, config, runtime, executor, evaluator, store
+            )
             return _search(config, executor, store, observers, console)
     finally:
         executor.close()

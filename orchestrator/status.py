@@ -149,13 +149,14 @@ class Snapshot:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    """12 s, 3 min, 2 h 5 min, 3 d 4 h; clocks that differ do not make it negative."""
+    seconds = max(seconds, 0.0)
     minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86_400))
     if days:
         return f"{days} d {hours % 24} h"
     if hours:
         return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{max(seconds, 0):.0f} s"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def _ago(at: float | None, now: float) -> str:

@@ -4,6 +4,7 @@ Ray's autoscaler would start."""
 import copy
 import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,20 @@ KUBERAY_GROUP = {
     "rayStartParams",
     "template",
 }
+
+
+@ALL
+def test_setup_can_be_repeated(file: Path, tmp_path: Path) -> None:
+    """As `ray up` does when a file has changed: the profile is written once, and nothing fails."""
+    (step,) = [step for step in _load(file)["setup_commands"] if ".bashrc" in step]
+    profile = tmp_path / ".bashrc"
+    profile.write_text("alias ll='ls -l'\n")
+    for _ in range(2):
+        subprocess.run(["bash", "-c", step], env={**os.environ, "HOME": str(tmp_path)}, check=True)
+        export, rest = profile.read_text().splitlines()
+        assert export.startswith("export PATH=~/nag-env/bin:$PATH")
+        assert rest == "alias ll='ls -l'"
+    assert list(tmp_path.iterdir()) == [profile]
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -241,6 +241,14 @@ def test_readers_read_it_anywhere_and_while_it_goes_on(out):
     store.close()
 
 
+def test_a_run_in_its_first_evaluation_can_be_read(out):
+    store = open_(out)
+    store.propose(Suggestion(tuple(ARCHS[:2]), "initial", (None,) * 2))
+    assert RunStore.read(out).num_finished == 0
+    store.close()
+    assert len(RunStore.read(out).pending()) == 2
+
+
 def test_the_table_and_the_report_are_whole(out):
     store = open_(out)
     go_on(store, 3)
@@ -516,6 +524,35 @@ def test_a_store_that_fails_says_what_is_saved_and_the_next_run_continues(full, 
     last = open_(out)
     assert last.num_finished == 4
     last.close()
+
+
+class RudeFileSystem(FullFileSystem):
+    """Synthetic: what goes wrong is no OSError, as with paramiko's SSHException."""
+
+    protocol = "rude"
+    store, pseudo_dirs = {}, [""]
+    rude = False
+
+    def open(self, path, mode="rb", **options):
+        if self.rude:
+            raise EOFError("the session was closed")
+        return super().open(path, mode, **options)
+
+
+def test_whatever_a_package_raises_is_one_line(monkeypatch):
+    fsspec.register_implementation("rude", RudeFileSystem, clobber=True)
+    out = locate("rude://run")
+    store = open_(out)
+    go_on(store, 3)
+    names = {file.name for file in (out / "journal").iterdir()}
+    assert not [name for name in names if name.endswith(".tmp")], "moved to where it belongs"
+    monkeypatch.setattr(RudeFileSystem, "rude", True)
+    assert refusal(go_on, store, 1) == (
+        "cannot write to rude://run: EOFError: the session was closed; 3 trials are saved; "
+        "put that right and repeat the command"
+    )
+    monkeypatch.undo()
+    store.close()
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -207,13 +207,23 @@ def test_rows_without_a_value_are_skipped(capsys):
     """Whatever they hold: a failed evaluation has no value."""
     propose(capsys, out="expected.parquet")
     rows = pd.read_parquet("values.parquet").to_dict("records")
-    nothing = (("aa/aa", None), ("no such", np.nan), (None, np.inf), ("-b/c-", -np.inf))
+    nothing = (("a", None), ("no such", np.nan), (None, np.inf), ("-b/c-/", -np.inf))
     failed = [{"arch": arch, "value": value} for arch, value in nothing]
     mixed = failed[:2] + rows[:7] + failed[2:] + rows[7:]
     write_rows(mixed, ("arch", "value"), Path("values.parquet"))
     _, found = propose(capsys)
     assert found["observations"] == len(rows)
     assert Path("next.parquet").read_bytes() == Path("expected.parquet").read_bytes()
+
+
+def test_what_has_failed_is_not_proposed_again(capsys):
+    first, _ = propose(capsys)
+    rows = pd.read_parquet("values.parquet").to_dict("records")
+    failed = [{"arch": arch, "value": None} for arch in first.arch]
+    write_rows(rows + failed, ("arch", "value"), Path("values.parquet"))
+    second, found = propose(capsys)
+    assert found["observations"] == len(rows)
+    assert not set(first.arch) & set(second.arch)
 
 
 def test_what_is_left_of_a_space_may_be_little(capsys):

@@ -72,15 +72,15 @@ def propose(store, archs, predicted=None, seconds=None, diagnostics=None):
     return found
 
 
-def metrics(executor=None, optimum=None, reserved=None):
+def metrics(store, executor=None, optimum=None, reserved=None):
     executor = executor or SimpleNamespace(
         slots=2, generators=1, generator_request={}, evaluation_request=reserved or {"CPU": 1.0}
     )
-    return RayMetrics("a-run", CONFIG, executor, optimum)
+    return RayMetrics("a-run", CONFIG, executor, optimum, store)
 
 
 def test_a_round(store, told, clock):
-    observer = metrics(reserved={"CPU": 2.0, "GPU": 0.25, "evaluator": 1.0})
+    observer = metrics(store, reserved={"CPU": 2.0, "GPU": 0.25, "evaluator": 1.0})
     clock[0] += 10
     seconds = {"fit": 1.0, "propose": 5.0, "select": 2.0}
     diagnostics = {"generator_seconds": 4.0, "validity": 0.9, "uniqueness": 0.8}
@@ -120,9 +120,10 @@ def test_a_round(store, told, clock):
 
 def test_the_generator_s_gpu_costs_gpu_seconds(store, told, clock):
     observer = metrics(
+        store,
         SimpleNamespace(
             slots=1, generators=1, generator_request={"GPU": 0.5}, evaluation_request={"CPU": 1.0}
-        )
+        ),
     )
     clock[0] += 10
     observer.proposed(store, propose(store, ARCHS[:1], None, None, {"generator_seconds": 4.0}))
@@ -134,7 +135,7 @@ def test_machines_that_join_count_from_then_on(store, told, clock):
     executor = SimpleNamespace(
         slots=1, generators=1, generator_request={}, evaluation_request={"CPU": 1.0}
     )
-    observer = metrics(executor)
+    observer = metrics(store, executor)
     propose(store, ARCHS[:2])
     for trial, slots in ((0, 1), (1, 3)):
         executor.slots = slots
@@ -145,8 +146,19 @@ def test_machines_that_join_count_from_then_on(store, told, clock):
     assert told["nag_utilisation", "evaluate"] == pytest.approx(20 / (10 * 1 + 10 * 3))
 
 
+def test_a_continued_run_is_told_at_once(store, told, clock):
+    propose(store, ARCHS[:2])
+    store.record(Outcome(0, "ok", 0.5))
+    metrics(store, optimum=ToyEvaluator().optimum)
+    assert told["nag_best_value",] == 0.5
+    assert told["nag_spent",] == 1
+    assert told["nag_pending",] == 1
+    assert told["nag_slots", "evaluate"] == 2
+    assert ("nag_regret",) in told
+
+
 def test_regret_is_told_where_the_optimum_is_known(store, told, clock):
-    observer = metrics(optimum=ToyEvaluator().optimum)
+    observer = metrics(store, optimum=ToyEvaluator().optimum)
     propose(store, ARCHS[:1])
     outcome = Outcome(0, "ok", 0.5)
     store.record(outcome)
@@ -161,7 +173,7 @@ def _all_of_toy():
     return set(TOY.sample(5000, np.random.default_rng(0)))
 
 
-def test_gauges_are_told_again(told, clock, monkeypatch):
+def test_gauges_are_told_again(store, told, clock, monkeypatch):
     """Ray forgets what is not, and a long evaluation tells nothing."""
     alive = [True, True, False]
     monkeypatch.setattr(ray_metrics.ray, "is_initialized", lambda: alive.pop(0))
@@ -169,8 +181,8 @@ def test_gauges_are_told_again(told, clock, monkeypatch):
     monkeypatch.setattr(ray_metrics, "Thread", lambda target, daemon: SimpleNamespace(start=target))
     sets = []
     monkeypatch.setattr(Gauge, "set", lambda metric, x, tags: sets.append(metric.info["name"]))
-    metrics()
-    assert sets == ["nag_budget"] * 3
+    metrics(store)
+    assert sets.count("nag_budget") == 3
 
 
 def test_rank_correlation(store):

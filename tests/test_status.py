@@ -115,7 +115,14 @@ def test_times_of_an_older_version_are_left_out(store, clock):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7500, "2 h 5 min"), (90_000, "1 d 1 h")],
+    [
+        (-3, "0 s"),
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (61, "1 min"),
+        (7500, "2 h 5 min"),
+        (90_000, "1 d 1 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -19,11 +19,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray._private import services
+from ray._private.utils import get_num_cpus
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from nag.cli import UserError
 from orchestrator.runtime import Runtime, wants_gpu
+from trainers.images.parallel import cores
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
@@ -49,7 +51,7 @@ def connect(runtime: Runtime) -> str | None:
     if is_own(runtime):
         options |= {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, runtime.workers or 1),
+            "num_cpus": max(_cores(), runtime.workers or 1),
             "include_dashboard": runtime.dashboard,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": _LOOPBACK,
@@ -72,6 +74,11 @@ def connect(runtime: Runtime) -> str | None:
     _watch_head()
     url = context.dashboard_url
     return f"http://{url}" if url else None
+
+
+def _cores() -> int:
+    """CPU cores that this process may use: of its container, as Ray sees it, and its mask."""
+    return max(1, min(int(get_num_cpus()), cores()))
 
 
 def _watch_head() -> None:

@@ -1,9 +1,7 @@
 """The executor without Ray: everything in this process, one trial after the other."""
 
-from collections.abc import Iterator
-
 from nag.generator import DiffusionGenerator, GeneratorConfig
-from orchestrator.search.trial import Ask, Outcome, evaluate_trial
+from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator
 
 
@@ -22,7 +20,7 @@ class LocalExecutor:
         self._evaluator = evaluator
         self._retries, self._timeout = retries, timeout
 
-    def run(self, ask: Ask) -> Iterator[Outcome]:
+    def run(self, ask: Ask) -> Outcomes:
         while trials := ask(1):
             for trial in trials:
                 yield evaluate_trial(self._evaluator, trial, self._retries, self._timeout)

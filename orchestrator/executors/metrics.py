@@ -58,7 +58,8 @@ METRICS: Mapping[str, _Metric] = MappingProxyType(
         "nag_cost_seconds": _Metric(
             Counter,
             "Seconds of evaluations times the CPUs and GPUs that each reserves, and of the "
-            "generator times its threads or its share of a GPU",
+            "generator times its threads or its share of a GPU; attempts that were lost, or "
+            "had a machine to themselves, cost more",
             "resource",
         ),
         "nag_pool_validity": _Metric(Gauge, "Valid share of the samples of the last pool"),
@@ -90,6 +91,7 @@ class OnRay(Protocol):
 class RayMetrics:
     """Tells Ray how the run goes: an `Observer`. All metrics have the label `run`.
 
+    store: of the run, which may be one that is continued.
     optimum: the largest value there is, a fraction; None where nobody knows.
     """
 
@@ -99,6 +101,7 @@ class RayMetrics:
         config: RunConfig,
         executor: OnRay,
         optimum: float | None,
+        store: RunStore,
     ) -> None:
         self._metrics: Mapping[str, Any] = {
             name: _made(name, metric, run) for name, metric in METRICS.items()
@@ -111,6 +114,8 @@ class RayMetrics:
         self._capacity = 0.0  # slots x wall seconds
         self._gauges: dict[tuple[str, str | None], float] = {}
         self._set("nag_budget", config.budget)
+        self._elapsed()
+        self._progress(store)
         Thread(target=self._keep, daemon=True).start()
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
@@ -133,6 +138,9 @@ class RayMetrics:
         self._count("nag_evaluations", 1, outcome.status)
         self._metrics["nag_evaluation_seconds"].observe(outcome.seconds)
         self._spend("evaluate", outcome.seconds, self._executor.evaluation_request)
+        self._progress(store)
+
+    def _progress(self, store: RunStore) -> None:
         if store.best is not None:
             self._set("nag_best_value", store.best[1])
             if self._optimum is not None:
@@ -140,9 +148,6 @@ class RayMetrics:
         tau = rank_correlation(store)
         if tau is not None:
             self._set("nag_kendall_tau", tau)
-        self._progress(store)
-
-    def _progress(self, store: RunStore) -> None:
         self._set("nag_spent", float(store.spent))
         self._set("nag_pending", len(store.trials) - store.num_finished)
 

@@ -1,12 +1,16 @@
-"""How many evaluations share a GPU, by the memory that earlier ones took."""
+"""How many evaluations there is room for, and how many share a GPU by the memory they take."""
 
 import math
+from collections.abc import Mapping, Sequence
+from time import monotonic
 
-from orchestrator.runtime import GpusPerEval
+from orchestrator.executors.cluster import Machines, evaluation_request
+from orchestrator.runtime import GpusPerEval, Runtime
 from orchestrator.search.trial import Outcome
 
 _TO_SPARE = 1.25  # times the hungriest so far: others may be hungrier, and need a context besides
 _UNITS = 10_000  # Ray counts GPUs in so many parts
+_LOOK_SECONDS = 1.0
 
 
 class GPUShare:
@@ -32,3 +36,31 @@ class GPUShare:
             return 1.0
         together = max(1, int(1 / (_TO_SPARE * self._largest)))
         return math.floor(_UNITS / together) / _UNITS
+
+
+class Room:
+    """For evaluations, on the machines that are there now; those may come and go.
+
+    held: what is reserved beside the evaluations.
+    """
+
+    def __init__(self, runtime: Runtime, held: Sequence[Mapping[str, float]] = ()) -> None:
+        self._runtime, self._held = runtime, held
+        self._share = GPUShare(runtime.gpus_per_eval)
+        self._looked = -math.inf
+        self.look()
+
+    def look(self) -> None:
+        """Look at the machines, if it is not a moment ago: to ask Ray takes longer than a trial."""
+        if monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        machines = Machines.now()
+        request = evaluation_request(machines.total, self._runtime, self._share.now())
+        self.machines, self.request = machines, request
+        self.size = machines.room(request, self._held)  # of evaluations at a time
+        self.lack = machines.lack("an evaluation", request, self._held)  # why it is 0
+        self._looked = monotonic()
+
+    def saw(self, outcome: Outcome) -> None:
+        """Learn the memory of an evaluation that has ended."""
+        self._share.saw(outcome)

@@ -10,13 +10,10 @@ machines offer them, each actor or task asks for one. On a cluster without a GPU
 reserves nothing: it works while the evaluations of its round have not begun.
 """
 
-import math
-import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from time import monotonic
 from typing import Any
 
 import ray
@@ -32,15 +29,14 @@ from orchestrator.executors.cluster import (
     Machines,
     Patience,
     connect,
-    evaluation_request,
     generator_request,
     in_words,
     is_own,
     options_of,
 )
-from orchestrator.executors.packing import GPUShare
+from orchestrator.executors.packing import Room
 from orchestrator.runtime import Runtime
-from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, Outcomes, Trial, evaluate_trial
 from trainers.base import Evaluator
 
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
@@ -126,15 +122,13 @@ class RayExecutor:
         self._runtime = runtime
         self._asynchronous = config.schedule == "async"
         self._running: dict[Any, Attempt] = {}
-        self._looked = -math.inf
-        self._share = GPUShare(runtime.gpus_per_eval)
         try:
             self._bell = Bell()
             request, device = generator_request(Machines.now().total, runtime)
             actors = [
                 GeneratorActor.options(  # type: ignore[attr-defined]
                     name=f"generator-{number}" if number else "generator",
-                    namespace=f"nag-{os.getpid()}",
+                    namespace=f"nag-{ray.get_runtime_context().get_job_id()}",
                     max_restarts=-1,
                     max_task_retries=runtime.retries,
                     scheduling_strategy="SPREAD" if runtime.generators > 1 else "DEFAULT",
@@ -147,9 +141,9 @@ class RayExecutor:
             self.generator = RayGenerator(actors, request)
             self.generator_request = request
             self._run, self._evaluator = config.hash(), ray.put(evaluator)
-            self._look()
-            if is_own(runtime) and self._lack:
-                raise ClusterError(self._lack)
+            self._room = Room(runtime, [request] * self.generators)
+            if is_own(runtime) and self._room.lack:
+                raise ClusterError(self._room.lack)
         except BaseException:
             ray.shutdown()
             raise
@@ -161,9 +155,14 @@ class RayExecutor:
     @property
     def slots(self) -> int:
         """How many evaluations the machines that are there now hold at a time."""
-        return min(self._runtime.workers or sys.maxsize, self._room)
+        return min(self._runtime.workers or sys.maxsize, self._room.size)
 
-    def run(self, ask: Ask) -> Iterator[Outcome]:
+    @property
+    def evaluation_request(self) -> dict[str, float]:
+        """What an evaluation reserves that begins now."""
+        return self._room.request
+
+    def run(self, ask: Ask) -> Outcomes:
         """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
 
         The trial of a lost worker is tried again. One that ran out of memory is tried once more, by
@@ -172,25 +171,27 @@ class RayExecutor:
         running = self._running
         again: deque[Attempt] = deque()
         patience = Patience()
-        while True:
-            self._look()
-            for attempt in to_begin(ask, self._limit(), running.values(), again):
-                running[self._submit(attempt)] = attempt
-            if not running:
-                return
-            done = _ended(list(running))
-            patience.look(None if done else self._lack)
-            for reference in done:
-                attempt = running.pop(reference)
-                outcome = self._outcome(reference, attempt)
-                if isinstance(outcome, Attempt):
-                    again.append(outcome)
-                else:
-                    self._share.saw(outcome)
-                    yield outcome
+        try:
+            while True:
+                self._room.look()
+                for attempt in to_begin(ask, self._limit(), running.values(), again):
+                    running[self._submit(attempt)] = attempt
+                if not running:
+                    return
+                done = _ended(list(running))
+                patience.look(None if done else self._room.lack)
+                for reference in done:
+                    attempt = running.pop(reference)
+                    outcome = self._outcome(reference, attempt)
+                    if isinstance(outcome, Attempt):
+                        again.append(outcome)
+                    else:
+                        self._room.saw(outcome)
+                        yield outcome
+        finally:
+            self._bell.ring(list(running))
 
     def close(self) -> None:
-        self._bell.ring(list(self._running))
         ray.shutdown()
 
     def _limit(self) -> int:
@@ -202,26 +203,13 @@ class RayExecutor:
         """
         if not self._asynchronous:
             return self._runtime.workers or sys.maxsize
-        return in_flight(self._runtime.workers or max(1, self._room), len(self._running))
-
-    def _look(self) -> None:
-        """Look at the machines, if it is not a moment ago: to ask Ray takes longer than a trial."""
-        if monotonic() - self._looked < _HEARTBEAT_SECONDS:
-            return
-        self._machines = Machines.now()
-        gpus = self._share.now()
-        request = evaluation_request(self._machines.total, self._runtime, gpus)
-        self.evaluation_request = request
-        held = [self.generator_request] * self.generators
-        self._room = self._machines.room(request, held)
-        self._lack = self._machines.lack("an evaluation", request, held)
-        self._looked = monotonic()
+        return in_flight(self._runtime.workers or max(1, self._room.size), len(self._running))
 
     def _submit(self, attempt: Attempt) -> Any:
         """Reference of its outcome."""
-        request = self.evaluation_request
+        request = self._room.request
         if attempt.alone:
-            request = self._machines.alone(request, self.generator_request)
+            request = self._room.machines.alone(request, self.generator_request)
         options = {"name": "evaluate", **options_of(request)}
         return _evaluate.options(**options).remote(
             self._run,

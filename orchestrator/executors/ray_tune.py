@@ -29,11 +29,11 @@ from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
-from orchestrator.executors.cluster import ClusterError, Machines, connect, evaluation_request
-from orchestrator.executors.packing import GPUShare
+from orchestrator.executors.cluster import ClusterError, Patience, connect, is_own
+from orchestrator.executors.packing import Room
 from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
 from orchestrator.runtime import Runtime
-from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcome, Outcomes, Trial, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 
 _HEARTBEAT_SECONDS = 1.0
@@ -55,37 +55,42 @@ class TuneExecutor:
         self.generators = 1
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)
-        machines = Machines.now()
-        self.evaluation_request = evaluation_request(
-            machines.total, runtime, GPUShare(runtime.gpus_per_eval).now()
-        )
-        most = machines.room(self.evaluation_request)
         self._asynchronous = config.schedule == "async"
-        useful = most if self._asynchronous else max(1, min(config.batch_size, most))
-        self.slots = runtime.workers or useful
-        if not 0 < self.slots <= most:
+        self._most = runtime.workers or sys.maxsize
+        if not self._asynchronous:
+            self._most = min(self._most, config.batch_size * config.window)
+        self._room = Room(runtime)
+        self.evaluation_request = self._room.request  # of every trial, to the end
+        if is_own(runtime) and self._room.lack:
             ray.shutdown()
-            raise ClusterError(
-                f"--workers {self.slots}: the cluster has room for {most} evaluators"
-            )
+            raise ClusterError(self._room.lack)
         self._grace = config.grace_epochs if config.early_stopping == "asha" else None
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
-            f"{self.slots} evaluator(s), dashboard {dashboard or 'off'}"
+            f"room for {self.slots} evaluation(s) at a time, dashboard {dashboard or 'off'}"
         )
         self._runtime, self._evaluator, self._out = runtime, evaluator, runtime.out.resolve()
         self._queues = _Queues(config.space)
         self._error: Exception | None = None  # that ended Tune
         self._tune = Thread(target=self._fit, daemon=True)
 
-    def run(self, ask: Ask) -> Iterator[Outcome]:
-        """Raises ClusterError when Tune has ended before the trials, or no evaluator starts."""
+    @property
+    def slots(self) -> int:
+        """How many evaluations the machines that are there now hold, of those that may be begun."""
+        return min(self._most, self._room.size)
+
+    def run(self, ask: Ask) -> Outcomes:
+        """Raises ClusterError when Tune has ended before the trials, no evaluator starts, or no
+        machine is left."""
         if not self._tune.ident:  # not before the store of the run has taken its folder
             self._tune.start()
         running: dict[int, Attempt] = {}
         again: deque[Attempt] = deque()
         while True:
-            limit = in_flight(self.slots, len(running)) if self._asynchronous else sys.maxsize
+            self._room.look()
+            limit = sys.maxsize
+            if self._asynchronous:
+                limit = in_flight(max(1, self.slots), len(running))
             for attempt in to_begin(ask, limit, running.values(), again):
                 running[attempt.trial.trial] = attempt
                 self._queues.waiting.put(attempt.trial)
@@ -105,10 +110,13 @@ class TuneExecutor:
             yield self._next()
 
     def _next(self) -> Outcome:
+        patience = Patience()
         while True:
             try:
                 found = self._queues.outcomes.get(timeout=_HEARTBEAT_SECONDS)
             except Empty:
+                self._room.look()
+                patience.look(self._room.lack)
                 if not self._tune.is_alive():
                     reason = " ".join(str(self._error).split())[-500:]
                     raise ClusterError(f"Ray Tune has ended: {reason}") from self._error
@@ -143,7 +151,7 @@ class TuneExecutor:
                     search_alg=self._queues,
                     scheduler=scheduler or None,
                     num_samples=-1,
-                    max_concurrent_trials=self.slots,
+                    max_concurrent_trials=self._most,
                     # A trial that Tune gives a dead actor again fails by it again and again;
                     # trainings that are worth watching are worth the start of a process.
                     reuse_actors=self._grace is None,

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -68,11 +69,12 @@ def run_study(
     """
     proposer = _Proposer(optimizer, store, plan, observers)
     compact = NowAndThen(store.compact, _COMPACTION_SHARE)
-    for outcome in executor.run(proposer.ask):
-        store.record(outcome)
-        for observer in observers:
-            observer.finished(store, outcome)
-        compact()
+    with closing(executor.run(proposer.ask)) as outcomes:
+        for outcome in outcomes:
+            store.record(outcome)
+            for observer in observers:
+                observer.finished(store, outcome)
+            compact()
     store.compact()
 
 

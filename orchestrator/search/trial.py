@@ -1,5 +1,6 @@
 """Trials and their outcomes, and the one function that turns the first into the second."""
 
+import collections.abc
 import faulthandler
 import math
 import signal
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from time import perf_counter
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
@@ -61,6 +62,9 @@ class Outcome:
         return (self.error or "").startswith(("MemoryError", "OutOfMemoryError"))
 
 
+Outcomes: TypeAlias = collections.abc.Generator[Outcome, None, None]
+
+
 class Ask(Protocol):
     """Where an executor gets its work from."""
 
@@ -82,10 +86,11 @@ class Executor(Protocol):
         """Where that is, in words for the user."""
         ...
 
-    def run(self, ask: Ask) -> Iterator[Outcome]:
+    def run(self, ask: Ask) -> Outcomes:
         """Evaluate what is asked for, yielding outcomes as they come, until there is no more.
 
         Asks when there is room, and again after each outcome. Never raises for a failed trial.
+        Closed early, it lets trainings that are under way save what they have.
         """
         ...
 

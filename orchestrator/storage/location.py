@@ -7,6 +7,7 @@ Both have the part of `pathlib.Path` that is used of a run: `/`, `name`, `exists
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeAlias
@@ -19,8 +20,20 @@ from pyarrow import fs as pafs
 from nag.cli import UserError
 from nag.files import write_bytes
 
-_TORN = ("hdfs", "local", "subtree")  # filesystems on which a file can be seen half written
+# Filesystems, of pyarrow or fsspec, on which a file is never seen half written.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 _PROMPT = "allow_delayed_open=true"  # of S3: one request for a small file, not three
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """What goes wrong in here is an OSError; packages of fsspec raise what they like."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -61,15 +74,18 @@ class URI:
     def is_dir(self) -> bool:
         return self._type() == pafs.FileType.Directory
 
+    @_os_errors()
     def _type(self) -> pafs.FileType:
         return self.filesystem.get_file_info(self.path).type
 
+    @_os_errors()
     def iterdir(self) -> Iterator["URI"]:
         """What is in a folder, in order of names; nothing where there is no folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         names = {info.base_name for info in self.filesystem.get_file_info(selector)}
         return (self / name for name in sorted(names))
 
+    @_os_errors()
     def walk(self) -> list[str]:
         """Paths of all files below, relative to this."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
@@ -79,11 +95,13 @@ class URI:
             info.path.strip("/").removeprefix(root).strip("/") for info in found if info.is_file
         )
 
+    @_os_errors()
     def mkdir(self) -> None:
         """With all above it; object stores have no folders and need none."""
         if self.filesystem.type_name not in ("s3", "gcs"):
             self.filesystem.create_dir(self.path, recursive=True)
 
+    @_os_errors()
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as file:
             return bytes(file.read())
@@ -91,19 +109,22 @@ class URI:
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
+    @_os_errors()
     def unlink(self) -> None:
         self.filesystem.delete_file(self.path)
 
+    @_os_errors()
     def write(self, data: bytes) -> None:
         """Replace the file; on an object store that is one request, all or nothing."""
         aside = self.path
-        if self.filesystem.type_name in _TORN:
+        if _OBJECT_STORES.isdisjoint(re.findall(r"\w+", self.filesystem.type_name)):
             aside += f".{secrets.token_hex(4)}.tmp"
         with self.filesystem.open_output_stream(aside) as file:
             file.write(data)
         if aside != self.path:
             self.filesystem.move(aside, self.path)
 
+    @_os_errors()
     def create(self, data: bytes) -> bool | None:
         """Write a new file; False where there is one already, whoever is quicker.
 

@@ -136,11 +136,9 @@ class SegmentJournal:
 
 
 def read_segments(out: URI) -> Iterator[tuple[str, Events]]:
-    """What `replay` of a journal gives, without its lease; raises FileNotFoundError, UserError."""
+    """What `replay` of a journal gives, without its lease; raises OSError, UserError."""
     folder = out / FOLDER
     segments, contents = _read(folder)
-    if not segments:
-        raise FileNotFoundError(2, "No such file or directory", str(folder))
     for segment, data in zip(segments, contents, strict=True):
         yield str(folder / segment.name), _parse(data, segment is segments[-1])[0]
 
