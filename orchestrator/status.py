@@ -75,7 +75,7 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        return self.left == 0
+        return self.left == 0 or (self.store.exhausted and not self.store.pending())
 
     def rate(self, now: float) -> float | None:
         """Evaluations per second since the last few outcomes; None where there are too few."""
@@ -103,6 +103,8 @@ class Snapshot:
         failed = sum(outcome.value is None for outcome in store.outcomes.values())
         spent = f"{float(store.spent):.10g} of {config['budget']} evaluations, {failed} failed"
         yield "progress", spent
+        if store.exhausted:
+            yield "", "the space is exhausted"
         yield "", ProgressBar(config["budget"], float(store.spent), width=40)
         if store.best is not None:
             trial, value = store.best

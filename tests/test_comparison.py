@@ -431,6 +431,19 @@ def test_panels_keep_apart_what_cannot_be_compared(make: Make) -> None:
         assert not published(panels[name])
 
 
+def test_values_of_other_evaluators_are_not_compared(make: Make) -> None:
+    found = read_run(make("a", [0.3, 0.2], space="mobilenetv3"))
+    config = found.record["config"]
+    runs = [
+        ("", replace(found, record={**found.record, "config": {**config, "evaluator": name}}))
+        for name in ("mine", "yours")
+    ]
+    panels, twice = make_panels(runs)
+    assert not twice
+    assert [panel.name for panel in panels] == ["mobilenetv3-valid-mine", "mobilenetv3-valid-yours"]
+    assert [panel.name for panel in make_panels(runs[:1])[0]] == ["mobilenetv3-valid"]
+
+
 @pytest.mark.parametrize("group", ["", "on images"])
 @pytest.mark.parametrize(
     ("changes", "names"),

@@ -425,6 +425,7 @@ class TestRuns:
         result = execute(job, JobPlace(tmp_path, "cpu", 0, ("python",)))
         assert not result.failed
         assert result.text.endswith("%, the space is exhausted after 144 trials")
+        assert job.progress(tmp_path) == (144, True)
 
 
 def found_labels(runs):

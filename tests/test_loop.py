@@ -18,6 +18,7 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
+from orchestrator.history.run import read_run
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Trial, evaluate_trial
@@ -46,6 +47,8 @@ class Evaluator(ToyEvaluator):
         self.evaluated[arch] += 1
         replacement = self._fault(arch, self.evaluated)
         found = super().evaluate(arch, seed=seed)
+        if isinstance(replacement, dict):
+            return replacement
         return found if replacement is None else Measurement(replacement)
 
 
@@ -458,6 +461,10 @@ def starts_with_b(arch):
     return TOY.to_str(arch).startswith("b")
 
 
+def is_no_measurement_at_b(arch, evaluated):
+    return {"value": 0.5} if starts_with_b(arch) else None
+
+
 def fails_at_b(arch, evaluated):
     if starts_with_b(arch):
         raise EvaluationError("does not\n  fit")
@@ -480,6 +487,11 @@ def infinite_at_b(arch, evaluated):
     ("fault", "error", "attempts"),
     [
         (fails_at_b, "EvaluationError: does not fit", 1),
+        (
+            is_no_measurement_at_b,
+            "EvaluationError: the evaluator gave a dict, not a Measurement",
+            1,
+        ),
         (raises_at_b, "RuntimeError: the training diverged", RETRIES + 1),
         (nan_at_b, "EvaluationError: the value is nan", 1),
         (infinite_at_b, "EvaluationError: the value is inf", 1),
@@ -494,7 +506,10 @@ def test_a_failed_evaluation_is_an_outcome(tmp_path, fault, error, attempts):
     for trial in store.trials:
         outcome = store.outcomes[trial.trial]
         if trial in failed:
-            assert (outcome.status, outcome.value, outcome.error) == ("failed", None, error)
+            assert (outcome.status, outcome.value) == ("failed", None)
+            said, separator, _ = outcome.error.partition(" (test_loop.py, line ")
+            assert said == error
+            assert bool(separator) == (fault is raises_at_b), "where an unexpected one was raised"
         else:
             assert (outcome.status, outcome.error) == ("ok", None)
             assert math.isfinite(outcome.value)
@@ -631,6 +646,19 @@ def test_an_evaluator_may_measure_in_numbers_of_numpy(tmp_path, number):
     assert found(study(tmp_path / "run")) == found(store)
 
 
+@pytest.mark.parametrize("name", ["epochs", "iteration", "device", "value"])
+def test_metrics_are_not_called_as_what_a_trial_has(tmp_path, name):
+    """They would stand in its place in the table and the report."""
+
+    class Named(ToyEvaluator):
+        def evaluate(self, arch, *, seed):
+            return Measurement(0.5, {name: 1.0, "macs": 2.0})
+
+    store = study(tmp_path / "run", executor=local(evaluator=Named()))
+    said = f"EvaluationError: metrics cannot be called {name}"
+    assert {outcome.error for outcome in store.outcomes.values()} == {said}
+
+
 def test_failures_survive_an_interruption(tmp_path):
     config = SHORT[3]
     executor, _ = faulty(raises_at_b, config)
@@ -654,7 +682,11 @@ def test_an_exhausted_space_ends_the_run(tmp_path, strategy):
     assert store.num_finished == len(store.trials) == len(ARCHS) == 144
     assert store.seen() == set(ARCHS)
     assert store.best[0].arch == TOY.from_str("ca/bc")
-    assert study(tmp_path / "run", config).num_finished == 144
+    assert store.exhausted
+    assert read_run(tmp_path / "run").complete
+    again = Events()
+    assert study(tmp_path / "run", config, observers=(again,)).num_finished == 144
+    assert again.seen == []
 
 
 def test_the_last_unseen_architecture_is_found(tmp_path):

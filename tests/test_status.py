@@ -95,6 +95,16 @@ def test_a_run_that_has_ended(store, clock):
     assert not names & {"rate", "pending"}
 
 
+def test_a_run_whose_space_is_exhausted_has_ended(store, clock):
+    store.exhaust()
+    assert not Snapshot.read(store.out).finished, "trial 4 is pending"
+    store.record(Outcome(4, "ok", 0.5))
+    assert Snapshot.read(store.out).finished
+    lines = shown(store.out, clock[0])
+    assert "the space is exhausted" in lines
+    assert not [line for line in lines if line.startswith("rate")]
+
+
 def test_a_run_that_has_only_begun(tmp_path, clock):
     store = RunStore.open(tmp_path / "run", CONFIG, TOY)
     assert "progress 0 of 12 evaluations, 0 failed" in shown(store.out, clock[0])

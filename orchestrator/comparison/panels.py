@@ -124,6 +124,7 @@ def make_panels(
         keys = dict.fromkeys((*(apart if run.config.get("data") else ()), *split))
         name = _panel_name(run.config, keys, batches=not group)
         by_key.setdefault((group, name), []).append(run)
+    by_key = _by_evaluator(by_key)
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
@@ -135,6 +136,17 @@ def make_panels(
         panels.append(Panel(title, facts, methods))
         twice += doubles
     return panels, twice
+
+
+def _by_evaluator(by_key: Mapping[tuple[str, str], list[Run]]) -> dict[tuple[str, str], list[Run]]:
+    """Panels of several evaluators taken apart, and named by them."""
+    apart: dict[tuple[str, str], list[Run]] = {}
+    for (group, name), members in by_key.items():
+        evaluators = [run.config["evaluator"] for run in members]
+        for run, evaluator in zip(members, evaluators, strict=True):
+            own = name if len(set(evaluators)) == 1 else f"{name}-{evaluator}"
+            apart.setdefault((group, own), []).append(run)
+    return apart
 
 
 def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool) -> str:

@@ -145,7 +145,7 @@ class Search:
             return 0, False
         if record["hash"] != self.config.hash():
             return 0, False
-        return min(rows, self.trials), rows >= self.trials
+        return min(rows, self.trials), rows >= self.trials or _is_exhausted(out)
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         config, out = self.config, place.root / self.label
@@ -296,6 +296,15 @@ def check(jobs: list[Job], device: str) -> None:
 def needs_latency(config: RunConfig) -> bool:
     """Whether a run is constrained in its latency; raises ValueError for what is no constraint."""
     return any(parse_constraint(text)[0] == "latency" for text in config.constraint)
+
+
+def _is_exhausted(out: Path) -> bool:
+    """Whether a run that has not spent its budget has nothing left to do."""
+    try:
+        store = RunStore.read(out)
+    except UserError:
+        return False
+    return store.exhausted and not store.pending()
 
 
 def _found(store: RunStore, config: RunConfig) -> str:

@@ -49,6 +49,7 @@ class Run:
     rounds: what was journalled of each round: its seconds and diagnostics.
     num_finished: trials with an outcome, those behind a gap included.
     num_failed: trials that failed.
+    exhausted: whether its space holds no more architectures to propose.
     """
 
     path: Location
@@ -61,6 +62,7 @@ class Run:
     num_finished: int
     num_failed: int
     costs: NDArray[np.int64]
+    exhausted: bool = False
 
     def __len__(self) -> int:
         return int(self.costs.sum()) // FULL_EPOCHS
@@ -94,7 +96,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return len(self) >= self.budget
+        return len(self) >= self.budget or (self.exhausted and self.num_finished == len(self.archs))
 
     @cached_property
     def incumbent(self) -> NDArray[np.int64]:
@@ -143,12 +145,15 @@ def read_run(path: Location) -> Run:
     trials: list[dict[str, Any]] = []
     outcomes: dict[int, dict[str, Any]] = {}
     rounds: list[dict[str, Any]] = []
+    exhausted = False
     for file, events in files:
         for number, event in enumerate(events, start=1):
             try:
                 if event["event"] == "proposed":
                     trials += event.pop("trials")
                     rounds.append({key: event[key] for key in ("seconds", "diagnostics")})
+                elif event["event"] == "exhausted":
+                    exhausted = True
                 else:
                     trial = trials[event["trial"]]
                     outcomes.setdefault(trial["trial"], event.pop("metrics") | event)
@@ -181,6 +186,7 @@ def read_run(path: Location) -> Run:
             len(outcomes),
             int(failed.sum()),
             np.array([FULL_EPOCHS if one is None else one for one in epochs], dtype=np.int64),
+            exhausted,
         )
     except DAMAGE:
         raise DamagedRunError("journal.jsonl does not hold trials of this version") from None

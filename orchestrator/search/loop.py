@@ -94,7 +94,6 @@ class _Proposer:
         self._left = (
             plan.budget - store.spent
         )  # of the budget, when all that was handed out has ended
-        self._exhausted = False
 
     def ask(self, room: int) -> list[Trial]:
         """At most `room` trials to begin now; none where outcomes must come first, or at the end.
@@ -114,7 +113,7 @@ class _Proposer:
     def _propose(self, room: int) -> bool:
         """Propose a round, if it is its turn; whether there are trials of it."""
         store, plan = self._store, self._plan
-        if self._exhausted:
+        if store.exhausted:
             return False
         if plan.schedule == "async":
             suggestion = self._suggest(min(room, math.ceil(self._left)), None)
@@ -124,7 +123,7 @@ class _Proposer:
                 return False
             suggestion = self._suggest(plan.batch_size, known)
         if not suggestion.archs:
-            self._exhausted = True
+            store.exhaust()
             return False
         self._waiting += store.propose(suggestion)
         for observer in self._observers:

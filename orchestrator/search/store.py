@@ -80,6 +80,7 @@ class RunStore:
         self._full, self._low = Successes(), Successes()
         self._curves: dict[int, Sequence[float]] = {}  # of trials that were trained
         self._epochs = 0  # that the outcomes have cost
+        self.exhausted = False  # whether the space holds no more architectures to propose
         self._num_saved = 0  # outcomes that outlive this process
         self._journal = journal  # None: to look at only
 
@@ -244,6 +245,11 @@ class RunStore:
                     del event[name]
             self._append(event, worth=outcome.seconds)
 
+    def exhaust(self) -> None:
+        """Keep that there is no more to propose."""
+        if not self.exhausted:
+            self._append({"event": "exhausted"}, worth=0.0)
+
     def compact(self) -> None:
         """Save the journal, and rewrite trials.parquet from it."""
         with self._writing() as journal:
@@ -333,6 +339,8 @@ class RunStore:
                 self.proposed_at.append(at)
             case "finished":
                 self._finish(Outcome(**event), at)
+            case "exhausted":
+                self.exhausted = True
             case other:
                 raise ValueError(f"unknown event {other!r}")
 

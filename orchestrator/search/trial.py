@@ -5,10 +5,12 @@ import faulthandler
 import math
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import Literal, Protocol, TypeAlias
@@ -17,7 +19,7 @@ import torch
 
 from nag.generator import Generator
 from nag.spaces import Architecture
-from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, at_epochs
+from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, Measurement, at_epochs
 from trainers.training.loop import out_of_memory
 
 
@@ -62,6 +64,7 @@ class Outcome:
         return (self.error or "").startswith(("MemoryError", "OutOfMemoryError"))
 
 
+_TAKEN = frozenset(one.name for kind in (Trial, Outcome) for one in fields(kind))
 Outcomes: TypeAlias = collections.abc.Generator[Outcome, None, None]
 
 
@@ -146,8 +149,13 @@ def _attempts(
         try:
             with _deadline(timeout, last_resort):
                 found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
+            if not isinstance(found, Measurement):
+                what = type(found).__name__
+                raise EvaluationError(f"the evaluator gave a {what}, not a Measurement")
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
+            if taken := sorted(_TAKEN & metrics.keys()):
+                raise EvaluationError(f"metrics cannot be called {', '.join(taken)}")
             seconds = float(found.seconds)
             curve = tuple(float(number) for number in found.curve)
             device = str(found.device)
@@ -160,7 +168,7 @@ def _attempts(
             if isinstance(error, RuntimeError) and out_of_memory(error):  # of the machine
                 return _failed(trial, MemoryError(str(error)), started, attempt)
             if attempt > retries:
-                return _failed(trial, error, started, attempt)
+                return _failed(trial, error, started, attempt, where=_place(error))
         else:
             if not math.isfinite(value):
                 not_finite = EvaluationError(f"the value is {value}")
@@ -209,8 +217,16 @@ def _deadline(seconds: float | None, last_resort: float | None) -> Iterator[None
         signal.signal(signal.SIGALRM, before)
 
 
-def _failed(trial: Trial, error: Exception, started: float, attempts: int) -> Outcome:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+def _place(error: Exception) -> str:
+    """Where it was raised, for whoever wrote the evaluator."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _failed(
+    trial: Trial, error: Exception, started: float, attempts: int, where: str = ""
+) -> Outcome:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}{where}"
     text = text.encode(errors="replace").decode()  # file names need not be UTF-8
     seconds = perf_counter() - started
     return Outcome(trial.trial, "failed", seconds=seconds, error=text, attempts=attempts)
