@@ -137,9 +137,9 @@ class IndependentThompsonSampling:
 class MultiObjectiveEnsemble:
     """Several acquisition functions at once: a random member of their Pareto front.
 
-    Fronts of non-dominated candidates, one after the other; in random order within each:
+    The candidates that no other dominates, in random order, before all others:
 
-        score = u - number of fronts before,  u ~ U[0, 1)
+        score = u - [is dominated],  u ~ U[0, 1)
 
     MACE (Lyu et al., ICML 2018) as in HEBO (Cowen-Rivers et al., JAIR 2022), over a pool. The
     members are those of this module: HEBO also adds observation noise to the predicted mean, asks
@@ -157,24 +157,21 @@ class MultiObjectiveEnsemble:
         self, prediction: Prediction, *, best: float, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         scores = np.stack([f(prediction, best=best, rng=rng) for f in self.members], axis=1)
-        return rng.random(len(scores)) - fronts(scores)
+        return rng.random(len(scores)) - dominated(scores)
 
 
-def fronts(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of the front of each candidate, (B,), from objectives (B, K): 0 is not dominated.
-
-    Front r is not dominated once the fronts before it are gone (Deb et al., IEEE Transactions on
-    Evolutionary Computation 2002).
-    """
-    no_worse = np.asarray((scores[:, None] >= scores[None]).all(2))
-    dominates = no_worse & ~no_worse.T  # [i, j]: i is as good in everything, j is not
-    front = np.zeros(len(scores), dtype=np.int64)
-    left = np.ones(len(scores), dtype=bool)
-    while left.any():
-        dominated = dominates[left].any(0)
-        front[left & dominated] += 1
-        left &= dominated
-    return front
+def dominated(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether another candidate is as good in everything and better in something, (B,), from
+    objectives (B, K)."""
+    found = np.zeros(len(scores), dtype=bool)
+    front, size = np.empty_like(scores), 0
+    for i in np.lexsort(-scores.T[::-1]):  # a candidate comes after all that dominate it
+        best = front[:size]
+        found[i] = ((best >= scores[i]).all(1) & (best > scores[i]).any(1)).any()
+        if not found[i]:
+            front[size] = scores[i]
+            size += 1
+    return found
 
 
 ACQUISITIONS: Mapping[str, AcquisitionFunction] = MappingProxyType(

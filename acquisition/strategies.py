@@ -128,7 +128,8 @@ class NearAfterFailure:
     et al., TuRBO, NeurIPS 2019) shrinks with every failure; this one has two sizes, the space and
     what `near` reaches (docs/adr/0010-near-after-failure.md).
 
-    initial: so many observations are the initial design, in which nothing fails.
+    initial: so many evaluations are the initial design, in which nothing fails; those without an
+        observation count, because they broke down or were stopped.
     patience: so many later ones without a new best are a failure: those of one batch. Where more
     are pending, each of them without a new best makes `near` more likely, until it is certain when
     as many have come as are evaluated at a time.
@@ -148,8 +149,10 @@ class NearAfterFailure:
         rng: np.random.Generator,
     ) -> Pool:
         best = int(np.argmax(observations.values))
-        failures = len(observations) - max(best + 1, self.initial)
-        at_a_time = exclude.pending + 1 if isinstance(exclude, Unwanted) else 1
+        ended, at_a_time = len(observations), 1
+        if isinstance(exclude, Unwanted):
+            ended, at_a_time = len(exclude.seen) - exclude.pending, exclude.pending + 1
+        failures = min(len(observations) - best - 1, ended - self.initial)
         if at_a_time > self.patience:
             near = bool(rng.random() < failures / at_a_time)
         else:

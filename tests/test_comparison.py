@@ -583,6 +583,8 @@ def test_leaders_are_those_of_the_most_seeds(make: Make) -> None:
     assert summary.leaders(summary.at_marks(3)) == ("random", set())
     assert summary.leaders(summary.at_marks(2)) == ("mutation", {"random"})
     assert summary.leaders({"a": {}}) == (None, set())
+    nothing_shared = {"a": dict.fromkeys(range(6), 0.2), "b": dict.fromkeys(range(6, 12), 0.1)}
+    assert summary.leaders(nothing_shared) == ("a", {"b"}), "no test says that it is worse"
 
 
 def test_the_simulated_clock(make: Make) -> None:

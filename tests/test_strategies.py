@@ -405,12 +405,23 @@ def test_a_failure_is_a_batch_without_a_new_best(values, patience, near):
     assert pool.diagnostics == {"near": near}
 
 
+@pytest.mark.parametrize("broken", [0, 2])
+def test_what_broke_down_is_a_part_of_the_initial_design(broken):
+    """Ten initial trials, some without a value; then one without a new best."""
+    values = np.array([0.3] + [0.2] * (10 - broken))
+    observations = Observations(tuple(TOY_ARCHS[2 : 2 + len(values)]), values)
+    strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 10, 1)
+    unwanted = Unwanted(frozenset(TOY_ARCHS[2:13]))
+    pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(0))
+    assert pool.diagnostics == {"near": 1.0}
+
+
 @pytest.mark.parametrize(("pending", "share"), [(0, 1), (1, 1), (3, 2 / 4), (7, 2 / 8)])
 def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, share):
     """Two values without a new best, and the chance of looking near after them."""
     strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.3, 0.2, 0.1]))
-    unwanted = Unwanted(frozenset(), pending=pending)
+    unwanted = Unwanted(frozenset(TOY_ARCHS[2 : 5 + pending]), pending=pending)
     near = [
         strategy.propose(1, observations, None, unwanted, np.random.default_rng(i)).diagnostics
         for i in range(400)
@@ -422,7 +433,7 @@ def test_right_after_a_new_best_nothing_is_near():
     strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.1, 0.2, 0.3]))
     for pending in (0, 7):
-        unwanted = Unwanted(frozenset(), pending=pending)
+        unwanted = Unwanted(frozenset(TOY_ARCHS[2 : 5 + pending]), pending=pending)
         for i in range(20):
             pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(i))
             assert pool.diagnostics == {"near": 0.0}

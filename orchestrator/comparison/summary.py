@@ -232,7 +232,8 @@ class Summary:
         return found
 
     def leaders(self, values: Mapping[str, BySeed]) -> tuple[str | None, set[str]]:
-        """The method of the best mean, and those that a test does not tell from it.
+        """The method of the best mean, and those that no test tells from it: where two have no
+        seed in common there is none.
 
         Only of those with the most seeds: a mean over others says something else.
         """
@@ -242,8 +243,8 @@ class Summary:
         values = {label: found for label, found in values.items() if len(found) == most}
         means = {label: np.mean(list(found.values())) for label, found in values.items()}
         first = max(means, key=lambda label: means[label])
-        others = compare_all(values, first)
-        return first, {one.b for one in others if not one.significant}
+        worse = {one.b for one in compare_all(values, first) if one.significant}
+        return first, values.keys() - worse - {first}
 
     def curve(self, method: Method) -> Curve:
         """The best-so-far curve from the end of the initial design on."""
