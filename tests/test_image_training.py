@@ -417,6 +417,30 @@ class TestAugmentation:
             torch.manual_seed(batch)
             assert len(augment(equal).unique(dim=0)) > 20
 
+    @pytest.mark.parametrize(
+        ("name", "strength"),
+        [
+            ("brightness", lambda x: x.mean((1, 2, 3))),
+            ("contrast", lambda x: x.mean((1, 2, 3))),
+            ("color", lambda x: x.std(1).mean((1, 2))),
+            ("sharpness", lambda x: x.std((2, 3)).mean(1)),
+        ],
+    )
+    def test_randaugment_goes_both_ways(self, name, strength, monkeypatch):
+        """On pictures about grey, of which nothing is cut off."""
+        module = "kornia.augmentation.auto.rand_augment.rand_augment"
+        kornia = pytest.importorskip(module)
+        policy = [one for one in kornia.default_policy if one[0][0] == name]
+        monkeypatch.setattr(f"{module}.default_policy", policy)
+        recipe = replace(RECIPE, policy="randaugment", cutout=0, flip=False)
+        augment = Augmentation(recipe, Normalisation((0, 0, 0), (1, 1, 1)))
+        grey = (115 + self.images[:1] // 10).expand(256, -1, -1, -1).contiguous()
+        torch.manual_seed(0)
+        found, before = augment(grey), grey / 255
+        assert found.mean().item() == pytest.approx(before.mean().item(), abs=0.05)
+        change = strength(found) - strength(before)
+        assert min((change < -1e-3).sum(), (change > 1e-3).sum()) > 40
+
     def test_each_picture_stays_in_its_place(self):
         images = torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
         torch.manual_seed(0)

@@ -11,6 +11,8 @@ from trainers.training.recipe import Policy, Recipe
 
 Normalise = Callable[[Tensor], Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Without a sign of their own: a magnitude below 15 of 30 makes less of it, one above makes more.
+_BOTH_WAYS = ("color", "contrast", "brightness", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -118,5 +120,10 @@ def _policy(name: Policy) -> Callable[[Tensor], Tensor] | None:
             f"the augmentation {name} needs kornia: pip install 'diffusionnag-bo[imagenet]'"
         ) from None
     if name == "randaugment":
-        return _Choice([RandAugment(n=1, m=9, policy=[one]) for one in default_policy], times=2)
+        magnitudes = dict.fromkeys(_BOTH_WAYS, (9, 21))
+        operations = [
+            _Choice([RandAugment(n=1, m=m, policy=[one]) for m in magnitudes.get(one[0][0], (9,))])
+            for one in default_policy
+        ]
+        return _Choice(operations, times=2)
     return _Choice(list(AutoAugment(name.removeprefix("autoaugment-")).children()))
