@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,27 @@ class TestSupernetsThatDoNotFit:
     def test_images_that_it_has_seen(self, supernet, data):
         message = self.refusal("--weights", supernet, "--data", data, "--held-out", 12)
         assert "was trained with 9 of these images held out: --held-out 12 would" in message
+
+    def test_images_that_it_has_seen_where_val_has_gone(self, supernet, data, tmp_path):
+        (tmp_path / "train").symlink_to(data / "train")
+        message = self.refusal("--weights", supernet, "--data", tmp_path, "--held-out", 12)
+        assert "was trained with 9 of these images held out: --held-out 12 would" in message
+
+    @pytest.mark.parametrize("change", ["of another picture", "by an earlier version"])
+    def test_images_that_it_may_have_seen(self, supernet, data, tmp_path, caplog, change):
+        weights = supernet
+        shutil.copytree(data / "train", tmp_path / "train")
+        if change == "of another picture":
+            (tmp_path / "train/red/0.png").unlink()
+        else:
+            weights, found = tmp_path / "W.pt", load_supernet(supernet)
+            del found.meta["train_images"]
+            save_supernet(found, weights, found.meta)
+        for path, warned in ((data, False), (tmp_path, True)):
+            caplog.clear()
+            networks = NetworkOptions(data=path, weights=weights, held_out=9)
+            build_evaluator(MOBILENETV3, "supernet", Settings(networks=networks))
+            assert ("it may have seen some held out here" in caplog.text) == warned
 
     def test_no_checkpoint(self, data, tmp_path):
         path = tmp_path / "notes.txt"

@@ -158,7 +158,7 @@ def train_supernet(
     if parallel.rank() == 0:
         with training.averaged() as network:
             assert isinstance(network, Supernet)
-            save_supernet(network, options.out, made)
+            save_supernet(network, options.out, made | {"train_images": task.train_digest})
         state.unlink(missing_ok=True)
         console.print(f"weights: {options.out}", soft_wrap=True)
 

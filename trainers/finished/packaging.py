@@ -193,11 +193,7 @@ class Packaging:
 
     def _may_have_seen_held_out(self) -> bool:
         supernet: Supernet | None = self.evaluator.supernet
-        if supernet is None:
-            return False
-        task, made = self.evaluator.task, supernet.meta
-        same = made.get("images") == task.digest
-        return not same or made["held_out"] < len(task.held_out)
+        return supernet is not None and not self.evaluator.task.unseen_by(supernet.meta)
 
 
 def _read(folder: Path) -> Mapping[str, Any] | None:

@@ -1,11 +1,12 @@
 """A classification task: a folder of images, split three ways, at one resolution."""
 
 import hashlib
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -140,8 +141,12 @@ class NetworkOptions(ImageOptions):
 @cache
 def digest_of_images(data: Path) -> str:
     """The same for the same images in the same classes; raises EvaluatorConfigError."""
+    return _digest(open_images(data).splits)
+
+
+def _digest(splits: Mapping[str, Split]) -> str:
     digest = hashlib.sha256()
-    for name, split in sorted(open_images(data).splits.items()):
+    for name, split in sorted(splits.items()):
         digest.update(f"{name} {split.classes}".encode())
         digest.update("\n".join(split.names).encode() + split.labels.tobytes())
     return digest.hexdigest()
@@ -204,6 +209,17 @@ class ImageTask:
     @property
     def digest(self) -> str:
         return digest_of_images(self.path)
+
+    @property
+    def train_digest(self) -> str:
+        """The same for the same images in train, of which some are held out, whatever val holds."""
+        return _digest({"train": self._split})
+
+    def unseen_by(self, made: Mapping[str, Any]) -> bool | None:
+        """Whether a supernet made so has seen none of the held-out images; None: not known."""
+        if made.get("images") != self.digest and made.get("train_images") != self.train_digest:
+            return None
+        return bool(made["held_out"] >= len(self.held_out))
 
     @property
     def has_test(self) -> bool:
