@@ -687,9 +687,16 @@ def test_the_cache_by_default(root, monkeypatch):
     monkeypatch.setattr("trainers.images.pixels._memory", lambda: 4 * 12 * 3 * 32**2)
     assert default_cache(images, split, Crop.shifted(), 32, root / "mine") is None
     assert default_cache(images, split, Crop.shifted(), 32) is None
+    for kept in (root / ".prepared", root / "mine"):  # whatever the memory
+        write_pixels(split, 32, kept, workers=1)
+        assert default_cache(images, split, Crop.shifted(), 32, root / "mine") == kept
+    assert default_cache(images, split, Crop.shifted(), 32) == root / ".prepared"
+    assert default_cache(images, split, Crop.shifted(), 16) == root / ".prepared"
+    assert default_cache(images, split, Crop.shifted(), 64) is None
     monkeypatch.undo()
     monkeypatch.setattr(os, "access", lambda *arguments: False)
-    assert default_cache(images, split, Crop.shifted(), 32) is None
+    assert default_cache(images, split, Crop.shifted(), 32) == root / ".prepared"
+    assert default_cache(images, split, Crop.shifted(), 16) is None
 
 
 # Real pictures

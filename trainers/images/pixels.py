@@ -115,17 +115,17 @@ def default_cache(
 ) -> Path | None:
     """The folder to cache a split's pixels in; None where it is better to decode every time.
 
-    Cached is what takes less than a quarter of the memory, in `folder` or, if that can be written
-    to, beside the data.
+    What is there is used. Else cached is what takes less than a quarter of the memory, in `folder`
+    or, if that can be written to, beside the data.
     """
     size = crop.cached_size(resolution)
+    for kept in (folder, images.prepared):
+        if kept is not None and pixel_file(kept, split, size).exists():
+            return kept
     if 4 * 3 * size**2 * len(split) >= _memory():
         return None
-    if folder is not None:
-        return folder
     beside = images.prepared if images.prepared.exists() else images.prepared.parent
-    there = pixel_file(images.prepared, split, size).exists()
-    return images.prepared if there or os.access(beside, os.W_OK) else None
+    return folder or (images.prepared if os.access(beside, os.W_OK) else None)
 
 
 def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[int]:

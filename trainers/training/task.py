@@ -54,8 +54,8 @@ class Place:
     workers
         Processes that decode images; by default as many as there are cores, at most 8.
     cache
-        Folder for decoded images, where all of them, or those that networks are measured by, fit
-        into a quarter of the memory; by default beside the data.
+        Folder for decoded images, where all of them, or those that networks are measured by, are
+        there or fit into a quarter of the memory; by default beside the data.
     checkpoints
         Folder for trainings that are under way, which are continued; by default nothing is kept.
     """
