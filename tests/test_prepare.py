@@ -90,12 +90,18 @@ def test_the_index_is_read_in_place_of_scanning(root, tmp_path, monkeypatch):
             assert images.split(name).read(1) == split.read(1)
 
 
-@pytest.mark.parametrize("kind", ["new file", "removed class", "tar", "shard"])
+@pytest.mark.parametrize(
+    "kind", ["new file", "removed class", "new val", "another val", "tar", "shard", "beside shards"]
+)
 def test_a_change_of_the_data_is_noticed(root, tmp_path, kind):
     data = root
     if kind == "tar":
         data = tar_of(root, tmp_path / "data.tar")
-    if kind == "shard":
+    if kind == "new val":
+        (root / "val").rename(tmp_path / "val")
+    elif kind == "another val":
+        (root / "val").rename(root / "test")
+    if kind in ("shard", "beside shards"):
         data = tmp_path / "shards"
         data.mkdir()
         tar_of(root, data / "0.tar")
@@ -108,6 +114,12 @@ def test_a_change_of_the_data_is_noticed(root, tmp_path, kind):
     elif kind == "removed class":
         for split in ("train", "val"):
             (root / split / "cat").rename(tmp_path / split)
+    elif kind == "new val":
+        (tmp_path / "val").rename(root / "val")
+    elif kind == "another val":
+        folder(root, train=0)
+    elif kind == "beside shards":
+        (root / "train").rename(data / "train")
     elif kind == "tar":
         os.utime(data, (later, later))
     else:

@@ -15,6 +15,7 @@ from trainers.base import EvaluatorConfigError
 
 FILE = "pictures.parquet"
 VERSION = 1
+SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the first that is there
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Listing:
 def prepared_folder(data: Path) -> Path:
     """Where the index of a data set is kept beside it."""
     return data / ".prepared" if data.is_dir() else data.with_name(f"{data.name}.prepared")
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """What the folders of train and val are called, of those that are there."""
+    found = {s: [name for name in names if (root / name).is_dir()] for s, names in SPLITS.items()}
+    return {split: names[0] for split, names in found.items() if names}
 
 
 def newest(root: Path, watched: tuple[str, ...]) -> int:
@@ -97,8 +104,9 @@ def load(folder: Path, root: Path | None = None) -> Listing:
         raise EvaluatorConfigError(
             f"{data} is not as it was prepared: {error.filename}: {error.strerror}"
         ) from None
-    if about["kind"] == "tar" and data.is_dir():
-        changed |= watched != tuple(path.name for path in sorted(data.glob("*.tar")))
+    if data.is_dir():
+        now = {*split_folders(data).values()} or {path.name for path in data.glob("*.tar")}
+        changed |= now != {name for name in watched if "/" not in name}
     if changed:
         raise EvaluatorConfigError(f"{data} has changed since it was prepared: {again}")
     return Listing(

@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainers.base import EvaluatorConfigError
-from trainers.images.index import Listing, newest
+from trainers.images.index import SPLITS, Listing, newest, split_folders
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the first that is there
 LAYOUT = "expected train/CLASS/*.jpeg and val/CLASS/*.jpeg"
 FLAT = (
     "{where} holds pictures outside class folders, such as {name}: move each into the folder of "
@@ -68,23 +67,19 @@ def _listing(
 
 
 def _scan_folder(root: Path) -> Listing:
-    inside = {entry.name: entry for entry in os.scandir(root)}
-    folders = {
-        split: next((n for n in names if n in inside and inside[n].is_dir()), None)
-        for split, names in SPLITS.items()
-    }
-    if not any(folders.values()):
+    folders = split_folders(root)
+    if not folders:
         archives = sorted(root.glob("*.tar"))
         if archives:
             return _scan_tars(root, archives)
-        has = ", ".join(sorted(n for n in inside if not n.startswith("."))[:5]) or "nothing"
+        has = (
+            ", ".join(sorted(n for n in os.listdir(root) if not n.startswith("."))[:5]) or "nothing"
+        )
         raise EvaluatorConfigError(f"{root} has no folder train or val ({LAYOUT}); it has {has}")
 
     tops: list[tuple[str, str, str]] = []  # split, class, folder of the class inside root
     watched: list[str] = []
     for split, folder in folders.items():
-        if folder is None:
-            continue
         watched.append(folder)
         for entry in os.scandir(root / folder):
             if entry.name.startswith("."):
