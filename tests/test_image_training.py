@@ -169,6 +169,24 @@ def test_a_training_that_ends_while_it_is_measured_continues(task, tmp_path, mon
     continued(task, path, step=4)
 
 
+@pytest.mark.parametrize("number", [1, 2])  # averaged weights are put in, then out again
+def test_an_interrupt_while_averaged_weights_come_and_go_loses_none(task, tmp_path, number):
+    begun, path, loads = training(task), tmp_path / "t.safetensors", []
+    load = begun.network.load_state_dict
+
+    def interrupted(state):
+        loads.append(state)
+        if len(loads) == number:
+            load(dict(list(state.items())[:3]), strict=False)
+            signal.raise_signal(signal.SIGINT)
+        return load(state)
+
+    begun.network.load_state_dict = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        list(begun.run(3, path))
+    continued(task, path, step=4)
+
+
 def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
     path = tmp_path / "t.safetensors"
     training(task, identity="a").save(path)

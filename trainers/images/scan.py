@@ -72,9 +72,8 @@ def _scan_folder(root: Path) -> Listing:
         archives = sorted(root.glob("*.tar"))
         if archives:
             return _scan_tars(root, archives)
-        has = (
-            ", ".join(sorted(n for n in os.listdir(root) if not n.startswith("."))[:5]) or "nothing"
-        )
+        names = sorted(name for name in os.listdir(root) if not name.startswith("."))
+        has = ", ".join(names[:5]) or "nothing"
         raise EvaluatorConfigError(f"{root} has no folder train or val ({LAYOUT}); it has {has}")
 
     tops: list[tuple[str, str, str]] = []  # split, class, folder of the class inside root

@@ -245,11 +245,13 @@ class Training:
             yield self.network
             return
         raw = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.network.load_state_dict(self.average)
         try:
+            with uninterrupted():
+                self.network.load_state_dict(self.average)
             yield self.network
         finally:
-            self.network.load_state_dict(raw)
+            with uninterrupted():
+                self.network.load_state_dict(raw)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; one that cannot be written is a warning.
