@@ -20,6 +20,7 @@ from nag.guidance import Ladder
 from orchestrator.history.earlier import EarlierRun, from_command_line
 from orchestrator.methods import (
     DEFAULT,
+    GENERATING,
     METHODS,
     MULTI_FIDELITY,
     NONE,
@@ -100,7 +101,8 @@ class RunConfig:
     networks
         What networks are trained on and measured by, for the evaluators supernet and train.
     score
-        Score of the diffusion model: the trained network, or the closed form.
+        Score of the diffusion model: the trained network, or the closed form. Methods that
+        generate nothing need none.
     score_weights
         Score-network weights, instead of those that come with the package.
     sigma_min
@@ -288,11 +290,12 @@ class RunConfig:
             ) from None
 
     def generator(self, device: str) -> GeneratorConfig:
-        """The generator this run asks for."""
+        """The generator this run asks for; one that has nothing to do needs no weights."""
+        used = self.strategy in GENERATING or self.constraint
         return GeneratorConfig(
             space=self.space,
-            score=self.score,
-            weights=self.score_weights,
+            score=self.score if used else "exact",
+            weights=self.score_weights if used else None,
             sigma_min=self.sigma_min,
             sigma_max=self.sigma_max,
             sampler=self.sampler,

@@ -42,6 +42,7 @@ DEFAULT = "guided"
 NONE = "none"  # the surrogate of a model-free method, and its acquisition function
 MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
 DIFFERENTIABLE = ("gp",)  # surrogates that guidance can climb
+GENERATING = ("guided", "guided-gen", "uncond+sort")  # strategies that ask the diffusion model
 
 
 class Parts(NamedTuple):

@@ -18,6 +18,7 @@ from orchestrator import build
 from orchestrator.build import build_predictor
 from orchestrator.config import RunConfig
 from orchestrator.methods import (
+    GENERATING,
     METHODS,
     AcquisitionName,
     MethodName,
@@ -223,18 +224,21 @@ QUICK = [
 ]
 
 
-def search(capsys, *options):
+NETWORK = [option for option in QUICK if option not in ("--score", "exact")]  # toy has none
+
+
+def search(capsys, *options, settings=QUICK):
     """stdout of a command that must end well."""
     with pytest.raises(SystemExit) as exit_:
-        run(app, [*QUICK, *options])
+        run(app, [*settings, *options])
     captured = capsys.readouterr()
     assert (exit_.value.code, captured.err) == (0, "")
     return captured.out
 
 
-def refusal(capsys, *options):
+def refusal(capsys, *options, settings=QUICK):
     with pytest.raises(SystemExit) as exit_:
-        run(app, [*QUICK, *options])
+        run(app, [*settings, *options])
     captured = capsys.readouterr()
     assert (exit_.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
     assert not list(Path.cwd().iterdir())
@@ -261,6 +265,24 @@ def test_every_method_completes(name, batch, capsys):
     assert table.arch.is_unique
     assert table.predicted_mean[5:].isna().all() == (name in MODEL_FREE)
     assert Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {*GENERATING, "bohb"}))
+def test_a_strategy_that_never_generates_needs_no_weights(strategy, capsys):
+    """Its trials are those of any score; with a constraint it may have to generate."""
+    sizes = ["--strategy", strategy, "--budget", "7"]
+    search(capsys, *sizes, "--out", "exact")
+    search(capsys, *sizes, "--out", "network", settings=NETWORK)
+    exact, network = (pd.read_parquet(f"{out}/trials.parquet") for out in ("exact", "network"))
+    assert list(exact.arch) == list(network.arch)
+    constrained = RunConfig(strategy=strategy, constraint=("macs<=3e8",))
+    assert constrained.generator("cpu").score == "network"
+
+
+@pytest.mark.parametrize("strategy", GENERATING)
+def test_a_strategy_that_generates_needs_weights(strategy, capsys):
+    message = refusal(capsys, "--strategy", strategy, "--budget", "7", settings=NETWORK)
+    assert "no trained weights ship for space 'toy'" in message
 
 
 @pytest.mark.parametrize("name", MODEL_FREE)

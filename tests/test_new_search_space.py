@@ -51,6 +51,11 @@ def import_block(name, source, patch):
     return module
 
 
+QUICK = shlex.split(
+    "--budget 10 --n-init 6 --batch-size 2 --pool-size 16 --steps 10 --executor local"
+)
+
+
 @pytest.fixture(scope="module")
 def space():
     """The space, registered with its evaluator as the document says."""
@@ -216,11 +221,9 @@ def test_guidance_as_shown(space):
     assert np.mean(found) > np.mean(names["values"])
 
 
-def test_a_search(space, capsys):
-    quick = {"budget": 10, "n-init": 6, "batch-size": 2, "pool-size": 16, "steps": 10}
-    options = [word for name, x in quick.items() for word in (f"--{name}", x)]
-    command = shown("orchestrator.run_bo", "exact")
-    run_here(command, *options, "--executor", "local", "--out", "run")
+@pytest.mark.parametrize("word", ["exact", "rea"])
+def test_a_search(space, word, capsys):
+    run_here(shown("orchestrator.run_bo", word), *QUICK, "--out", "run")
     trials = pd.read_parquet("run/trials.parquet")
     assert (trials["status"] == "ok").all()
     assert len({*trials["arch"]}) == 10
