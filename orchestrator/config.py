@@ -17,7 +17,7 @@ from nag.cli import UserError, WholeNumber, check_seed, find_space, section, use
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
-from orchestrator.history.earlier import EarlierRun, from_command_line
+from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
 from orchestrator.methods import (
     DEFAULT,
     GENERATING,
@@ -31,6 +31,7 @@ from orchestrator.methods import (
     SurrogateName,
     resolve,
 )
+from orchestrator.typed import typed
 from trainers.build import EVALUATORS
 from trainers.latency.tables import file_and_key
 from trainers.training.task import NetworkOptions, digest_of_images
@@ -52,7 +53,7 @@ class RunConfig:
     """What is searched, and how. Equal configurations give equal trials.
 
     Once made, it has a surrogate, a strategy and an acquisition function, and `method`, which has
-    had its say, is None.
+    had its say, is None. In Python texts do for paths, for one constraint, and for earlier runs.
 
     Parameters
     ----------
@@ -214,7 +215,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         find_space(self.space)
         parts = resolve(self.method, self.surrogate, self.strategy, self.acq)
-        for name, value in {**parts._asdict(), "method": None}.items():
+        resolved = {**parts._asdict(), "method": None, "prior": earlier_runs(self.prior)}
+        networks = replace(self.networks, **typed(self.networks))
+        for name, value in {**typed(self, resolved), **resolved, "networks": networks}.items():
             object.__setattr__(self, name, value)
         for name in (
             "n_init",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -80,7 +80,19 @@ def read_earlier_run(path: Location) -> EarlierRun:
     return EarlierRun(path, space, task, archs, tuple(values[known].tolist()))
 
 
+def earlier_runs(
+    given: EarlierRun | Location | str | Iterable[EarlierRun | Location | str],
+) -> tuple[EarlierRun, ...]:
+    """One or several, read where a folder or URI stands for the run; raises UserError."""
+    several = [given] if isinstance(given, EarlierRun | Location | str) else given
+    return tuple(run if isinstance(run, EarlierRun) else _read(run) for run in several)
+
+
+def _read(place: Location | str) -> EarlierRun:
+    return read_earlier_run(locate(place) if isinstance(place, str) else place)
+
+
 def from_command_line(type_: Any, tokens: Sequence[Token]) -> tuple[EarlierRun, ...]:
     """Converter of cyclopts: one run for each time that the option is given."""
     del type_
-    return tuple(read_earlier_run(locate(token.value)) for token in tokens)
+    return earlier_runs(token.value for token in tokens)

@@ -1,0 +1,51 @@
+"""Records made in Python, held to their annotations as a command line holds them."""
+
+import operator
+from collections.abc import Container
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nag.cli import UserError, choose
+
+
+def typed(record: Any, but: Container[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass by name, as their annotations say, those in `but` left out.
+
+    A text becomes a path, a path or number a text, and one text several, where that is what is
+    annotated. Raises UserError for a name that is not one of its Literal, and for what is no whole
+    number.
+    """
+    hints = {name: hint for name, hint in _hints(record.__class__).items() if name not in but}
+    return {name: _typed(name, hint, getattr(record, name)) for name, hint in hints.items()}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    if allowed := [one for kind in kinds if get_origin(kind) is Literal for one in get_args(kind)]:
+        return choose(name.replace("_", " "), value, allowed)
+    if Path in kinds:
+        return Path(value)
+    if str in kinds:
+        return str(value)
+    if int in kinds:
+        return _whole(name, value)
+    if hint == tuple[str, ...]:
+        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        option = name.replace("_", "-")
+        raise UserError(f"--{option} {value!r} is not a whole number") from None
