@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
+from orchestrator.reporting.figures import BLUE
+from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
 from orchestrator.search.bayesopt import Suggestion, with_early_values
 from orchestrator.search.store import RunStore
@@ -62,6 +65,26 @@ def test_what_was_stopped_is_no_value_and_counts_as_an_evaluation(store):
     check(RunStore.read(store.out))
     (row,) = (row for row in store.rows() if "stopped" in row)
     assert (row["trial"], row["stopped"], row["curve"]) == (1, 1, [30.0])
+
+
+def shown_as_best(html):
+    """Epochs of the learning curves that stand out in a report."""
+    figure = html[html.index('<h2 id="curves">') : html.index('<section id="calibration">')]
+    lines = re.findall(rf'<path d="([^"]*)"[^>]*stroke: {BLUE}; stroke-width: 1.8', figure)
+    return [len(re.findall("[ML]", line)) for line in lines][:-1]  # the last is in the legend
+
+
+def test_the_best_learning_curve_is_that_of_a_whole_training(store, tmp_path):
+    """Also where one that was stopped, or a brief one, was better when it ended."""
+    html = write_report(store).read_text()
+    store.record(Outcome(3, "ok", 0.9, curve=(0.8, 0.9), stopped=2))
+    assert shown_as_best(html) == shown_as_best(write_report(store).read_text()) == [3]
+    with closing(RunStore.open(tmp_path / "all stopped", CONFIG, TOY)) as other:
+        other.propose(Suggestion((TOY.from_str("aa/aa"),), "initial", (None,)))
+        other.record(Outcome(0, "ok", 0.9, curve=(0.8, 0.9), stopped=2))
+        html = write_report(other).read_text()
+        assert shown_as_best(html) == []
+        assert "No whole evaluation succeeded" in html
 
 
 def test_early_values_are_another_task_to_the_gaussian_process(store):

@@ -125,8 +125,9 @@ def _draw_trials(
     axes.set_ylim(bottom=bottom)
 
 
-def draw_curves(curves: Sequence[Sequence[float]], best: int) -> str:
-    """Accuracy after each epoch of trainings; `best` is the one that stands out."""
+def draw_curves(curves: Sequence[Sequence[float]], best: int | None) -> str:
+    """Accuracy after each epoch of trainings; `best` is the one that stands out, if any."""
+    first = 1 if best == 0 else 0  # of the others
     with rc_context(STYLE):
         figure, axes = _axes()
         for number, curve in enumerate(curves):
@@ -134,7 +135,7 @@ def draw_curves(curves: Sequence[Sequence[float]], best: int) -> str:
             axes.plot(
                 range(1, len(curve) + 1),
                 [100 * value for value in curve],
-                label={0: "trial", best: "best trial"}.get(number),
+                label={first: "trial", best: "best trial"}.get(number),
                 marker=".",
                 color=BLUE if chosen else GREY,
                 lw=1.8 if chosen else 0.8,

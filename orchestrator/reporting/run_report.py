@@ -195,12 +195,13 @@ def _progress(finished: Sequence[Finished]) -> str | None:
 
 
 def _curves(finished: Sequence[Finished]) -> str | None:
-    """Of all trials that were trained, however many epochs."""
-    outcomes = [outcome for _, outcome in finished if outcome.curve]
-    if not outcomes:
+    """Of all trials that were trained, however many epochs; the best is one that was whole."""
+    trained = [pair for pair in finished if pair.outcome.curve]
+    if not trained:
         return None
-    values = [outcome.value or -np.inf for outcome in outcomes]
-    return draw_curves([outcome.curve for outcome in outcomes], int(np.argmax(values)))
+    whole = [i for i, pair in enumerate(trained) if pair.is_full and pair.outcome.value is not None]
+    best = max(whole, key=lambda i: trained[i].outcome.value or 0.0, default=None)
+    return draw_curves([pair.outcome.curve for pair in trained], best)
 
 
 def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:
