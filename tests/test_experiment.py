@@ -236,7 +236,7 @@ class TestLabels:
         ("[settings]\nacq = 'ei'\n[grid]\nacq = ['pi']", r"acq is in settings and in grid"),
         ("[grid]\nacq = 'pi'", r"grid.acq must be a list of values"),
         ("[grid]\nacq = []", r"grid.acq must be a list of values"),
-        ("[settings]\nconstraint = ['fun<=3']", r"'fun<=3' is not a constraint: expected QUAN"),
+        ("[settings]\nconstraint = ['macs=3']", r"'macs=3' is not a constraint: expected QUAN"),
         ("runs = 3", r"runs must be written \[\[runs\]\]"),
         ("[[runs]]\npanel = 'p'\nfoo = 1", r"\[\[runs\]\] 1 \(p\): unknown key 'foo': choose from"),
         ("[[runs]]\n[[runs]]\nsettings.acq = 'x'", r"\[\[runs\]\] 2: Invalid value \"x\""),

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import test_spaces
 import torch
+from report_page import Page
 from scipy.stats import chisquare
 
 import nag.spaces
@@ -24,14 +25,16 @@ from nag.cli import run
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
+from nag.properties import Property
 from nag.spaces import ABSENT, SPACES, InvalidArchitectureError
 from nag.spaces.base import encoding
 from trainers.build import EVALUATORS
+from trainers.constraints import PROPERTIES
 
 torch.set_num_threads(1)
 
 DOC = (Path(__file__).parent.parent / "docs" / "new_search_space.md").read_text()
-SPACE, STRUCTURE, SPACES_LINE, GUIDANCE, EVALUATOR, EVALUATORS_LINE = re.findall(
+SPACE, STRUCTURE, SPACES_LINE, GUIDANCE, EVALUATOR, EVALUATORS_LINE, PROPERTIES_LINES = re.findall(
     r"^```python\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE
 )
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (python -m .*)$", DOC, re.MULTILINE)]
@@ -69,6 +72,9 @@ def space():
         evaluator = dict(vars(import_block("trainers.evaluators.transformer", EVALUATOR, patch)))
         exec(f"ENTRIES = {{{EVALUATORS_LINE}}}", evaluator)
         patch.setitem(EVALUATORS, "transformer", evaluator["ENTRIES"]["transformer"])
+        names = {**vars(sys.modules["nag.spaces.transformer"]), "np": np, "Property": Property}
+        exec(f"ENTRIES = {{{PROPERTIES_LINES}}}", names)
+        patch.setitem(PROPERTIES, "transformer", names["ENTRIES"]["transformer"])
         yield space
 
 
@@ -82,9 +88,8 @@ def _this_process(tmp_path, monkeypatch):
 
 
 def shown(module, *words):
-    """The one command of the document that runs a module with these words, without `python -m`."""
-    (found,) = (c[2:] for c in COMMANDS if c[2] == module and {*words} <= {*c})
-    return found
+    """The shortest command of the document that runs a module with these words, from there on."""
+    return min((c[2:] for c in COMMANDS if c[2] == module and {*words} <= {*c}), key=len)
 
 
 def run_here(command, *more):
@@ -229,6 +234,28 @@ def test_a_search(space, word, capsys):
     assert len({*trials["arch"]}) == 10
     assert (trials["params"] > 0).all()
     assert "<svg" in Path("run/report.html").read_text()
+
+
+def test_a_constraint(space, capsys):
+    run_here(shown("orchestrator.run_bo", "heads<=16"), *QUICK, "--out", "run")
+    trials = pd.read_parquet("run/trials.parquet")
+    numbers = [map(int, re.findall(r"(\d)-", text)) for text in trials["arch"]]
+    assert trials["heads"].tolist() == [sum(found) for found in numbers]
+    assert trials["heads"].max() <= 16
+    page = Page(Path("run/report.html").read_text())
+    assert "Limits: heads ≤ 16." in page.sections["pareto"]
+    best = trials.loc[trials["value"].idxmax()]
+    assert f"heads{best['heads']:g}" in "".join(page.sections["headline"].split())
+    assert f", heads {best['heads']:g}" in capsys.readouterr().out
+
+
+def test_a_constraint_on_what_is_not_known_of_the_space(space, capsys):
+    command = [*shown("orchestrator.run_bo", "heads<=16")[:-1], "macs<=3e8"]
+    with pytest.raises(SystemExit) as exit_:
+        run(importlib.import_module(command[0]).app, [*command[1:], *QUICK, "--out", "run"])
+    assert exit_.value.code == 2
+    said = "unknown quantity 'macs' of the space transformer: choose from heads\n"
+    assert said in capsys.readouterr().err
 
 
 # The commands.

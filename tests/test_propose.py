@@ -352,7 +352,7 @@ def test_what_was_sampled_and_evaluated(capsys):
         ({"pool_size": "6.5"}, "6.5"),
         ({"guidance_form": "target"}, "--target and --guidance-form target go together"),
         ({"guidance_scale": "strong"}, "--guidance-scale 'strong' must be auto"),
-        ({"constraint": "macs<=300e6"}, "the space toy has no cost model"),
+        ({"constraint": "macs<=300e6"}, "unknown quantity 'macs' of the space toy: it has none\n"),
         ({"colour": "red"}, "--colour"),
     ],
     ids=str,

@@ -256,6 +256,14 @@ def test_limits_are_drawn_unless_they_are_far_away(
     assert ">limit<" in svg or not drawn
 
 
+def test_limits_of_what_is_negative_are_drawn_too() -> None:
+    one = np.array([0])
+    svg = draw_pareto(
+        "own", -5.0 + one, 0.5 + one, one < 1, front=one, best=0, limits=[(-4.9, True)]
+    )
+    assert ">limit<" in svg
+
+
 def test_an_unconstrained_run_shows_values_against_macs(search) -> None:
     _, html = search(strategy="random", budget=6, **{**MOBILE, "n_init": 5})
     pareto = _check_page(html).sections["pareto"]

@@ -2,16 +2,19 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nag.properties import Constraint, Property
 from nag.spaces import SearchSpace
+from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
-from trainers.cost import cost_property
+from trainers.cost import COSTS, cost_property
 from trainers.latency.tables import latency_property
 
-QUANTITIES = ("macs", "params", "latency")
-_DATASET = {"mobilenetv3": "imagenet", "nasbench201": "cifar10"}
+Builder = Callable[[SearchSpace, str | None, str | None], Property]
+
 _PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.\w]+)\s*")
 
 
@@ -19,13 +22,13 @@ def parse_constraint(text: str) -> tuple[str, bool, float]:
     """'macs<=300e6' -> ("macs", True, 3e8); the bool says at most. Raises EvaluatorConfigError."""
     match = _PATTERN.fullmatch(text)
     try:
-        if match and match[1] in QUANTITIES and math.isfinite(limit := float(match[3])):
+        if match and math.isfinite(limit := float(match[3])):
             return match[1], match[2] == "<=", limit
     except ValueError:
         pass
     raise EvaluatorConfigError(
-        f"{text!r} is not a constraint: expected QUANTITY<=NUMBER or QUANTITY>=NUMBER with one of "
-        f"{', '.join(QUANTITIES)}, e.g. 'macs<=300e6'"
+        f"{text!r} is not a constraint: expected QUANTITY<=NUMBER or QUANTITY>=NUMBER, "
+        "e.g. 'macs<=300e6'"
     )
 
 
@@ -33,11 +36,11 @@ def build_property(
     space: SearchSpace, name: str, dataset: str | None, latency_table: str | None
 ) -> Property:
     """A property by name; raises EvaluatorConfigError for what is not known of the space."""
-    if name != "latency":
-        return cost_property(space, name, dataset or _DATASET.get(space.name, ""))
-    if latency_table is None:
-        raise EvaluatorConfigError("a constraint on latency needs --latency-table")
-    return latency_property(space, latency_table)
+    known = PROPERTIES.get(space.name, {})
+    if name not in known:
+        choice = f"choose from {', '.join(known)}" if known else "it has none"
+        raise EvaluatorConfigError(f"unknown quantity {name!r} of the space {space.name}: {choice}")
+    return replace(known[name](space, dataset, latency_table), name=name)
 
 
 def build_constraints(
@@ -64,3 +67,20 @@ def build_constraints(
     if latency_table is not None and all(c.quantity.name != "latency" for c in constraints):
         raise EvaluatorConfigError("--latency-table goes with a constraint on latency")
     return tuple(constraints)
+
+
+def _cost(name: str, by_default: str) -> Builder:
+    return lambda space, dataset, _: cost_property(space, name, dataset or by_default)
+
+
+def _latency(space: SearchSpace, dataset: str | None, table: str | None) -> Property:
+    if table is None:
+        raise EvaluatorConfigError("a constraint on latency needs --latency-table")
+    return latency_property(space, table)
+
+
+# Space -> quantity -> how its property is built: from the space, --dataset and --latency-table.
+PROPERTIES: dict[str, dict[str, Builder]] = {
+    MOBILENETV3.name: {**{name: _cost(name, "imagenet") for name in COSTS}, "latency": _latency},
+    NASBENCH201.name: {name: _cost(name, "cifar10") for name in COSTS},
+}

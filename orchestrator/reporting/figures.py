@@ -67,7 +67,7 @@ def draw_pareto(
     """
     percent = 100 * values
     ends = amounts.min(), amounts.max()
-    width = float(np.ptp(amounts)) or 0.1 * float(ends[1]) or 1.0
+    width = float(np.ptp(amounts)) or 0.1 * abs(float(ends[1])) or 1.0
     near = {limit: at_most for limit, at_most in limits if -width < limit - ends[0] < 2 * width}
     left, right = min(*ends, *near) - 0.05 * width, max(*ends, *near) + 0.05 * width
     with rc_context(STYLE):

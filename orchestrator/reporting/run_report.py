@@ -23,7 +23,7 @@ from orchestrator.reporting.figures import (
     draw_seconds,
 )
 from orchestrator.reporting.pages import page_template
-from orchestrator.reporting.view import QUANTITIES, Quantity
+from orchestrator.reporting.view import quantities, quantity_of
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location, reason, write_whole
@@ -94,8 +94,8 @@ class Limit(NamedTuple):
     amount: float
 
     def __str__(self) -> str:
-        quantity = QUANTITIES[self.metric]
-        amount = f"{self.amount / quantity.one:g} {quantity.unit}"
+        quantity = quantity_of(self.metric)
+        amount = f"{self.amount / quantity.one:g} {quantity.unit}".rstrip()
         return f"{quantity.label} {'≤' if self.at_most else '≥'} {amount}"
 
     def satisfied(self, outcome: Outcome) -> bool:
@@ -144,7 +144,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
         best=_best(store.space, full),
         recorded={name for _, outcome in finished for name in outcome.metrics},
-        quantities=QUANTITIES,
+        quantities=quantities(record["config"]["constraint"]),
         limits=limits,
         pareto=_pareto(full, limits),
         legend=legend(store.space),
@@ -220,7 +220,7 @@ def _measured(outcome: Outcome, metric: str) -> bool:
 
 def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) -> dict[str, Any]:
     """A figure, and the upper end of the Pareto front, the best first."""
-    quantity: Quantity = QUANTITIES[name]
+    quantity = quantity_of(name)
     amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
     values = np.array([pair.outcome.value for pair in pairs], dtype=float)
     feasible = [all(limit.satisfied(pair.outcome) for limit in limits) for pair in pairs]

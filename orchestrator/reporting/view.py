@@ -14,23 +14,25 @@ from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location
+from trainers.constraints import parse_constraint
 
 
 class Quantity(NamedTuple):
     """How a metric is called and in what unit it is shown."""
 
     label: str
-    unit: str
+    unit: str = ""
     one: float = 1.0  # of the unit
+    digits: str = ".2f"
 
     def __str__(self) -> str:
-        return f"{self.label}, {self.unit}"
+        return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def number(self, amount: float | None) -> str:
-        return "–" if amount is None else f"{amount / self.one:.2f}"
+        return "–" if amount is None else f"{amount / self.one:{self.digits}}"
 
     def text(self, amount: float) -> str:
-        return f"{self.number(amount)} {self.unit}"
+        return f"{self.number(amount)} {self.unit}".rstrip()
 
 
 QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
@@ -40,6 +42,17 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "latency": Quantity("latency", "ms"),
     }
 )
+
+
+def quantity_of(metric: str) -> Quantity:
+    """How a metric is shown, also one of a user's own."""
+    return QUANTITIES.get(metric, Quantity(metric, digits="g"))
+
+
+def quantities(constraints: Sequence[str]) -> dict[str, Quantity]:
+    """What is shown of trials where it is known, by metric: the usual ones, what is constrained."""
+    constrained = (parse_constraint(text)[0] for text in constraints)
+    return {name: quantity_of(name) for name in (*QUANTITIES, *constrained)}
 
 
 class View:
@@ -120,7 +133,7 @@ def print_result(
         numbers.append(f"test {100 * metrics['test']:.3f} %")
     numbers += [
         f"{quantity.label} {quantity.text(metrics[name])}"
-        for name, quantity in QUANTITIES.items()
+        for name, quantity in quantities(constraints).items()
         if name in metrics
     ]
     kept = f" with {', '.join(constraints)}" if constraints else ""
