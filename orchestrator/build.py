@@ -35,19 +35,30 @@ from trainers.base import (
     at_epochs,
     in_steps,
 )
-from trainers.build import Settings, build_evaluator
+from trainers.build import Settings, build_evaluator, network_task
 from trainers.constraints import build_constraints
+from trainers.cost import Task
 from trainers.training.task import Place
 
 
 def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
-    """The constraints of a run; raises UserError."""
+    """The constraints of a run, counted as its evaluator measures; raises UserError."""
+    config, space = config.absolute(), find_space(config.space)
+    task: Task | str | None = None
+    if config.constraint:
+        task = user_errors(network_task, space, config.evaluator_name, _settings(config))
     return user_errors(
-        build_constraints,
-        find_space(config.space),
-        config.constraint,
-        config.dataset,
-        config.latency_table,
+        build_constraints, space, config.constraint, task or config.dataset, config.latency_table
+    )
+
+
+def _settings(config: RunConfig, place: Place = Place()) -> Settings:
+    return Settings(
+        table=config.table,
+        dataset=config.dataset,
+        objective=config.objective,
+        networks=config.networks,
+        place=place,
     )
 
 
@@ -116,7 +127,10 @@ def plan_of(config: RunConfig) -> Plan:
 
 @dataclass(frozen=True)
 class WithProperties:
-    """An evaluator that also reports the properties that are constrained."""
+    """An evaluator that reports the properties that are constrained, as they are constrained.
+
+    Only a latency that it has measured stays what was measured.
+    """
 
     evaluator: Evaluator
     properties: tuple[Property, ...]
@@ -125,8 +139,13 @@ class WithProperties:
         return self._with_properties(arch, self.evaluator.evaluate(arch, seed=seed))
 
     def _with_properties(self, arch: Architecture, found: Measurement) -> Measurement:
-        known = {quantity.name: float(quantity([arch])[0]) for quantity in self.properties}
-        return replace(found, metrics={**known, **found.metrics})
+        measured = ("latency",) if found.device else ()
+        known = {
+            quantity.name: float(quantity([arch])[0])
+            for quantity in self.properties
+            if quantity.name not in measured
+        }
+        return replace(found, metrics={**found.metrics, **known})
 
     def at(self, epochs: int) -> "WithProperties":
         return replace(self, evaluator=at_epochs(self.evaluator, epochs))
@@ -146,15 +165,7 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     Raises EvaluatorConfigError, also where it lacks a fidelity that the run asks for.
     """
     evaluator = build_evaluator(
-        SPACES[config.space],
-        config.evaluator_name,
-        Settings(
-            table=config.table,
-            dataset=config.dataset,
-            objective=config.objective,
-            networks=config.networks,
-            place=place,
-        ),
+        SPACES[config.space], config.evaluator_name, _settings(config, place)
     )
     if config.strategy == MULTI_FIDELITY:
         at_epochs(evaluator, LOW_EPOCHS)

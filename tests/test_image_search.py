@@ -15,16 +15,20 @@ import torch
 from pictures import colours
 
 from nag.cli import run
-from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.experiment import app as experiment
 from orchestrator.run_bo import app as run_bo
 from orchestrator.train_supernet import app as train_on_ray
-from trainers.build import Settings, build_evaluator
+from trainers.base import EvaluatorConfigError
+from trainers.build import Settings, build_evaluator, network_task
+from trainers.cost import Task, cost, cost_property, mobilenetv3_plan
 from trainers.evaluate import app as evaluate
+from trainers.latency.tables import once_for_all_block, once_for_all_ends
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
 from trainers.train_supernet import app as train_supernet
 from trainers.training.sandwich import SMALLEST
-from trainers.training.task import ImageTask, NetworkOptions
+from trainers.training.task import ImageTask, NetworkOptions, Place
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("--resolution", 32, "--recipe", "small", "--batch-size", 6, "--random", 1)
@@ -41,6 +45,15 @@ def supernet(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("supernet") / "W.pt"
     code, _, err = outcome(train_supernet, "--data", data, *TRAIN, "--epochs", 1, "--out", out)
     assert code == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def quarter(tmp_path_factory):
+    """An untrained supernet of a quarter of the width, for 32 pixels."""
+    out = tmp_path_factory.mktemp("quarter") / "W.pt"
+    torch.manual_seed(0)
+    save_supernet(Supernet(3, width=0.25), out, {"resolution": 32, "recipe": "small"})
     return out
 
 
@@ -248,6 +261,66 @@ def test_a_search_by_a_supernet(supernet, data, tmp_path):
     assert len(found) == 3
     assert {"value", "test", "test_top5", "macs", "params"} <= set(found.columns)
     assert json.loads((out / "config.json").read_text())["config"]["weights"] == "W.pt"
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "space", "options"),
+    [
+        ("supernet", MOBILENETV3, {"weights": "quarter.pt"}),
+        ("supernet", MOBILENETV3, {"weights": "quarter.pt", "resolution": 48}),
+        ("train", MOBILENETV3, {"weights": "quarter.pt"}),
+        ("train", MOBILENETV3, {}),
+        ("train", NASBENCH201, {}),
+        ("train", NASBENCH201, {"resolution": 16}),
+    ],
+)
+def test_networks_are_counted_as_they_are_measured(evaluator, space, options, data, quarter):
+    paths = {"weights": quarter} if "weights" in options else {}
+    networks = NetworkOptions(data=data, **{**options, **paths})
+    settings = Settings(networks=networks, place=Place(device="cpu"))
+    built = build_evaluator(space, evaluator, settings)
+    assert network_task(space, evaluator, settings) == built.task.network_task(built.width)
+
+
+def test_what_networks_are_counted_for_needs_images_and_weights(data, quarter):
+    assert network_task(MOBILENETV3, "surrogate", Settings()) is None
+    for options, message in (
+        ({"weights": quarter}, "images are needed: --data"),
+        ({"data": data}, "the supernet evaluator needs --weights"),
+    ):
+        with pytest.raises(EvaluatorConfigError, match=message):
+            network_task(MOBILENETV3, "supernet", Settings(networks=NetworkOptions(**options)))
+
+
+def test_a_constraint_is_on_the_networks_that_are_measured(data, quarter, tmp_path):
+    """Of a quarter of the width, on images of 32 pixels: none has a tenth of the least at 224."""
+    task, out = Task(3, 32, 0.25), tmp_path / "run"
+    macs = cost_property(MOBILENETV3, "macs", task)
+    limit = sum(macs.extremes) / 2
+    argv = ["--evaluator", "supernet", "--weights", quarter, "--data", data, *SEARCH]
+    argv += ["--calibration", 12, "--budget", 3, "--n-init", 3, "--out", out]
+    argv += ["--constraint", f"macs<={limit}"]
+    code, said, err = outcome(run_bo, *argv)
+    assert code == 0, said + err
+    trials = pd.read_parquet(out / "trials.parquet")
+    archs = [MOBILENETV3.from_str(text) for text in trials["arch"]]
+    assert trials["macs"].tolist() == [cost(arch, task)["macs"] for arch in archs]
+    assert trials["macs"].max() <= limit < 12e6
+
+
+def test_a_latency_table_of_other_networks_is_refused(data, quarter, tmp_path):
+    plan = mobilenetv3_plan(32, 1.0)
+    blocks = [once_for_all_block(slot, k, e) for slot in plan.slots for k, e in LAYERS]
+    times = dict.fromkeys([*once_for_all_ends(plan), *blocks], 1.0)
+    table = tmp_path / "phone.json"
+    table.write_text(json.dumps({"width": 1.0, "tables": {"32": times}}))
+    argv = ["--evaluator", "supernet", "--weights", quarter, "--data", data, *SEARCH]
+    argv += ["--constraint", "latency<=20", "--latency-table", f"{table}:32"]
+    assert outcome(run_bo, *argv, "--out", tmp_path / "run") == (
+        2,
+        "",
+        f"error: {table} is for networks of width 1, but those evaluated are of width 0.25\n",
+    )
 
 
 def test_a_search_by_training(data, tmp_path):

@@ -20,17 +20,20 @@ from rich.console import Console
 from nag.checkpoint import save_network
 from nag.cli import run
 from nag.exact_score import uniform_law_sde
+from nag.properties import Property
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
+from orchestrator.build import WithProperties
 from orchestrator.config import RunConfig
 from orchestrator.reporting.view import View
 from orchestrator.run_bo import app
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import COLUMNS, RunStore
+from trainers.base import Measurement
 from trainers.cost import cost_property
 from trainers.evaluators.toy import ToyEvaluator
 from trainers.latency.tables import latency_property
@@ -473,6 +476,27 @@ def test_a_constrained_run_that_is_continued(tmp_path, capsys):
     for budget in (3, 4, 7):
         search(capsys, settings, budget=budget, out=tmp_path / "in parts")
     assert found(tmp_path / "in parts") == found(tmp_path / "at once")
+
+
+class _Counting:
+    """Counts in a way of its own, and measures latency on a device or not; synthetic."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def evaluate(self, arch, *, seed):
+        return Measurement(0.5, {"macs": 1.0, "latency": 2.0, "loss": 3.0}, device=self.device)
+
+
+@pytest.mark.parametrize(("device", "latency"), [("", 20.0), ("a phone", 2.0)])
+def test_what_is_constrained_is_reported_as_it_is_constrained(device, latency):
+    """But for a latency that was measured."""
+    (arch,) = MOBILENETV3.sample(1, np.random.default_rng(0))
+    zero = np.zeros(MOBILENETV3.shape)
+    amounts = {"macs": 10.0, "latency": 20.0}
+    known = tuple(Property(name, MOBILENETV3, one, zero) for name, one in amounts.items())
+    found = WithProperties(_Counting(device), known).evaluate(arch, seed=0)
+    assert found.metrics == {"macs": 10.0, "latency": latency, "loss": 3.0}
 
 
 @pytest.fixture

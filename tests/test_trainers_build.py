@@ -19,7 +19,7 @@ from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import EVALUATORS, Settings, build_evaluator
 from trainers.evaluate import app, conditions
 from trainers.images import LoaderError
-from trainers.training.task import NetworkOptions, digest_of_images
+from trainers.training.task import NetworkOptions, known_of_images
 
 TOY_TEXTS = [
     f"{''.join(first)}/{''.join(second)}"
@@ -237,7 +237,7 @@ def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
     path = folder(tmp_path / "data") if name == "data" else tmp_path / name
 
     def found():
-        digest_of_images.cache_clear()
+        known_of_images.cache_clear()
         options = {name: path}
         settings = (
             Settings(**options) if name == "table" else Settings(networks=NetworkOptions(**options))

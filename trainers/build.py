@@ -9,6 +9,7 @@ from pathlib import Path
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
+from trainers.cost import Task
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
 from trainers.evaluators.table import TableEvaluator
@@ -17,7 +18,7 @@ from trainers.evaluators.training import TrainingEvaluator
 from trainers.latency.timing import stopwatch
 from trainers.ofa import Supernet, load_supernet
 from trainers.training.recipe import find_recipe
-from trainers.training.task import ImageTask, NetworkOptions, Place
+from trainers.training.task import ImageTask, NetworkOptions, Place, task_of
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,19 @@ def build_evaluator(
     return build(space, settings)
 
 
+def network_task(space: SearchSpace, evaluator: str, settings: Settings) -> Task | None:
+    """What the networks that an evaluator measures are for: `macs` and `params` are counted so.
+
+    None for one that measures no networks. Raises EvaluatorConfigError.
+    """
+    if evaluator not in ON_IMAGES:
+        return None
+    networks = settings.networks
+    weights = _weights(networks) if evaluator == "supernet" else networks.weights
+    supernet = load_supernet(weights) if weights else None
+    return task_of(_as_in(supernet, networks), space, 1.0 if supernet is None else supernet.width)
+
+
 def _table(space: SearchSpace, settings: Settings) -> Evaluator:
     if settings.table is None:
         raise EvaluatorConfigError("the table evaluator needs --table, the path of a parquet file")
@@ -88,15 +102,13 @@ def _toy(space: SearchSpace, settings: Settings) -> Evaluator:
 
 
 def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
-    networks = settings.networks
-    if networks.weights is None:
-        raise EvaluatorConfigError("the supernet evaluator needs --weights: those of a supernet")
-    supernet = load_supernet(networks.weights)
+    networks, weights = settings.networks, _weights(settings.networks)
+    supernet = load_supernet(weights)
     task = _task("supernet", space, settings, supernet)
-    _check_unseen(task, supernet, networks.weights)
+    _check_unseen(task, supernet, weights)
     if supernet.num_classes != len(task.classes):
         raise EvaluatorConfigError(
-            f"{networks.weights} tells {supernet.num_classes} classes apart, {networks.data} has "
+            f"{weights} tells {supernet.num_classes} classes apart, {networks.data} has "
             f"{len(task.classes)}: train a supernet on it (python -m trainers.train_supernet), or "
             "let --evaluator train begin with these weights"
         )
@@ -145,19 +157,29 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
 def _task(
     evaluator: str, space: SearchSpace, settings: Settings, supernet: Supernet | None
 ) -> ImageTask:
-    """At the resolution of the supernet, where that is known and no other is asked for."""
     _only_valid(evaluator, settings)
     if settings.dataset is not None:
         raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, and no data set")
-    networks = settings.networks
-    if networks.resolution is None and supernet is not None:
-        networks = replace(networks, resolution=supernet.meta.get("resolution"))
+    networks = _as_in(supernet, settings.networks)
     task = ImageTask(networks, space, settings.place)
     if networks.latency_batch is not None:
         if networks.latency_batch < 1:
             raise EvaluatorConfigError("--latency-batch must be at least 1")
         stopwatch(task.device)
     return task
+
+
+def _weights(networks: NetworkOptions) -> Path:
+    if networks.weights is None:
+        raise EvaluatorConfigError("the supernet evaluator needs --weights: those of a supernet")
+    return networks.weights
+
+
+def _as_in(supernet: Supernet | None, networks: NetworkOptions) -> NetworkOptions:
+    """At the resolution of the supernet, where that is known and no other is asked for."""
+    if supernet is None or networks.resolution is not None:
+        return networks
+    return replace(networks, resolution=supernet.meta.get("resolution"))
 
 
 def _only_valid(evaluator: str, settings: Settings) -> None:

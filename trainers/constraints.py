@@ -10,10 +10,10 @@ from nag.spaces import SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
-from trainers.cost import COSTS, cost_property
+from trainers.cost import COSTS, Task, cost_property
 from trainers.latency.tables import latency_property
 
-Builder = Callable[[SearchSpace, str | None, str | None], Property]
+Builder = Callable[[SearchSpace, str | Task | None, str | None], Property]
 
 _PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.\w]+)\s*")
 
@@ -33,24 +33,30 @@ def parse_constraint(text: str) -> tuple[str, bool, float]:
 
 
 def build_property(
-    space: SearchSpace, name: str, dataset: str | None, latency_table: str | None
+    space: SearchSpace, name: str, task: str | Task | None, latency_table: str | None
 ) -> Property:
-    """A property by name; raises EvaluatorConfigError for what is not known of the space."""
+    """A property by name; raises EvaluatorConfigError for what is not known of the space.
+
+    task: what networks are for, or the name of a data set; None is the usual one of the space.
+    """
     known = PROPERTIES.get(space.name, {})
     if name not in known:
         choice = f"choose from {', '.join(known)}" if known else "it has none"
         raise EvaluatorConfigError(f"unknown quantity {name!r} of the space {space.name}: {choice}")
-    return replace(known[name](space, dataset, latency_table), name=name)
+    return replace(known[name](space, task, latency_table), name=name)
 
 
 def build_constraints(
-    space: SearchSpace, texts: Sequence[str], dataset: str | None, latency_table: str | None
+    space: SearchSpace, texts: Sequence[str], task: str | Task | None, latency_table: str | None
 ) -> tuple[Constraint, ...]:
-    """Constraints from their texts; raises EvaluatorConfigError, also when none can be met."""
+    """Constraints from their texts; raises EvaluatorConfigError, also when none can be met.
+
+    task, latency_table: as of `build_property`.
+    """
     constraints = []
     for text in texts:
         name, at_most, limit = parse_constraint(text)
-        constraint = Constraint(build_property(space, name, dataset, latency_table), limit, at_most)
+        constraint = Constraint(build_property(space, name, task, latency_table), limit, at_most)
         if not constraint.possible:
             low, high = constraint.quantity.extremes
             raise EvaluatorConfigError(
@@ -70,16 +76,17 @@ def build_constraints(
 
 
 def _cost(name: str, by_default: str) -> Builder:
-    return lambda space, dataset, _: cost_property(space, name, dataset or by_default)
+    return lambda space, task, _: cost_property(space, name, task or by_default)
 
 
-def _latency(space: SearchSpace, dataset: str | None, table: str | None) -> Property:
+def _latency(space: SearchSpace, task: str | Task | None, table: str | None) -> Property:
     if table is None:
         raise EvaluatorConfigError("a constraint on latency needs --latency-table")
-    return latency_property(space, table)
+    return latency_property(space, table, task.width if isinstance(task, Task) else None)
 
 
-# Space -> quantity -> how its property is built: from the space, --dataset and --latency-table.
+# Space -> quantity -> how its property is built: from the space, what its networks are for, and
+# --latency-table.
 PROPERTIES: dict[str, dict[str, Builder]] = {
     MOBILENETV3.name: {**{name: _cost(name, "imagenet") for name in COSTS}, "latency": _latency},
     NASBENCH201.name: {name: _cost(name, "cifar10") for name in COSTS},

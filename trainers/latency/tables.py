@@ -38,7 +38,7 @@ _FOLDS = 5
 _PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
 
 
-def latency_property(space: SearchSpace, table: str) -> Property:
+def latency_property(space: SearchSpace, table: str, width: float | None = None) -> Property:
     """Latency in milliseconds, from a `table` "FILE" or "FILE:KEY".
 
     FILE is one of
@@ -54,7 +54,10 @@ def latency_property(space: SearchSpace, table: str) -> Property:
       time, e.g. in large batches on a GPU, the fit is all but exact; where starting the kernels
       does, the measurements scatter widely around it and `std` says so.
 
-    Raises EvaluatorConfigError, in one line, for another space or a table that is not as said.
+    width: of the networks that it is wanted for, where that is known.
+
+    Raises EvaluatorConfigError, in one line, for another space, a table that is not as said, or one
+    that says that it is for networks of another width.
     """
     if space.name != MOBILENETV3.name:
         raise EvaluatorConfigError(
@@ -65,7 +68,12 @@ def latency_property(space: SearchSpace, table: str) -> Property:
         raise EvaluatorConfigError(
             f"{path} is no latency table: choose a file that ends in {' or '.join(_READERS)}"
         )
-    offset, coefficients, std = _READERS[path.suffix](path, key)
+    offset, coefficients, std, stated = _READERS[path.suffix](path, key)
+    if width is not None and stated not in (None, width):
+        raise EvaluatorConfigError(
+            f"{path} is for networks of width {stated:g}, but those evaluated are of width "
+            f"{width:g}"
+        )
     return Property("latency", space, offset, coefficients, std, unit="ms")
 
 
@@ -147,8 +155,8 @@ _FORMATS = {
 }
 
 
-def _looked_up(path: Path, key: str) -> tuple[float, Array, float]:
-    """Offset, coefficients (20, 9) and standard deviation, 0, from a table of layers."""
+def _looked_up(path: Path, key: str) -> tuple[float, Array, float, float | None]:
+    """Offset, coefficients (20, 9), standard deviation, 0, and width, from a table of layers."""
     form, width, tables = _layer_tables(path)
     resolution = key or str(RESOLUTION)
     if resolution not in tables:
@@ -167,6 +175,7 @@ def _looked_up(path: Path, key: str) -> tuple[float, Array, float]:
         float(sum(times[layer] for layer in ends)),
         np.array([[times[layer] for layer in row] for row in blocks], np.float64),
         0.0,
+        width,
     )
 
 
@@ -203,8 +212,8 @@ def _is_time(value: object) -> bool:
 # Tables of networks.
 
 
-def _fitted(path: Path, key: str) -> tuple[float, Array, float]:
-    """Offset, coefficients (20, 9) and standard deviation of a fit to measured networks."""
+def _fitted(path: Path, key: str) -> tuple[float, Array, float, float | None]:
+    """Offset, coefficients (20, 9) and standard deviation of a fit to networks of some width."""
     latencies = [name for name in column_names(path) if name.startswith("lat_")]
     if not key and len(latencies) > 1:
         raise EvaluatorConfigError(
@@ -222,7 +231,7 @@ def _fitted(path: Path, key: str) -> tuple[float, Array, float]:
     offsets, weights = _ridge(x, y)
     best = int(errors.argmin())
     at_224 = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # where every area is 1
-    return float(offsets[best]), at_224, float(errors[best])
+    return float(offsets[best]), at_224, float(errors[best]), None
 
 
 def _measured(path: Path, column: str) -> tuple[Array, Array, Array]:

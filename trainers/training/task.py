@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -138,10 +138,23 @@ class NetworkOptions(ImageOptions):
     latency_batch: int | None = None
 
 
+class Known(NamedTuple):
+    """What is known of images once they were opened: their digest, and how many classes."""
+
+    digest: str
+    classes: int
+
+
 @cache
+def known_of_images(data: Path) -> Known:
+    """Of images, which are opened once in a process; raises EvaluatorConfigError."""
+    images = open_images(data)
+    return Known(_digest(images.splits), len(images.classes))
+
+
 def digest_of_images(data: Path) -> str:
     """The same for the same images in the same classes; raises EvaluatorConfigError."""
-    return _digest(open_images(data).splits)
+    return known_of_images(data).digest
 
 
 def _digest(splits: Mapping[str, Split]) -> str:
@@ -152,6 +165,25 @@ def _digest(splits: Mapping[str, Split]) -> str:
     return digest.hexdigest()
 
 
+def task_of(options: ImageOptions, space: SearchSpace, width: float = 1.0) -> Task:
+    """What networks of an `ImageTask` cost, without making one; raises EvaluatorConfigError."""
+    return Task(known_of_images(_data(options)).classes, _resolution(options, space), width)
+
+
+def _data(options: ImageOptions) -> Path:
+    if options.data is None:
+        raise EvaluatorConfigError("images are needed: --data, a folder with train/ and val/")
+    return options.data
+
+
+def _resolution(options: ImageOptions, space: SearchSpace) -> int:
+    by_default = 32 if space.name == NASBENCH201.name else 224
+    resolution = by_default if options.resolution is None else options.resolution
+    if resolution < LEAST_RESOLUTION:
+        raise EvaluatorConfigError(f"--resolution must be at least {LEAST_RESOLUTION}")
+    return resolution
+
+
 class ImageTask:
     """The images of a task; raises EvaluatorConfigError where they are not what is needed.
 
@@ -160,16 +192,11 @@ class ImageTask:
     """
 
     def __init__(self, options: ImageOptions, space: SearchSpace, place: Place) -> None:
-        if options.data is None:
-            raise EvaluatorConfigError("images are needed: --data, a folder with train/ and val/")
+        self.path = _data(options)
         if not 0 < options.train_fraction <= 1:
             raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
-        small = space.name == NASBENCH201.name
-        by_default = 32 if small else 224
-        self.resolution = by_default if options.resolution is None else options.resolution
-        if self.resolution < LEAST_RESOLUTION:
-            raise EvaluatorConfigError(f"--resolution must be at least {LEAST_RESOLUTION}")
-        self._images, self.path = open_images(options.data), options.data
+        self.resolution = _resolution(options, space)
+        self._images = open_images(self.path)
         self._split = self._images.split("train")
         count = options.held_out or min(len(self._split) // 5, _MOST_HELD_OUT)
         rest, self.held_out = hold_out(self._split, count, _SPLIT_SEED)
