@@ -311,6 +311,33 @@ def test_holding_out_is_stratified_and_leaks_nothing(many):
     assert set(hold_out(many, 60, seed=1)[1]) != set(held)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_numbers_of_pictures_held_out_are_nested_and_in_proportion(seed):
+    """Whatever the sizes of classes; each has its share but for less than one picture."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.geometric(0.05, rng.integers(2, 12)) + 8
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    split = named([f"{i}" for i in range(len(labels))], labels.tolist())
+    last: set[int] = set()
+    for count in range(1, 3 * len(labels) // 4):
+        held = hold_out(split, count, seed=0)[1]
+        assert last < set(held.tolist())
+        assert len(held) == count
+        shares = count * sizes / len(labels)
+        assert np.abs(np.bincount(labels[held], minlength=len(sizes)) - shares).max() < 1
+        last = set(held.tolist())
+
+
+def test_equal_classes_have_equally_many_held_out():
+    """The first ones have one more."""
+    labels = np.repeat(np.arange(7), 30)
+    split = named([f"{i}" for i in range(210)], labels.tolist())
+    for count in (1, 6, 7, 52, 200):
+        held = hold_out(split, count, seed=0)[1]
+        wanted = [count // 7 + (label < count % 7) for label in range(7)]
+        assert np.bincount(labels[held], minlength=7).tolist() == wanted
+
+
 def test_fractions_are_stratified_and_nested(many):
     indices = hold_out(many, 60, seed=0)[0]
     parts = [set(fraction(many, indices, f, seed=0).tolist()) for f in (0.001, 0.1, 0.35, 0.6, 1)]

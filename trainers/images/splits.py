@@ -5,6 +5,7 @@ of files, on other classes or on how many files there are, and a smaller part li
 """
 
 from hashlib import blake2b
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -71,14 +72,27 @@ def _order(split: Split, salt: str) -> np.ndarray:
 
 
 def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Shares of `count` in proportion to sizes, by largest remainder."""
-    if not 0 < count < sizes.sum():
-        raise EvaluatorConfigError(f"cannot hold out {count} of {sizes.sum()} pictures")
-    exact = count * sizes / sizes.sum()
-    taken = np.floor(exact).astype(np.int64)
-    rest = count - taken.sum()
-    taken[np.argsort(taken - exact, kind="stable")[:rest]] += 1
-    return taken
+    """How many of `count` pictures are of each class: its share, rounded down or up.
+
+    Places are given away one by one, so that fewer are the first of more. The k-th picture of a
+    class that has a share f of all is due between places (k - 1) / f and k / f: of the classes that
+    may have a place it goes to the one that must have it first (Tijdeman, "The chairman assignment
+    problem", 1980).
+    """
+    total = int(sizes.sum())
+    if not 0 < count < total:
+        raise EvaluatorConfigError(f"cannot hold out {count} of {total} pictures")
+    taken = [0] * len(sizes)
+    later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by first
+    due: list[tuple[int, int, int]] = []  # by last place
+    for place in range(count):
+        while later and later[0][0] <= place:
+            _, label, size = heappop(later)
+            heappush(due, (-(-(taken[label] + 1) * total // size), label, size))
+        _, label, size = heappop(due)
+        taken[label] += 1
+        heappush(later, (taken[label] * total // size, label, size))
+    return np.array(taken)
 
 
 def _check_fraction(f: float, below: int | None) -> None:
