@@ -196,6 +196,23 @@ def test_evaluate_by_a_supernet(supernet, data, tmp_path):
     assert found["test"].between(0, 100).all()
 
 
+def test_seeds_have_trainings_of_their_own(data, tmp_path):
+    """Also where they are kept in one folder; a seed that is repeated goes on with its own."""
+    (tmp_path / "archs.txt").write_text(
+        "|nor_conv_1x1~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|"
+    )
+    argv = ["--space", "nasbench201", "--evaluator", "train", "--archs", tmp_path / "archs.txt"]
+    argv += ["--data", data, "--resolution", 8, "--epochs", 1, "--checkpoints", tmp_path / "kept"]
+    argv += ["--image-workers", 0]
+    losses = []
+    for seed in (0, 1, 0):
+        code, _, err = outcome(evaluate, *argv, "--seed", seed, "--out", tmp_path / "found.parquet")
+        assert code == 0, err
+        losses += pd.read_parquet(tmp_path / "found.parquet")["loss"].tolist()
+    assert losses[0] == losses[2] != losses[1]
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
+
+
 class TestSupernetsThatDoNotFit:
     ARGV = ("--evaluator", "supernet", *SEARCH)
 

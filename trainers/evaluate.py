@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -85,7 +85,7 @@ def main(
     objective
         valid or test.
     seed
-        Seed passed to every evaluation.
+        Seed passed to every evaluation. Rows and trainings under way of another one are not used.
     networks
         Of the evaluators supernet and train.
     place
@@ -93,6 +93,8 @@ def main(
     """
     search_space = find_space(space)
     check_seed(seed)
+    if place.checkpoints is not None:  # a training that goes on keeps the seed that it began with
+        place = replace(place, checkpoints=place.checkpoints / f"seed-{seed}")
     settings = Settings(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )
