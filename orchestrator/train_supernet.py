@@ -8,7 +8,7 @@ from rich.console import Console
 
 from nag.cli import UserError, WholeNumber, command_line, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from orchestrator.runtime import Runtime
+from orchestrator.runtime import Runtime, wants_gpu
 from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
 from trainers.training import parallel
 from trainers.training.task import ImageOptions, ImageTask, Place
@@ -43,7 +43,7 @@ def main(
     workers
         Processes.
     gpus_per_worker
-        GPUs that each reserves, usually 1.
+        GPUs that each reserves, usually 1; without any they train on CPUs.
     cpus_per_worker
         CPUs that each reserves.
     address
@@ -57,11 +57,17 @@ def main(
         raise UserError("--data is needed: a folder with train/CLASS/ and val/CLASS/")
     if auth not in (None, "token", "disabled"):
         raise UserError(f"--auth {auth} must be token or disabled")
+    if not gpus_per_worker and place.device.startswith("cuda"):
+        raise UserError(f"--device {place.device} needs GPUs: --gpus-per-worker 1")
+    if not gpus_per_worker and place.device == "auto":
+        place = replace(place, device="cpu")  # workers would see all GPUs of their machine
     images = replace(images, data=images.data.resolve())
     options = replace(options, out=options.out.resolve())
     place = replace(place, cache=place.cache and place.cache.resolve())
     options.recipe_in(workers)  # bad settings are found here
-    task = user_errors(ImageTask, images, MOBILENETV3, place)
+    # nothing is trained here: this machine need not have the devices of its workers
+    here = replace(place, device="cpu") if wants_gpu(place.device) else place
+    task = user_errors(ImageTask, images, MOBILENETV3, here)
     if is_there(options.out, how_made(options, task, workers), Console(stderr=True)):
         return
     fit(

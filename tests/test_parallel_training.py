@@ -126,6 +126,52 @@ def test_processes_agree_where_one_is_out_of_memory(tmp_path):
             assert torch.equal(value, other[2][name]), name
 
 
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """A pretended machine of four GPUs; what was called."""
+    calls, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, device: empty(*sizes))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: [0, *calls][-1])
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
+    return calls
+
+
+def test_each_process_has_a_gpu_of_its_own(four_gpus, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    parallel.join()
+    for device in ("auto", "cuda"):
+        assert Place(device=device).torch_device() == torch.device("cuda", 3)
+    four_gpus.append(2)  # as Ray Train does, which may give a process more than one
+    for device in ("auto", "cuda"):
+        assert Place(device=device).torch_device() == torch.device("cuda", 2)
+    assert Place(device="cuda:1").torch_device() == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        (["--device", "cuda", "--gpus-per-worker", "1"], "cuda"),
+        (["--gpus-per-worker", "1"], "auto"),
+        ([], "cpu"),
+    ],
+)
+def test_the_driver_needs_no_gpu(tmp_path, options, device, monkeypatch):
+    """It looks at the images on its CPU; workers without a GPU of their own compute on theirs."""
+    sent = []
+    monkeypatch.setattr(
+        "orchestrator.train_supernet.fit", lambda settings, **_: sent.append(settings["place"])
+    )
+    argv = ["--data", str(colours(tmp_path / "data")), "--out", str(tmp_path / "W.pt")]
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(app, [*argv, *options])
+    assert not exit_.value.code
+    assert [place.device for place in sent] == [device]
+
+
 def run(*command):
     return subprocess.run(
         [sys.executable, "-m", *map(str, command)],
@@ -170,6 +216,7 @@ def test_on_ray(tmp_path):
     ("changes", "message"),
     [
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--device", "cuda"], "--device cuda needs GPUs: --gpus-per-worker 1"),
         (["--auth", "password"], "--auth password must be token or disabled"),
         (
             ["--workers", "2", "--batch-size", "7"],

@@ -17,10 +17,12 @@ TIMEOUT = timedelta(hours=2)  # of waiting for each other: others wait while one
 
 
 def join() -> None:
-    """Join the processes that torchrun has started, if it was that."""
+    """Join the processes that torchrun has started, if it was that, each with a GPU of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        on_gpus = torch.cuda.is_available()
+        if on_gpus:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
 
 
 def rank() -> int:
@@ -34,10 +36,10 @@ def world() -> int:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
+    """The GPU of this process, which `join` or Ray Train has set, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @cache

@@ -50,7 +50,8 @@ class Place:
     Parameters
     ----------
     device
-        Device of networks: auto is a GPU where this process sees one.
+        Device of networks: auto is a GPU where this process sees one; of several processes that
+        train together auto and cuda are for each its own.
     workers
         Processes that decode images; by default as many as there are cores, at most 8.
     cache
@@ -74,7 +75,7 @@ class Place:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise EvaluatorConfigError(f"no device {self.device!r} here: {error}") from None
-        return device
+        return parallel.local_device() if device == torch.device("cuda") else device
 
 
 @Parameter(name="*", group=section("Images and networks"))
