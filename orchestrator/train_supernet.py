@@ -11,7 +11,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.runtime import Runtime, wants_gpu
 from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
 from trainers.training import parallel
-from trainers.training.task import ImageOptions, ImageTask, Place
+from trainers.training.task import ImageOptions, ImageTask, Machine
 
 app = command_line(
     "python -m orchestrator.train_supernet",
@@ -24,7 +24,7 @@ app = command_line(
 def main(
     options: SupernetOptions,
     images: ImageOptions = ImageOptions(),
-    place: Place = Place(),
+    place: Machine = Machine(),
     *,
     workers: WholeNumber = 1,
     gpus_per_worker: float = 0.0,

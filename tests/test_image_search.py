@@ -166,6 +166,7 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
         ({"--out": "no/where.pt"}, "no such folder: no"),
         ({"--held-out": 45}, "cannot hold out 45 of 45 pictures"),
         ({"--device": "luck"}, "no device 'luck' here"),
+        ({"--checkpoints": "kept"}, "Unknown option: --checkpoints"),
     ],
 )
 def test_bad_settings_of_a_supernet_training(data, changes, message):

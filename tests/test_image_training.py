@@ -25,7 +25,7 @@ from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import DivergedError, Training, accuracy, learning_rate
 from trainers.training.recipe import RECIPES, Recipe, find_recipe
 from trainers.training.sandwich import SMALLEST, sandwich
-from trainers.training.task import ImageOptions, ImageTask, Place
+from trainers.training.task import ImageOptions, ImageTask, Machine
 
 POOL, CONV = (
     f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|" for op in ("avg_pool_3x3", "nor_conv_1x1")
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def task(data, tmp_path):
     options = ImageOptions(data=data, resolution=16, held_out=9)
-    return ImageTask(options, NASBENCH201, Place(cache=tmp_path / "cache"))
+    return ImageTask(options, NASBENCH201, Machine(cache=tmp_path / "cache"))
 
 
 def training(task, recipe=RECIPE, text=CONV, seed=1, **changes):
@@ -533,9 +533,14 @@ def test_where_memory_is_short_only_what_is_measured_by_is_cached(task, tmp_path
 class TestTrainingEvaluator:
     def evaluator(self, data, tmp_path, **changes):
         options = ImageOptions(data=data, resolution=16, held_out=9)
-        place = Place(cache=tmp_path / "cache", checkpoints=tmp_path / "checkpoints")
-        task = ImageTask(options, NASBENCH201, place)
-        return TrainingEvaluator(NASBENCH201, task, replace(RECIPE, **changes), RECIPE.epochs)
+        task = ImageTask(options, NASBENCH201, Machine(cache=tmp_path / "cache"))
+        return TrainingEvaluator(
+            NASBENCH201,
+            task,
+            replace(RECIPE, **changes),
+            RECIPE.epochs,
+            checkpoints=tmp_path / "checkpoints",
+        )
 
     def test_measurement(self, data, tmp_path):
         arch = NASBENCH201.from_str(CONV)
@@ -603,7 +608,7 @@ class TestSupernet:
     @pytest.fixture
     def task(self, data, tmp_path):
         options = ImageOptions(data=data, resolution=32, held_out=9)
-        return ImageTask(options, MOBILENETV3, Place(cache=tmp_path / "cache"))
+        return ImageTask(options, MOBILENETV3, Machine(cache=tmp_path / "cache"))
 
     @pytest.fixture
     def supernet(self, task):

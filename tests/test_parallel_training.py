@@ -24,7 +24,7 @@ from trainers.training import parallel
 from trainers.training.loop import Training
 from trainers.training.recipe import find_recipe
 from trainers.training.sandwich import sandwich
-from trainers.training.task import ImageOptions, ImageTask, Place
+from trainers.training.task import ImageOptions, ImageTask, Machine
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "2"]
@@ -86,7 +86,7 @@ def _short_of_memory(rank, folder, data):
     _join(rank, folder)
     torch.set_num_threads(1)
     options = ImageOptions(data=data, resolution=32, held_out=9, train_fraction=0.5)
-    task = ImageTask(options, MOBILENETV3, Place(workers=0, cache=Path(folder) / f"cache{rank}"))
+    task = ImageTask(options, MOBILENETV3, Machine(workers=0, cache=Path(folder) / f"cache{rank}"))
     recipe = replace(find_recipe("small", epochs=1), batch_size=8)
     rule, drawn = sandwich(2, 0.1), []
 
@@ -144,11 +144,11 @@ def test_each_process_has_a_gpu_of_its_own(four_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     parallel.join()
     for device in ("auto", "cuda"):
-        assert Place(device=device).torch_device() == torch.device("cuda", 3)
+        assert Machine(device=device).torch_device() == torch.device("cuda", 3)
     four_gpus.append(2)  # as Ray Train does, which may give a process more than one
     for device in ("auto", "cuda"):
-        assert Place(device=device).torch_device() == torch.device("cuda", 2)
-    assert Place(device="cuda:1").torch_device() == torch.device("cuda", 1)
+        assert Machine(device=device).torch_device() == torch.device("cuda", 2)
+    assert Machine(device="cuda:1").torch_device() == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
         origin,
         latency_batch=networks.latency_batch,
         fidelity=networks.fidelity,
+        checkpoints=settings.place.checkpoints,
     )
 
 

@@ -30,7 +30,7 @@ from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe, find_recipe
 from trainers.training.sandwich import SMALLEST, sandwich
-from trainers.training.task import ImageOptions, ImageTask, Place
+from trainers.training.task import ImageOptions, ImageTask, Machine
 
 app = command_line(
     "python -m trainers.train_supernet",
@@ -110,7 +110,7 @@ class SupernetOptions:
 def main(
     options: SupernetOptions,
     images: ImageOptions = ImageOptions(),
-    place: Place = Place(),
+    place: Machine = Machine(),
 ) -> None:
     """Train all networks of the once-for-all MobileNetV3 space at once, in one set of weights.
 
@@ -130,7 +130,7 @@ def main(
 
 
 def train_supernet(
-    options: SupernetOptions, images: ImageOptions, place: Place, console: Console
+    options: SupernetOptions, images: ImageOptions, place: Machine, console: Console
 ) -> None:
     """What `main` does, in each of the processes that do it together; raises UserError."""
     task: ImageTask = user_errors(ImageTask, images, MOBILENETV3, place)

@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 class TrainingEvaluator:
     """The value is the accuracy on held-out images after the last epoch.
 
-    Metrics: those of `ImageTask.reported`, the `loss` of the last epoch, `macs` and `params`. What
-    is under way is saved in `task.place.checkpoints`, so a training that was cut
-    off, or was one of fewer epochs, goes on where it was; one that has ended leaves its weights.
+    Metrics: those of `ImageTask.reported`, the `loss` of the last epoch, `macs` and `params`.
 
     supernet: whose weights networks begin with; `origin` tells it from others.
     epochs: to end after, of those that the recipe is laid out for.
     latency_batch: in batches of how many images `latency` is measured; None where it is not.
     fidelity: what a training that costs less has less of.
+    checkpoints: folder where what is under way is saved, so that a training that was cut off, or
+        was one of fewer epochs, goes on where it was; one that has ended leaves its weights.
     """
 
     space: SearchSpace
@@ -48,6 +48,7 @@ class TrainingEvaluator:
     origin: str = ""
     latency_batch: int | None = None
     fidelity: Fidelity = "epochs"
+    checkpoints: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs <= self.recipe.epochs:
@@ -131,10 +132,9 @@ class TrainingEvaluator:
 
     def training(self, arch: Architecture, seed: int) -> tuple[Training, Path | None]:
         """That of a network, as far as it has come, and where it is saved."""
-        folder = self.task.place.checkpoints
-        if folder is None:
+        if self.checkpoints is None:
             return self._begin(arch, seed), None
-        checkpoint = folder / f"{self._name(arch)}.safetensors"
+        checkpoint = self.checkpoints / f"{self._name(arch)}.safetensors"
         if not checkpoint.exists():
             return self._begin(arch, seed), checkpoint
         begun = seed_of(checkpoint)

@@ -44,7 +44,7 @@ def train_anew(
     finished: Finished | None = None
     measurements = []
     for seed in range(seeds):
-        apart = replace(evaluator, task=evaluator.task.in_folder(folder / f"seed-{seed}"))
+        apart = replace(evaluator, checkpoints=folder / f"seed-{seed}")
         found, training = apart.train(arch, seed, partial(progress, seed))
         measurements.append(found)
         finished = finished or _of(training, [])
@@ -54,7 +54,7 @@ def train_anew(
 
 def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: Path) -> Finished:
     """What a search has trained and kept in its `folder`; raises UserError where it has not."""
-    kept = replace(evaluator, task=evaluator.task.in_folder(folder))
+    kept = replace(evaluator, checkpoints=folder)
     training, checkpoint = kept.training(arch, seed=0)
     if len(training.curve) < kept.epochs:
         raise UserError(

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -44,7 +44,7 @@ _SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it
 
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True)
-class Place:
+class Machine:
     """Where the work is done; nothing here changes its results, but for the last bits.
 
     Parameters
@@ -57,14 +57,11 @@ class Place:
     cache
         Folder for decoded images, where all of them, or those that networks are measured by, are
         there or fit into a quarter of the memory; by default beside the data.
-    checkpoints
-        Folder for trainings that are under way, which are continued; by default nothing is kept.
     """
 
     device: str = "auto"
     workers: Annotated[int | None, Parameter(name="--image-workers")] = None
     cache: Path | None = None
-    checkpoints: Path | None = None
 
     def torch_device(self) -> torch.device:
         """Raises EvaluatorConfigError for a device that is not there."""
@@ -76,6 +73,20 @@ class Place:
         except (RuntimeError, AssertionError) as error:
             raise EvaluatorConfigError(f"no device {self.device!r} here: {error}") from None
         return parallel.local_device() if device == torch.device("cuda") else device
+
+
+@Parameter(name="*", group=section("Where it runs"))
+@dataclass(frozen=True)
+class Place(Machine):
+    """Where networks of a search are trained and measured.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder for trainings that are under way, which are continued; by default nothing is kept.
+    """
+
+    checkpoints: Path | None = None
 
 
 @Parameter(name="*", group=section("Images and networks"))
@@ -192,7 +203,7 @@ class ImageTask:
     train, held_out: indices into the training images.
     """
 
-    def __init__(self, options: ImageOptions, space: SearchSpace, place: Place) -> None:
+    def __init__(self, options: ImageOptions, space: SearchSpace, place: Machine) -> None:
         self.path = _data(options)
         if not 0 < options.train_fraction <= 1:
             raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
@@ -220,12 +231,6 @@ class ImageTask:
         """The same with images of another size."""
         task = copy(self)
         task.resolution = resolution
-        return task
-
-    def in_folder(self, checkpoints: Path) -> "ImageTask":
-        """The same, with its trainings saved in that folder."""
-        task = copy(self)
-        task.place = replace(self.place, checkpoints=checkpoints)
         return task
 
     @property
