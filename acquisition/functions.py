@@ -160,6 +160,29 @@ class MultiObjectiveEnsemble:
         return rng.random(len(scores)) - dominated(scores)
 
 
+@dataclass(frozen=True)
+class TargetLikelihood:
+    """Logarithm of the density of the predicted value at a target: not the largest, that value.
+
+    log N(target; mean, std^2) = -log std - (target - mean)^2 / (2 std^2) - log sqrt(2 pi)
+
+    The expected improvement of the distance |f - target| on a distance d that was reached tends to
+    d^2 times this density as d tends to 0, and a search for a target is soon that near: the
+    density is simpler, and does not end in 0 for all where the target was met exactly. Among equal
+    means a larger std is better only where the mean is more than one std away.
+    """
+
+    is_logarithm: ClassVar[bool] = True
+    target: float
+
+    def __call__(
+        self, prediction: Prediction, *, best: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        del best, rng
+        z = (self.target - prediction.mean) / prediction.std
+        return -np.log(prediction.std) - z**2 / 2 - _LOG_SQRT_2PI
+
+
 def dominated(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether another candidate is as good in everything and better in something, (B,), from
     objectives (B, K)."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from acquisition.functions import ACQUISITIONS
+from acquisition.functions import ACQUISITIONS, AcquisitionFunction, TargetLikelihood
 from acquisition.parzen import ParzenEstimator
 from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
 from nag.cli import UserError, find_space, user_errors
@@ -90,11 +90,12 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
     """What proposes architectures from the values of one fidelity."""
     space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
+    target = None if config.target is None else config.target / 100
     guided = GuidedGeneration(
         generator,
         kind=config.guidance,
         form=config.guidance_form,
-        target=None if config.target is None else config.target / 100,
+        target=target,
         scale=config.scale(),
         constraints=constraints,
     )
@@ -104,12 +105,18 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         space=space,
         predictor=build_predictor(parts.surrogate, space, config.prior),
         strategy=strategy,
-        acquisition=None if parts.acq == NONE else ACQUISITIONS[parts.acq],
+        acquisition=_acquisition(parts.acq, target),
         strategy_name=parts.strategy,
         pool_size=config.pool_size,
         constraints=constraints,
         rare=ConstrainedGeneration(generator, constraints) if constraints else None,
     )
+
+
+def _acquisition(name: str, target: float | None) -> AcquisitionFunction | None:
+    if target is not None:
+        return TargetLikelihood(target)
+    return None if name == NONE else ACQUISITIONS[name]
 
 
 def plan_of(config: RunConfig) -> Plan:

@@ -19,11 +19,13 @@ from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
 from orchestrator.methods import (
+    AIMING,
     DEFAULT,
     GENERATING,
     METHODS,
     MULTI_FIDELITY,
     NONE,
+    TARGET,
     AcquisitionName,
     MethodName,
     Parts,
@@ -99,6 +101,7 @@ class RunConfig:
         - its: independent Thompson sampling
         - ucb: upper confidence bound
         - mace: Pareto front of several
+        - target: likelihood of --target, and all that goes with it
     networks
         What networks are trained on and measured by, for the evaluators supernet and train.
     score
@@ -126,7 +129,8 @@ class RunConfig:
         auto (found anew every round), a scale, or LOW,HIGH: scales spread over the pool. In units
         of 1 / standard deviation of the predicted value.
     target
-        Value to aim at with --guidance-form target, in percent.
+        Value to aim at with --guidance-form target, instead of the best, in percent; with
+        --strategy guided or guided-gen. Candidates are picked by --acq target.
     constraint
         macs, params or latency <= or >= a number, e.g. 'macs<=300e6'; may be repeated. All
         candidates satisfy it, and guidance steers to where it holds.
@@ -214,7 +218,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         find_space(self.space)
-        parts = resolve(self.method, self.surrogate, self.strategy, self.acq)
+        acq = self.acq if self.target is None else self.acq or TARGET
+        parts = resolve(self.method, self.surrogate, self.strategy, acq)
         resolved = {**parts._asdict(), "method": None, "prior": earlier_runs(self.prior)}
         networks = replace(self.networks, **typed(self.networks))
         for name, value in {**typed(self, resolved), **resolved, "networks": networks}.items():
@@ -245,8 +250,14 @@ class RunConfig:
         if self.strategy != MULTI_FIDELITY and self.networks.fidelity != NetworkOptions().fidelity:
             raise UserError(f"--fidelity goes with --method {MULTI_FIDELITY}, which trains briefly")
         check_seed(self.seed)
-        if (self.guidance_form == "target") != (self.target is not None):
+        if (self.guidance_form == TARGET) != (self.target is not None):
             raise UserError("--target and --guidance-form target go together")
+        if self.target is not None and self.strategy not in AIMING:
+            raise UserError(
+                f"--target goes with --strategy {' or '.join(AIMING)}, not with {self.strategy}"
+            )
+        if (self.acq == TARGET) != (self.target is not None):
+            raise UserError("--target and --acq target go together")
         if self.target is not None and not math.isfinite(self.target):
             raise UserError(f"--target {self.target} must be finite")
         self.scale()

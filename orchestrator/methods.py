@@ -24,7 +24,7 @@ StrategyName = Literal[
     "reinforce",
     "uncond+sort",
 ]
-AcquisitionName = Literal["ei", "pi", "its", "ucb", "mace"]
+AcquisitionName = Literal["ei", "pi", "its", "ucb", "mace", "target"]
 MethodName = Literal[
     "guided",
     "random-search",
@@ -42,6 +42,8 @@ DEFAULT = "guided"
 NONE = "none"  # the surrogate of a model-free method, and its acquisition function
 MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
 DIFFERENTIABLE = ("gp",)  # surrogates that guidance can climb
+TARGET = "target"  # the acquisition function of a search for a value, and its form of guidance
+AIMING = ("guided", "guided-gen")  # strategies that can go to a value instead of the best
 GENERATING = ("guided", "guided-gen", "uncond+sort")  # strategies that ask the diffusion model
 
 

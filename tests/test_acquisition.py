@@ -15,6 +15,7 @@ from acquisition.functions import (
     IndependentThompsonSampling,
     MultiObjectiveEnsemble,
     ProbabilityOfImprovement,
+    TargetLikelihood,
     UpperConfidenceBound,
     dominated,
     log_h,
@@ -183,6 +184,36 @@ def test_thompson_samples_are_a_function_of_the_generator():
     assert len(set(first)) == 5  # equal marginals, separate draws
 
 
+# A target.
+
+
+def test_the_likelihood_of_a_target_is_the_density_there(rng):
+    mean, std = rng.normal(size=50), rng.uniform(0.01, 3, 50)
+    expected = norm.logpdf(0.4, mean, std)
+    np.testing.assert_allclose(score(TargetLikelihood(0.4), mean, std), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.4, 0.1), (-1.0, 0.5), (0.7, 2.0)])
+def test_it_is_the_expected_improvement_of_a_small_distance(mean, std):
+    """E max(d - |f - target|, 0) -> d^2 density, f ~ N(mean, std^2)."""
+    d, target = 1e-3, 0.4
+    bend = [target]  # of the integrand
+    improvement, _ = quad(
+        lambda f: (d - abs(f - target)) * norm.pdf(f, mean, std),
+        target - d,
+        target + d,
+        points=bend,
+    )
+    (found,) = score(TargetLikelihood(target), mean, std)
+    assert found + 2 * math.log(d) == pytest.approx(math.log(improvement), abs=1e-3)
+
+
+def test_uncertainty_helps_to_a_target_only_from_more_than_one_std_away():
+    std = np.linspace(0.01, 3, 300)
+    found = score(TargetLikelihood(1.0), 0.0, std)
+    assert std[np.argmax(found)] == pytest.approx(1.0, abs=0.02)
+
+
 # Several acquisition functions at once.
 
 
@@ -294,7 +325,10 @@ def test_a_larger_best_never_raises_the_improvement(mean, std, best):
 # The contract.
 
 
-@pytest.fixture(params=ACQUISITIONS.values(), ids=ACQUISITIONS)
+ALL = {**ACQUISITIONS, "target": TargetLikelihood(0.3)}
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL)
 def acquisition(request):
     return request.param
 

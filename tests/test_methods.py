@@ -58,7 +58,7 @@ def parts(**settings):
 def test_the_names_on_the_command_line_are_those_of_the_registries():
     assert set(get_args(MethodName)) == set(METHODS)
     assert set(get_args(StrategyName)) == set(STRATEGIES)
-    assert set(get_args(AcquisitionName)) == set(ACQUISITIONS)
+    assert set(get_args(AcquisitionName)) == {"target", *ACQUISITIONS}
     assert set(get_args(SurrogateName)) == {"none", "gp", *SURROGATES}
 
 

@@ -511,7 +511,7 @@ DIFFERENCES = {
     "threads": 2,
 }
 NEEDED = {  # else it is not allowed
-    "target": {"guidance_form": "target"},
+    "target": {"guidance_form": "target", "acq": "target"},
     "surrogate": {"strategy": "random"},
     "schedule": {"batch_size": 1},
 }
