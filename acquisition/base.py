@@ -1,6 +1,6 @@
 """What a candidate strategy is, and drawing what was not seen before."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from types import MappingProxyType
@@ -28,12 +28,12 @@ class Exclusion(Protocol):
 class Unwanted:
     """What was seen before, and whatever breaks a constraint.
 
-    pending: of the seen ones, how many are being evaluated.
+    pending: those of the seen ones that are being evaluated.
     """
 
     seen: Set[Architecture]
     constraints: tuple[Constraint, ...] = ()
-    pending: int = 0
+    pending: tuple[Architecture, ...] = ()
 
     def __contains__(self, arch: object) -> bool:
         return not isinstance(arch, Architecture) or not fresh([arch], self)
@@ -67,6 +67,15 @@ class CandidateStrategy(Protocol):
     ) -> Pool:
         """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
         ...
+
+
+def incumbent(
+    observations: Observations, predictor: FittedPredictor, pending: Sequence[Architecture]
+) -> float:
+    """The value to improve on: the best, pending points counted at their predicted mean."""
+    if not pending:
+        return observations.best
+    return max(observations.best, float(predictor.predict(pending).mean.max()))
 
 
 def fresh(archs: Iterable[Architecture], exclude: Exclusion) -> list[Architecture]:

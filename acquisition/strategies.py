@@ -22,6 +22,7 @@ from acquisition.base import (
     Unwanted,
     draw_unseen,
     fresh,
+    incumbent,
     random_unseen,
 )
 from acquisition.evolution import RegularizedEvolution
@@ -151,7 +152,8 @@ class NearAfterFailure:
         best = int(np.argmax(observations.values))
         ended, at_a_time = len(observations), 1
         if isinstance(exclude, Unwanted):
-            ended, at_a_time = len(exclude.seen) - exclude.pending, exclude.pending + 1
+            ended = len(exclude.seen) - len(exclude.pending)
+            at_a_time = len(exclude.pending) + 1
         failures = min(len(observations) - best - 1, ended - self.initial)
         if at_a_time > self.patience:
             near = bool(rng.random() < failures / at_a_time)
@@ -186,12 +188,14 @@ class GuidedGeneration:
     ) -> Pool:
         if not isinstance(predictor, DifferentiablePredictor):
             raise TypeError("guidance needs a surrogate predictor with gradients")
+        pending = exclude.pending if isinstance(exclude, Unwanted) else ()
         guidance = Guidance(
             predictor,
             observations,
             kind=self.kind,
             form=self.form,
             target=self.target,
+            best=incumbent(observations, predictor, pending),
             scale=self.scale,
             constraints=self.constraints,
         )

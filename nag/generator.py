@@ -68,8 +68,9 @@ class Guidance:
     predictor: fitted on `observations`; None for constraints alone.
     kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` trains the
     paper's f(x_t, sigma) on noised architectures first, unless `noise_aware` is one already.
-    form: `value` climbs mean + optimism * std; `improvement` log P(value >= best observed);
-    `target` goes to architectures whose value is `target`, in the unit of the observations.
+    form: `value` climbs mean + optimism * std; `improvement` log P(value >= best); `target`
+    goes to architectures whose value is `target`. Both are in the unit of the observations.
+    best: None is the best observed.
     scale: k, given or found from the progress of a pilot batch.
     """
 
@@ -79,6 +80,7 @@ class Guidance:
     form: GuidanceForm = "value"
     optimism: float = 1.0
     target: float | None = None
+    best: float | None = None
     scale: Ladder | Calibrated = field(default_factory=Calibrated)
     constraints: tuple[Constraint, ...] = ()
     noise_aware: NoiseAwarePredictor | None = None
@@ -191,7 +193,8 @@ class DiffusionGenerator:
             case "value":
                 return value(reading, guidance.optimism)
             case "improvement":
-                return improvement(reading, predictor.standardise(guidance.observations.best))
+                best = guidance.observations.best if guidance.best is None else guidance.best
+                return improvement(reading, predictor.standardise(best))
             case "target":
                 assert guidance.target is not None
                 return target(reading, predictor.standardise(guidance.target))

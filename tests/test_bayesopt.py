@@ -65,6 +65,17 @@ class Recording:
         return self.wrapped(prediction, **arguments)
 
 
+class Asked:
+    """Passes calls on to a generator, and notes the guidance of the last one."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def generate(self, n, *, seed, guidance):
+        self.guidance = guidance
+        return self.generator.generate(n, seed=seed, guidance=guidance)
+
+
 class NoPredictor:
     """Must not be asked."""
 
@@ -192,7 +203,8 @@ def test_the_suggestion_is_the_most_promising_of_all(acquisition):
 
 
 def test_what_is_pending_is_to_be_improved_on():
-    """It counts as observed at its predicted mean, in the surrogate and as the best value."""
+    """It counts as observed at its predicted mean: in the surrogate, and as the best value for
+    acquisition and guidance."""
     observations = observed(TOY, 12, seed=4)
     left = [arch for arch in TOY_ARCHS if arch not in observations.archs]
     fitted = GaussianProcess(TOY).fit(observations, np.random.default_rng(0))
@@ -205,6 +217,10 @@ def test_what_is_pending_is_to_be_improved_on():
         seen = {*observations.archs, pending}
         spy.suggest(observations, seen, 1, np.random.default_rng(0), pending=[pending])
         assert spy.acquisition.calls[0]["best"] == pytest.approx(best)
+        generator = Asked(GENERATORS["toy"])
+        guided = replace(chosen, strategy=GuidedGeneration(generator, form="improvement"))
+        guided.suggest(observations, seen, 1, np.random.default_rng(0), pending=[pending])
+        assert generator.guidance.best == pytest.approx(best)
 
 
 def test_thompson_sampling_is_a_matter_of_the_seed():

@@ -222,7 +222,7 @@ class InAnotherUnit(AdditivePredictor):
 def test_what_is_compared_with_is_in_the_unit_of_the_predictor(form):
     """The best observed value, and the target: samples depend on it, not on its unit."""
 
-    def samples(z, predictor, unit):
+    def samples(z, predictor, unit, best=None):
         values = np.append(np.full(19, unit(-1.0)), unit(z))
         return draw(
             16,
@@ -230,12 +230,15 @@ def test_what_is_compared_with_is_in_the_unit_of_the_predictor(form):
             observations=Observations(OBSERVATIONS.archs, values),
             form=form,
             target=unit(z) if form == "target" else None,
+            best=None if best is None else unit(best),
             scale=Ladder(1.0, 10.0),
         ).archs
 
     plain = [samples(z, PREDICTOR, lambda z: z) for z in (1.5, 0.5)]
     assert plain == [samples(z, InAnotherUnit(), lambda z: 2 * z + 3) for z in (1.5, 0.5)]
     assert plain[0] != plain[1]
+    believed = samples(0.5, PREDICTOR, lambda z: z, best=1.5)
+    assert believed == plain[0 if form == "improvement" else 1]
 
 
 @pytest.mark.parametrize("quantile", [0.25, 0.02])

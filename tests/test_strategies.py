@@ -421,7 +421,7 @@ def test_a_failure_takes_as_many_outcomes_as_evaluations_overlap(pending, share)
     """Two values without a new best, and the chance of looking near after them."""
     strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.3, 0.2, 0.1]))
-    unwanted = Unwanted(frozenset(TOY_ARCHS[2 : 5 + pending]), pending=pending)
+    unwanted = Unwanted(frozenset(TOY_ARCHS[2 : 5 + pending]), pending=TOY_ARCHS[5 : 5 + pending])
     near = [
         strategy.propose(1, observations, None, unwanted, np.random.default_rng(i)).diagnostics
         for i in range(400)
@@ -433,7 +433,9 @@ def test_right_after_a_new_best_nothing_is_near():
     strategy = NearAfterFailure(Always(TOY_ARCHS[0]), Always(TOY_ARCHS[1]), 0, 1)
     observations = Observations(tuple(TOY_ARCHS[2:5]), np.array([0.1, 0.2, 0.3]))
     for pending in (0, 7):
-        unwanted = Unwanted(frozenset(TOY_ARCHS[2 : 5 + pending]), pending=pending)
+        unwanted = Unwanted(
+            frozenset(TOY_ARCHS[2 : 5 + pending]), pending=TOY_ARCHS[5 : 5 + pending]
+        )
         for i in range(20):
             pool = strategy.propose(1, observations, None, unwanted, np.random.default_rng(i))
             assert pool.diagnostics == {"near": 0.0}

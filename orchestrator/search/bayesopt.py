@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from acquisition.base import CandidateStrategy, Pool, Unwanted, random_unseen
+from acquisition.base import CandidateStrategy, Pool, Unwanted, incumbent, random_unseen
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
 from acquisition.strategies import ConstrainedGeneration
@@ -71,7 +71,7 @@ class BayesianOptimizer:
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        unwanted = Unwanted(exclude, self.constraints, len(pending))
+        unwanted = Unwanted(exclude, self.constraints, tuple(pending))
         feasible = observations.where(satisfied(self.constraints, observations.archs))
         started = perf_counter()
         if self.predictor is None or self.acquisition is None:
@@ -80,9 +80,8 @@ class BayesianOptimizer:
             predicted = (None,) * len(pool.archs)
             return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
         predictor = self.predictor.fit(observations, rng)
-        best_value = feasible.best
+        best_value = incumbent(feasible, predictor, pending)
         if pending:
-            best_value = max(best_value, predictor.predict(pending).mean.max())
             predictor = predictor.condition(pending)
         fitted = perf_counter()
         pool = self._pool(self.pool_size, count, feasible, predictor, unwanted, rng)
