@@ -49,6 +49,11 @@ class Pool:
     archs: tuple[Architecture, ...]
     diagnostics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
+    def filled(self, more: Sequence[Architecture]) -> "Pool":
+        """With `more` that were drawn at random because it was short; they are counted."""
+        count = self.diagnostics.get("filled", 0) + len(more)
+        return Pool(self.archs + tuple(more), {**self.diagnostics, "filled": count})
+
 
 class CandidateStrategy(Protocol):
     """Stateless: equal arguments give equal pools.

@@ -168,6 +168,8 @@ class NearAfterFailure:
 class GuidedGeneration:
     """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen).
 
+    Where constraints leave too few of them, random architectures that keep these fill the pool.
+
     The fields are those of `Guidance` of the same names; its optimism is the default.
     """
 
@@ -199,7 +201,12 @@ class GuidedGeneration:
             scale=self.scale,
             constraints=self.constraints,
         )
-        return _generate_unseen(self.generator, n, exclude, rng, guidance)
+        pool = _generate_unseen(self.generator, n, exclude, rng, guidance)
+        short = n - len(pool.archs)
+        if not self.constraints or short <= 0:
+            return pool
+        space = self.constraints[0].quantity.space
+        return pool.filled(random_unseen(space, short, exclude | set(pool.archs), rng))
 
 
 @dataclass(frozen=True)

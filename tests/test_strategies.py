@@ -640,3 +640,26 @@ def test_a_generator_without_valid_samples_gives_an_empty_pool(name):
     assert pool.archs == ()
     assert pool.diagnostics["validity"] == 0
     assert pool.diagnostics["generated"] > 0
+
+
+def test_random_architectures_that_keep_the_constraints_fill_a_guided_pool():
+    """Samples seldom keep opposing ones. Without constraints a pool stays as short as it is."""
+    observations = observe(TOY, 15)
+    layers = Property("layers", TOY, 0.0, np.ones(TOY.shape))
+    opposing = (Constraint(layers, 3.0), Constraint(layers, 3.0, at_most=False))
+    predictor, seen = fit(TOY, observations), set(observations.archs)
+    left = [a for a in TOY_ARCHS if a not in seen and satisfied(opposing, [a])[0]]
+    strategy = GuidedGeneration(BrokenGenerator(), constraints=opposing)
+    for n, found in ((10, 10), (144, len(left))):
+        pool = propose(strategy, n, observations, predictor, Unwanted(seen, opposing))
+        assert len(set(pool.archs)) == pool.diagnostics["filled"] == found
+        assert set(pool.archs) <= set(left)
+    real = GuidedGeneration(GENERATORS["toy"], constraints=opposing)
+    pool = propose(real, len(left), observations, predictor, Unwanted(seen, opposing))
+    assert set(pool.archs) == set(left)
+    assert pool.diagnostics.get("filled", 0) < len(left)
+
+
+def test_what_fills_a_pool_is_counted_with_what_did_before():
+    pool = Pool(tuple(TOY_ARCHS[:2]), {"dry": 1.0}).filled(TOY_ARCHS[2:5]).filled(TOY_ARCHS[5:6])
+    assert pool == Pool(tuple(TOY_ARCHS[:6]), {"dry": 1.0, "filled": 4})

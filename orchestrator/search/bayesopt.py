@@ -119,8 +119,7 @@ class BayesianOptimizer:
         short = least - len(pool.archs)
         if short <= 0:
             return pool
-        fill = self._random(unwanted | set(pool.archs), short, rng)
-        return Pool(pool.archs + tuple(fill), {**pool.diagnostics, "filled": len(fill)})
+        return pool.filled(self._random(unwanted | set(pool.archs), short, rng))
 
     def _random(
         self, unwanted: Unwanted, count: int, rng: np.random.Generator
