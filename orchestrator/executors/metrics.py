@@ -57,9 +57,9 @@ METRICS: Mapping[str, _Metric] = MappingProxyType(
         ),
         "nag_cost_seconds": _Metric(
             Counter,
-            "Seconds of evaluations times the CPUs and GPUs that each reserves, and of the "
-            "generator times its threads or its share of a GPU; attempts that were lost, or "
-            "had a machine to themselves, cost more",
+            "Seconds of evaluations times the CPUs and GPUs that each reserved, and of the "
+            "generator times its threads or its share of a GPU; of the attempts at a "
+            "trial only the last counts",
             "resource",
         ),
         "nag_pool_validity": _Metric(Gauge, "Valid share of the samples of the last pool"),
@@ -80,7 +80,7 @@ class OnRay(Protocol):
 
     generators: int
     generator_request: Mapping[str, float]  # resources that each reserves
-    evaluation_request: Mapping[str, float]  # and that an evaluation reserves which begins now
+    evaluation_request: Mapping[str, float]  # and the evaluation did that ended last
 
     @property
     def slots(self) -> int:

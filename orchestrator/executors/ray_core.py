@@ -144,6 +144,8 @@ class RayExecutor:
             self._room = Room(runtime, [request] * self.generators)
             if is_own(runtime) and self._room.lack:
                 raise ClusterError(self._room.lack)
+            self.evaluation_request = self._room.request
+            self._reserved: dict[int, dict[str, float]] = {}  # by the last attempts at trials
         except BaseException:
             ray.shutdown()
             raise
@@ -156,11 +158,6 @@ class RayExecutor:
     def slots(self) -> int:
         """How many evaluations the machines that are there now hold at a time."""
         return min(self._runtime.workers or sys.maxsize, self._room.size)
-
-    @property
-    def evaluation_request(self) -> dict[str, float]:
-        """What an evaluation reserves that begins now."""
-        return self._room.request
 
     def run(self, ask: Ask) -> Outcomes:
         """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
@@ -187,6 +184,7 @@ class RayExecutor:
                         again.append(outcome)
                     else:
                         self._room.saw(outcome)
+                        self.evaluation_request = self._reserved.pop(outcome.trial)
                         yield outcome
         finally:
             self._bell.ring(list(running))
@@ -210,6 +208,7 @@ class RayExecutor:
         request = self._room.request
         if attempt.alone:
             request = self._room.machines.alone(request, self.generator_request)
+        self._reserved[attempt.trial.trial] = request
         options = {"name": "evaluate", **options_of(request)}
         return _evaluate.options(**options).remote(
             self._run,
