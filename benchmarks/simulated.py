@@ -55,7 +55,7 @@ class SimulatedWorkers:
         running: list[tuple[float, int, Outcome]] = []
         while True:
             submitted = len(running) + len(waiting)
-            limit = in_flight(self.workers, submitted) if self.asynchronous else 10**9
+            limit = in_flight(None, self.workers, submitted) if self.asynchronous else 10**9
             with self._working():
                 asked = ask(limit - submitted)
             waiting += ((self.clock, trial) for trial in asked)

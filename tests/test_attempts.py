@@ -59,20 +59,25 @@ def test_a_lost_worker_is_an_attempt():
 
 
 @pytest.mark.parametrize(
-    ("slots", "submitted", "limit"),
+    ("workers", "room", "submitted", "limit"),
     [
-        (1, 0, 1),
-        (1, 1, 1),
-        (7, 7, 7),
-        (16, 16, 18),
-        (16, 17, 17),
-        (64, 0, 72),
-        (64, 64, 72),
-        (64, 65, 65),
+        (None, 0, 0, 1),
+        (None, 1, 0, 1),
+        (None, 1, 1, 1),
+        (None, 7, 7, 7),
+        (None, 16, 16, 18),
+        (None, 16, 17, 17),
+        (None, 64, 0, 72),
+        (None, 64, 64, 72),
+        (None, 64, 65, 65),
+        (16, 16, 16, 18),
+        (16, 4, 0, 18),  # the autoscaler sees what machines that are to come would be used for
+        (16, 17, 0, 16),  # one more would be evaluated
+        (16, 17, 16, 16),
     ],
 )
-def test_an_asynchronous_queue_is_filled_when_it_is_empty(slots, submitted, limit):
+def test_an_asynchronous_queue_is_filled_when_it_is_empty(workers, room, submitted, limit):
     pytest.importorskip("ray")
     from orchestrator.executors.ray_core import in_flight
 
-    assert in_flight(slots, submitted) == limit
+    assert in_flight(workers, room, submitted) == limit

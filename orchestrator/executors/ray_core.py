@@ -195,13 +195,13 @@ class RayExecutor:
     def _limit(self) -> int:
         """How many trials may be submitted at a time.
 
-        In rounds all of a batch are, which tells the autoscaler how many machines the run can use.
-        Asynchronously as many as there is room for now, and some more, so that no machine waits for
-        the driver.
+        In rounds all of a batch are, or `--workers` of them. What waits tells the autoscaler how
+        many machines the run can use.
         """
-        if not self._asynchronous:
-            return self._runtime.workers or sys.maxsize
-        return in_flight(self._runtime.workers or max(1, self._room.size), len(self._running))
+        workers = self._runtime.workers
+        if self._asynchronous:
+            return in_flight(workers, self._room.size, len(self._running))
+        return workers or sys.maxsize
 
     def _submit(self, attempt: Attempt) -> Any:
         """Reference of its outcome."""
@@ -253,13 +253,19 @@ def _ended(references: list[Any]) -> list[Any]:
     return done
 
 
-def in_flight(slots: int, submitted: int) -> int:
-    """How many trials an asynchronous search may have submitted, where `slots` are evaluated.
+def in_flight(workers: int | None, room: int, submitted: int) -> int:
+    """How many trials an asynchronous search may have submitted.
 
+    As many as may be evaluated at a time, and some more, so that no machine waits for the driver.
     The queue is filled when it is empty, before a worker is: one proposal serves all of it, and
     what waits there is proposed without fewer outcomes than if it were kept full.
+
+    workers: that may be evaluated at a time, also of machines that are to come; None for as many as
+        there is room for now. Where there is room for more, none waits: it would begin.
     """
-    return submitted if submitted > slots else slots + slots // _TRIALS_PER_AHEAD
+    slots = workers or max(1, room)
+    ahead = slots // _TRIALS_PER_AHEAD if room <= slots else 0
+    return submitted if submitted > slots else slots + ahead
 
 
 def _last_line(error: RayError) -> str:

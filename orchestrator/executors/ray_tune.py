@@ -90,7 +90,7 @@ class TuneExecutor:
             self._room.look()
             limit = sys.maxsize
             if self._asynchronous:
-                limit = in_flight(max(1, self.slots), len(running))
+                limit = in_flight(self._runtime.workers, self._room.size, len(running))
             for attempt in to_begin(ask, limit, running.values(), again):
                 running[attempt.trial.trial] = attempt
                 self._queues.waiting.put(attempt.trial)
