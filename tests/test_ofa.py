@@ -22,7 +22,6 @@ from trainers.ofa import (
     build_network,
     load_supernet,
     save_supernet,
-    sort_channels,
 )
 from trainers.ofa.layers import DropPath
 
@@ -360,34 +359,3 @@ def test_what_is_no_supernet_is_refused_in_one_line(supernet, tmp_path):
     ]:
         torch.save(checkpoint, path)
         assert error_of(path) == f"{path} {problem}: {EXPECTED}"
-
-
-# Sorting of channels
-
-
-@pytest.mark.parametrize("trained", [(6,), (4, 6), (3, 4, 6)])
-@torch.no_grad()
-def test_sorting_channels_keeps_the_trained_networks(supernet, trained):
-    supernet.train()  # with the statistics of the batch logits depend on the picture
-    ops = {expand: (LAYERS.index((5, expand)),) * 20 for expand in (3, 4, 6)}
-    archs = {expand: Architecture(MOBILENETV3.name, one) for expand, one in ops.items()}
-    before = {expand: supernet(images(), arch) for expand, arch in archs.items()}
-    sort_channels(supernet, trained)
-    for expand, arch in archs.items():
-        change = (supernet(images(), arch) - before[expand]).abs().max()
-        assert (change < 1e-4) == (expand in trained), expand
-    for block in supernet.blocks[1:]:
-        weight = block.conv.point_linear.conv.weight
-        importance = weight.abs().sum((0, 2, 3)).split(weight.shape[1] // 6)  # by expand ratio
-        ends = [0, *trained]
-        for part in [torch.cat(importance[a:b]) for a, b in pairwise(ends)]:
-            assert (part.diff() <= 0).all()
-
-
-@torch.no_grad()
-def test_the_package_sorts_alike():
-    official, ours = official_supernet(1.0, num_classes=10), Supernet(10)
-    ours.load_state_dict(our_names(official))
-    official.re_organize_middle_weights()
-    sort_channels(ours)
-    torch.testing.assert_close(dict(ours.state_dict()), our_names(official), rtol=0, atol=0)

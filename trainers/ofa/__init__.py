@@ -1,7 +1,6 @@
 """Once-for-all MobileNetV3: the supernet, its networks, and their weights on disk."""
 
 from trainers.ofa.network import Network, build_network
-from trainers.ofa.sorting import sort_channels
 from trainers.ofa.supernet import LARGEST, Supernet
 from trainers.ofa.weights import load_supernet, save_supernet
 
@@ -12,5 +11,4 @@ __all__ = [
     "build_network",
     "load_supernet",
     "save_supernet",
-    "sort_channels",
 ]
