@@ -32,17 +32,13 @@ _RESOLUTION = 0.01  # of several prices
 
 @dataclass(frozen=True, eq=False)
 class Property:
-    """value(A) = offset + sum_i coefficients[i, o_i], plus noise of standard deviation `std`.
-
-    unit: its name, e.g. "ms"; None for a count.
-    """
+    """value(A) = offset + sum_i coefficients[i, o_i], plus noise of standard deviation `std`."""
 
     name: str
     space: SearchSpace
     offset: float
     coefficients: NDArray[np.float64]  # (N, F)
     std: float = 0.0
-    unit: str | None = None
 
     def __call__(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
         """(B,) values."""

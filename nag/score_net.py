@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from nag.sde import VESDE, per_sample
 from nag.spaces import SearchSpace
 
-MaskKind = Literal["full", "upper_triangular", "closure", "adjacency", "undirected"]
+MaskKind = Literal["full", "upper_triangular", "undirected"]
 PositionKind = Literal["learned", "slot", "absolute", "none"]
 
 
@@ -91,19 +91,13 @@ def without_positions(config: ScoreNetConfig) -> ScoreNetConfig:
 def attention_mask(space: SearchSpace, kind: MaskKind) -> Tensor:
     """(N, N) bool, [i, j] True when query node i may read key node j; always with the diagonal."""
     n = space.shape[0]
-    eye = torch.eye(n, dtype=torch.bool)
     match kind:
         case "full":
             return torch.ones(n, n, dtype=torch.bool)
         case "upper_triangular":
             return torch.ones(n, n, dtype=torch.bool).triu()
-        case "adjacency":
-            return space.adjacency | eye
         case "undirected":
-            return space.adjacency | space.adjacency.T | eye
-        case "closure":
-            reach = (space.adjacency | eye).float()
-            return torch.linalg.matrix_power(reach, n) > 0
+            return space.adjacency | space.adjacency.T | torch.eye(n, dtype=torch.bool)
 
 
 def sinusoid(values: Tensor, frequencies: Tensor) -> Tensor:

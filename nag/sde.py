@@ -69,13 +69,11 @@ class VESDE:
         """g(t), with g^2 = d sigma^2 / dt = 2 sigma^2 log(sigma_max / sigma_min)."""
         return self.sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
 
-    def prior(
-        self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def prior(self, n: int, generator: torch.Generator) -> Tensor:
         """x_1: n draws (n, N, F) from the prior, on the generator's device."""
         device = generator.device
-        mean = torch.tensor(self.mean, device=device, dtype=dtype)
-        z = torch.randn(n, *mean.shape, generator=generator, device=device, dtype=dtype)
+        mean = torch.tensor(self.mean, device=device)
+        z = torch.randn(n, *mean.shape, generator=generator, device=device)
         return mean + self.sigma_max * z
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FOCUS_RANGE = (0.4, 2.0)
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Noise levels are log-uniform: `focus` of them inside `focus_range`, the rest
+    """How to train. Noise levels are log-uniform: `focus` of them inside FOCUS_RANGE, the rest
     over the whole range of the SDE."""
 
     steps: int = 10_000
@@ -35,7 +35,6 @@ class TrainingConfig:
     clip: float = 1.0
     ema: float = 0.999
     focus: float = 0.7
-    focus_range: tuple[float, float] = FOCUS_RANGE
     exact_target: bool = True
     bfloat16: bool = False  # matrix products in bfloat16; weights and loss stay float32
 
@@ -115,7 +114,7 @@ def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.G
     """(B,) noise levels: log-uniform over the SDE or, for a share, over the focus range."""
     u, focused = torch.rand(2, config.batch_size, generator=generator)
     low, high = log_range(network.sde, (0.0, math.inf))
-    focus_low, focus_high = log_range(network.sde, config.focus_range)
+    focus_low, focus_high = log_range(network.sde, FOCUS_RANGE)
     whole = low + (high - low) * u
     narrow = focus_low + (focus_high - focus_low) * u
     return torch.where(focused < config.focus, narrow, whole).exp()

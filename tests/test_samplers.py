@@ -291,7 +291,7 @@ def test_a_sampler_computes_in_the_precision_of_its_start(name):
         times.append(t[0].item())
         return exact_score(TOY, SDE)(x, t)
 
-    x, levels = SDE.prior(3, generator, torch.float64), spec.levels(SDE, 4)
+    x, levels = SDE.prior(3, generator).double(), spec.levels(SDE, 4)
     assert spec.sampler(score, SDE, x, levels, generator).dtype == torch.float64
     expected = [math.log(sigma / 0.1) / math.log(50) for sigma in levels]
     assert sorted(set(times), reverse=True) == pytest.approx(expected, abs=1e-14)

@@ -68,7 +68,7 @@ def test_property_equals_cost(space, dataset, name, rng):
     archs = space.sample(300, rng)
     counted = cost_property(space, name, dataset)
     assert counted(archs).tolist() == [cost(arch, dataset)[name] for arch in archs]
-    assert (counted.name, counted.std, counted.unit) == (name, 0, None)
+    assert (counted.name, counted.std) == (name, 0)
 
 
 def test_terminal_nodes_cost_nothing():

@@ -155,7 +155,7 @@ def test_noise_levels_lie_in_the_range_of_the_sde(sigmas, focus):
     """In training, where a share is in the focus range, and in the distance to the exact posterior,
     where all are."""
     net = ScoreNetwork(TOY, VESDE(SDE.mean, *sigmas), SMALL)
-    config = TrainingConfig(batch_size=20_000, focus=0.6, focus_range=(0.4, 2.0))
+    config = TrainingConfig(batch_size=20_000, focus=0.6)
     sigma = draw_sigma(config, net, torch.Generator().manual_seed(0))
     assert_within(sigma, sigmas)
     inside = ((sigma > focus[0]) & (sigma < focus[1])).float().mean().item()

@@ -192,10 +192,10 @@ def _strided(size: int, stride: int) -> int:
     return (size - 1) // stride + 1
 
 
-def _make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, but never less than 90 % of `channels`."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * channels else rounded + divisor
+def _make_divisible(channels: float) -> int:
+    """The nearest multiple of 8, but never less than 90 % of `channels`."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 def squeezed(channels: int) -> int:

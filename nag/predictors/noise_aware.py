@@ -26,6 +26,10 @@ from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.sde import VESDE, centre, per_sample
 from nag.spaces import Architecture, SearchSpace
 
+_WIDTH = 128
+_DRAWS = 8  # noisy copies of every architecture
+_BATCH_SIZE, _LEARNING_RATE = 256, 3e-3
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseAwarePredictor:
@@ -54,31 +58,27 @@ def fit_noise_aware(
     surrogate: DifferentiablePredictor,
     rng: np.random.Generator,
     *,
-    width: int = 128,
     pool: int = 1024,
-    draws: int = 8,
     steps: int = 300,
-    batch_size: int = 256,
-    learning_rate: float = 3e-3,
 ) -> NoiseAwarePredictor:
     """Fit f to a surrogate's mean and log std at the observed architectures and `pool` more.
 
-    draws: noisy copies of every architecture. Equal arguments give equal results.
+    Equal arguments give equal results.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     x = space.encode([*observations.archs, *_unlabelled(space, observations, pool, rng)])
     with torch.no_grad():
         mean, std = surrogate.relaxed(x)
-    x0 = centre(x).repeat(draws, 1, 1)
+    x0 = centre(x).repeat(_DRAWS, 1, 1)
     sigma = sde.sigma(torch.rand(len(x0), generator=generator))
     noisy = x0 + per_sample(sigma) * torch.randn(x0.shape, generator=generator)
     inputs = _inputs(posterior(space, noisy, sigma), sigma)
-    targets = torch.stack([mean, std.log()], dim=1).repeat(draws, 1)
-    parameters = _initial((inputs.shape[1], width, width, 2), generator)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    targets = torch.stack([mean, std.log()], dim=1).repeat(_DRAWS, 1)
+    parameters = _initial((inputs.shape[1], _WIDTH, _WIDTH, 2), generator)
+    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     for _ in range(steps):
-        batch = torch.randint(len(inputs), (batch_size,), generator=generator)
+        batch = torch.randint(len(inputs), (_BATCH_SIZE,), generator=generator)
         loss = (_perceptron(parameters, inputs[batch]) - targets[batch]).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -74,7 +74,7 @@ def latency_property(space: SearchSpace, table: str, width: float | None = None)
             f"{path} is for networks of width {stated:g}, but those evaluated are of width "
             f"{width:g}"
         )
-    return Property("latency", space, offset, coefficients, std, unit="ms")
+    return Property("latency", space, offset, coefficients, std)
 
 
 def file_and_key(table: str) -> tuple[Path, str]:
