@@ -798,9 +798,9 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     runs = [
         {"panel": panel, "label": label, "kind": "search", "hash": "0" * 64, "config": config}
         for panel, label, config in (
-            ("left", done.name, {}),
+            ("left", done.name, {"budget": 3}),
             ("left", "b", {**missing.identity(), "budget": 3}),
-            ("right", done.name, {}),
+            ("right", done.name, {"budget": 3}),
         )
     ]
     runs.append({"panel": None, "label": "c", "kind": "command"})
@@ -816,6 +816,32 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     assert "mutation" not in page.sections["panel-2"]
     assert "1 command, 0 of them finished" in said
     assert "not run" in page.sections["c"]
+
+
+def test_an_experiment_has_its_own_budgets(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another has prolonged one of its runs."""
+    runs = [
+        {"panel": "x", "label": path.name, "kind": "search", "config": {"budget": 3}}
+        for path in (
+            make("a", [0.1, 0.2, 0.3, 0.4, 0.5]),
+            make("b", [0.1, 0.2, 0.3], strategy="mutation"),
+        )
+    ]
+    file = tmp_path / "runs" / "experiment-x.json"
+    file.write_text(json.dumps({"runs": runs}))
+    code, said = _report(capsys, file, "--out", tmp_path / "report")
+    assert code == 0
+    assert "2 runs, 2 of them finished" in said
+    manifest = json.loads((tmp_path / "report" / "manifest.json").read_text())
+    assert manifest["panels"][0]["marks"] == [3]
+    assert [run["budget"] for run in manifest["runs"]] == [3, 3]
+    page = check_page((tmp_path / "report" / "report.html").read_text())
+    assert "not run" not in page.sections["panel-1"]
+    file.write_text(json.dumps({"runs": [{**run, "config": {}} for run in runs]}))
+    code, said = _report(capsys, file, "--out", tmp_path / "report")
+    assert (code, said.split(": ")[2][:21]) == (2, "give runs, folders of")
 
 
 def test_what_commands_have_left_is_shown(

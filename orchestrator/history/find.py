@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -92,6 +93,8 @@ def _parts(path: Location) -> list[Mapping[str, Any]]:
         parts: list[Mapping[str, Any]] = json.loads(path.read_bytes())["runs"]
         for part in parts:
             part["kind"], path.parent / part["label"], part["panel"]
+            if part["kind"] == "search":
+                part["config"]["budget"]
         return parts
     except FileNotFoundError:
         raise UserError(f"no such folder: {path}") from None
@@ -112,14 +115,17 @@ class Skipped(NamedTuple):
 
 
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
-    """What can be read, with its group, and what cannot; raises UserError where nothing can."""
+    """What can be read, with its group, and what cannot; raises UserError where nothing can.
+
+    The budget of a run is the one that an experiment gives it: another may have prolonged the run.
+    """
     runs, skipped = [], []
     known: dict[Location, Run] = {}
     for source in sources:
         try:
             if source.path not in known:
                 known[source.path] = _read(source)
-            runs.append((source.group, known[source.path]))
+            runs.append((source.group, _as_asked(known[source.path], source.record)))
         except DamagedRunError as error:
             skipped.append(Skipped(source.path, str(error)))
     if not runs:
@@ -134,3 +140,11 @@ def _read(source: Source) -> Run:
     if source.record is None or (source.path / "config.json").exists():
         return read_run(source.path)
     return not_begun(source.path, source.record)
+
+
+def _as_asked(run: Run, record: Mapping[str, Any] | None) -> Run:
+    """The run with the budget that the record of an experiment has."""
+    if record is None:
+        return run
+    config = {**run.record["config"], "budget": record["config"]["budget"]}
+    return replace(run, record={**run.record, "config": config})
