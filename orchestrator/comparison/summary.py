@@ -235,16 +235,21 @@ class Summary:
         """The method of the best mean, and those that no test tells from it: where two have no
         seed in common there is none.
 
-        Only of those with the most seeds: a mean over others says something else.
+        The tests are of every pair, whatever the reference: which is the best is known afterwards
+        only. Only of those with the most seeds: a mean over others says something else.
         """
         most = max(map(len, values.values()))
         if not most:
             return None, set()
-        values = {label: found for label, found in values.items() if len(found) == most}
-        means = {label: np.mean(list(found.values())) for label, found in values.items()}
+        means = {
+            label: np.mean(list(found.values()))
+            for label, found in values.items()
+            if len(found) == most
+        }
         first = max(means, key=lambda label: means[label])
-        worse = {one.b for one in compare_all(values, first) if one.significant}
-        return first, values.keys() - worse - {first}
+        pairs = [{one.a, one.b} for one in compare_all(values) if one.significant]
+        told_apart = set().union(*(pair for pair in pairs if first in pair))
+        return first, means.keys() - told_apart - {first}
 
     def curve(self, method: Method) -> Curve:
         """The best-so-far curve from the end of the initial design on."""
