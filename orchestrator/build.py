@@ -241,5 +241,7 @@ def build_observers(
     from orchestrator.executors.metrics import OnRay, RayMetrics
 
     assert isinstance(executor, OnRay)
-    optimum = evaluator.optimum if isinstance(evaluator, BenchmarkEvaluator) else None
+    optimum = None  # regret is for searches for the largest value
+    if isinstance(evaluator, BenchmarkEvaluator) and config.target is None:
+        optimum = evaluator.optimum
     return (RayMetrics(run, config, executor, optimum, store),)

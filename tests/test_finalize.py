@@ -131,6 +131,11 @@ class TestReadingARun:
         assert [(one.trial, one.value) for one in search.finalists] == [(1, 0.6), (2, 0.6)]
         assert search.trials == 3
 
+    def test_of_a_search_for_a_target_the_nearest_first(self, tmp_path):
+        rows = [(0, POOL, 50.0, None), (1, CONV, 62.0, None), (2, SKIP, 70.0, None)]
+        search = read_search(written_run(tmp_path / "run", rows, target=58), top=2)
+        assert [one.trial for one in search.finalists] == [1, 0]
+
     @pytest.mark.parametrize("partial", ["epochs", "stopped"])
     def test_failures_and_low_fidelity_do_not_count(self, tmp_path, partial):
         rows = [(0, POOL, 50.0, None), (1, CONV, None, None), (2, SKIP, 99.0, 12)]

@@ -129,6 +129,25 @@ def test_the_report_says_what_the_store_says(search) -> None:
         assert setting is None or shown in page.sections["configuration"]
 
 
+def test_the_report_of_a_search_for_a_target_ranks_by_distance(search) -> None:
+    store, html = search(guidance_form="target", target=55.0, acq="target")
+    values = store.observations().values
+    ranked = values[np.argsort(np.abs(values - 0.55), kind="stable")][:5]
+    assert ranked[0] < values.max()
+    page = _check_page(html)
+    assert f"{100 * ranked[0]:.3f} %" in page.sections["headline"]
+    shown = re.findall(r"(\d+\.\d{3}) %", page.sections["best"])
+    assert shown == [f"{100 * value:.3f}" for value in ranked]
+    best = {row[0]: float(row[4]) / 100 for row in _table(html, "progress")}
+    for source, value in best.items():
+        found = [
+            outcome.value
+            for trial, outcome in store.outcomes.items()
+            if store.trials[trial].strategy == source
+        ]
+        assert value == pytest.approx(min(found, key=lambda x: abs(x - 0.55)), abs=1e-5)
+
+
 def _table(html: str, section: str) -> list[list[str]]:
     """The rows of the tables of a section, without their heads."""
     text = html[html.index(f'<section id="{section}">') :]

@@ -257,6 +257,19 @@ def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
     store.close()
 
 
+def test_the_best_of_a_search_for_a_target_is_the_nearest(out):
+    """Of two as near the first; also where it is only looked at."""
+    config = replace(CONFIG, guidance_form="target", target=50.0, acq="target")
+    store = RunStore.open(out, config, TOY)
+    store.propose(suggestion(*INITIAL))
+    store.record(success(0, 0.9))
+    store.record(success(2, 0.25))
+    store.record(success(1, 0.75))
+    assert (store.best[0].trial, store.best[1]) == (1, 0.75)
+    store.close()
+    assert RunStore.read(out).best == store.best
+
+
 # A crash in the middle of a write
 
 

@@ -34,14 +34,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_progress(trials: NDArray[np.int64], values: Numbers, initial: NDArray[np.bool_]) -> str:
-    """Every trial and the best so far; `values` (n,) is NaN where a trial failed."""
+def draw_progress(
+    trials: NDArray[np.int64], values: Numbers, best: Numbers, initial: NDArray[np.bool_]
+) -> str:
+    """Every trial and the best so far (n,); `values` (n,) is NaN where a trial failed."""
     percent = 100 * values
-    best = np.fmax.accumulate(np.where(np.isnan(percent), -np.inf, percent))
-    best[np.isinf(best)] = np.nan
     with rc_context(STYLE):
         figure, axes = _axes()
-        axes.step(trials, best, where="post", color=BLUE, lw=1.6, label="best so far")
+        axes.step(trials, 100 * best, where="post", color=BLUE, lw=1.6, label="best so far")
         _draw_trials(axes, trials, percent, initial)
         axes.set(ylabel="value, %")
         _count_along_x(axes, "trial", int(trials.max()) + 1)

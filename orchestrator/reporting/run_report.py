@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from nag.cli import UserError
 from nag.spaces import Architecture, SearchSpace
+from orchestrator.history.run import best_so_far
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist
 from orchestrator.reporting.drawing import draw, legend
 from orchestrator.reporting.figures import (
@@ -142,15 +143,15 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         evaluations=f"{float(store.spent):.10g}",
         num_low=len(finished) - len(full),
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
-        best=_best(store.space, full),
+        best=_best(store, full),
         recorded={name for _, outcome in finished for name in outcome.metrics},
         quantities=quantities(record["config"]["constraint"]),
         limits=limits,
         pareto=_pareto(full, limits),
         legend=legend(store.space),
-        progress=_progress(full),
-        curves=_curves(finished),
-        strategies=_by_strategy(full),
+        progress=_progress(store, full),
+        curves=_curves(store, finished),
+        strategies=_by_strategy(store, full),
         checklist=_checklist(record, float(store.spent), store.rounds, finished),
         **_calibration(Calibration.of(full)),
         **_phases(_seconds_by_phase(store.rounds, finished)),
@@ -164,11 +165,11 @@ def _row(space: SearchSpace, pair: Finished) -> dict[str, Any]:
     return {"trial": trial, "outcome": outcome, "arch": space.to_str(trial.arch)}
 
 
-def _best(space: SearchSpace, finished: Sequence[Finished]) -> list[dict[str, Any]]:
+def _best(store: RunStore, finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """The best distinct architectures, drawn; the earlier of equals first, as in `store.best`."""
     ranked = sorted(
         (pair for pair in finished if pair.outcome.value is not None),
-        key=lambda pair: pair.outcome.value or 0.0,
+        key=lambda pair: store.merit(pair.outcome.value or 0.0),
         reverse=True,
     )
     distinct: dict[Architecture, Finished] = {}
@@ -176,31 +177,34 @@ def _best(space: SearchSpace, finished: Sequence[Finished]) -> list[dict[str, An
         distinct.setdefault(pair.trial.arch, pair)
     return [
         {
-            **_row(space, pair),
-            "drawing": draw(space, pair.trial.arch),
-            "json": json.dumps(space.to_config(pair.trial.arch)),
+            **_row(store.space, pair),
+            "drawing": draw(store.space, pair.trial.arch),
+            "json": json.dumps(store.space.to_config(pair.trial.arch)),
         }
         for pair in list(distinct.values())[:_NUM_BEST]
     ]
 
 
-def _progress(finished: Sequence[Finished]) -> str | None:
+def _progress(store: RunStore, finished: Sequence[Finished]) -> str | None:
     if all(outcome.value is None for _, outcome in finished):
         return None
+    values = np.array([outcome.value for _, outcome in finished], dtype=float)
+    best = best_so_far(np.array([store.merit(value) for value in values]))
     return draw_progress(
         np.array([trial.trial for trial, _ in finished]),
-        np.array([outcome.value for _, outcome in finished], dtype=float),
+        values,
+        np.append(values, np.nan)[best],
         np.array([trial.strategy == "initial" for trial, _ in finished]),
     )
 
 
-def _curves(finished: Sequence[Finished]) -> str | None:
+def _curves(store: RunStore, finished: Sequence[Finished]) -> str | None:
     """Of all trials that were trained, however many epochs; the best is one that was whole."""
     trained = [pair for pair in finished if pair.outcome.curve]
     if not trained:
         return None
     whole = [i for i, pair in enumerate(trained) if pair.is_full and pair.outcome.value is not None]
-    best = max(whole, key=lambda i: trained[i].outcome.value or 0.0, default=None)
+    best = max(whole, key=lambda i: store.merit(trained[i].outcome.value or 0.0), default=None)
     return draw_curves([pair.outcome.curve for pair in trained], best)
 
 
@@ -240,7 +244,7 @@ def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) ->
     return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
 
 
-def _by_strategy(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
+def _by_strategy(store: RunStore, finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
     """What each source of trials brought, in order of appearance."""
     sources: dict[str, list[float | None]] = {}
     for trial, outcome in finished:
@@ -252,7 +256,7 @@ def _by_strategy(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
             "trials": len(values),
             "failed": len(values) - len(found),
             "median": float(np.median(found)) if found else None,
-            "best": max(found, default=None),
+            "best": max(found, key=store.merit, default=None),
         }
     return summary
 

@@ -65,12 +65,18 @@ class RunStore:
     """
 
     def __init__(
-        self, out: Location, space: SearchSpace, seed: int, journal: Journal | None
+        self,
+        out: Location,
+        space: SearchSpace,
+        seed: int,
+        target: float | None,
+        journal: Journal | None,
     ) -> None:
         self.out, self.space, self.seed = out, space, seed
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
+        self._target = target  # percent
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
         self.proposed_at: list[float | None] = []
         self.finished_at: dict[int, float | None] = {}
@@ -99,7 +105,7 @@ class RunStore:
         check_same_run(out, config)
         try:
             journal = open_journal(out)
-            store = cls(out, space, config.seed, journal)
+            store = cls(out, space, config.seed, config.target, journal)
             try:
                 check_same_run(out, config)  # nobody else can make it another one any more
                 store._replay(journal.replay())
@@ -133,12 +139,17 @@ class RunStore:
         config = read_record(out)["config"]
         if lacking := {"space", "seed", "budget", "constraint"} - config.keys():
             raise UserError(f"{out / 'config.json'} lacks {', '.join(sorted(lacking))}")
-        store = cls(out, find_space(config["space"]), config["seed"], None)
+        space = find_space(config["space"])
+        store = cls(out, space, config["seed"], config.get("target"), None)
         try:
             store._replay((str(out / file), events) for file, events in read_journal(out))
         except OSError as error:
             raise UserError(f"cannot read the journal of {out}: {reason(error)}") from error
         return store
+
+    def merit(self, value: float) -> float:
+        """What the best has most of: the value or, where one is aimed at, nearness to it."""
+        return value if self._target is None else -abs(value - self._target / 100)
 
     @property
     def num_finished(self) -> int:
@@ -361,7 +372,8 @@ class RunStore:
             return
         (self._full if trial.epochs is None else self._low).add(trial, value)
         if trial.epochs is None and (
-            self.best is None or (value, -trial.trial) > (self.best[1], -self.best[0].trial)
+            self.best is None
+            or (self.merit(value), -trial.trial) > (self.merit(self.best[1]), -self.best[0].trial)
         ):
             self.best = trial, value
 

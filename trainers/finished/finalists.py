@@ -67,7 +67,12 @@ def read_search(path: Path, top: int) -> Search:
     if not trials:
         raise UserError(f"{path} has no successful trial: nothing can be chosen")
     best: dict[Architecture, Finalist] = {}
-    for trial, text, value in sorted(trials, key=lambda row: (-row[2], row[0])):
+    target = config.get("target")  # percent; where there is one the nearest is the best
+
+    def rank(row: tuple[int, str, float]) -> tuple[float, int]:
+        return (-row[2] if target is None else abs(row[2] - target)), row[0]
+
+    for trial, text, value in sorted(trials, key=rank):
         try:
             arch = space.from_str(text)
         except InvalidArchitectureError as error:
