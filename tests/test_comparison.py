@@ -488,6 +488,55 @@ def test_an_experiment_may_compare_batch_sizes(make: Make) -> None:
     assert len(make_panels([("", run) for run in runs])[0]) == 2
 
 
+def test_values_of_other_tables_are_not_compared(make: Make, tmp_path: Path) -> None:
+    """Whatever they are called; a copy by another name is no other table."""
+    settings = {"space": "nasbench201", "dataset": "cifar10"}
+    for folder, name, content in (("x", "t", "1"), ("y", "t", "2"), ("z", "u", "1")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / f"{name}.parquet"
+        file.write_text(content)
+        for strategy in ("random", "mutation"):
+            out = make(
+                f"{folder}-{strategy}", [0.2, 0.3 + (folder == "y") * 0.1], table=file,
+                strategy=strategy, seed="xyz".index(folder), **settings,
+            )  # fmt: skip
+    panels = _panels(out.parent)
+    name = "nasbench201-cifar10-valid"
+    assert {panel.name: panel.seeds for panel in panels} == {
+        f"{name}-6b86b273": [0, 2],  # SHA-256 of 1
+        f"{name}-d4735e3a": [1],
+    }
+    for panel in panels:
+        assert [method.label for method in panel.methods] == ["mutation", "random"]
+    found = summarise(panels, Settings())
+    assert [summary.optimum.value for summary in found] == [0.3, 0.4]
+    shutil.rmtree(tmp_path / "runs" / "y-random")
+    shutil.rmtree(tmp_path / "runs" / "y-mutation")
+    assert [panel.name for panel in _panels(out.parent)] == [name]
+
+
+def test_score_weights_are_told_apart_by_name_then_content(make: Make, tmp_path: Path) -> None:
+    settings = {"strategy": "guided", "score": "network"}
+    make("none", [0.2, 0.3], **settings)
+    labels = ["guided · score-weights None"]
+    for folder, content in (("x", "1"), ("y", "2")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "w.safetensors"
+        file.write_text(content)
+        out = make(folder, [0.2, 0.3], score_weights=file, **settings)
+        if folder == "x":
+            (panel,) = _panels(out.parent)
+            assert [m.label for m in panel.methods] == [
+                *labels, "guided · score-weights w.safetensors"
+            ]  # fmt: skip
+    (panel,) = _panels(out.parent)
+    assert [method.label for method in panel.methods] == [
+        *labels,
+        "guided · score-weights w.safetensors 6b86b273",
+        "guided · score-weights w.safetensors d4735e3a",
+    ]
+
+
 def test_split_makes_panels_of_a_setting(make: Make) -> None:
     make("a", [0.3, 0.2], acq="ei")
     out = make("b", [0.3, 0.6], acq="pi")

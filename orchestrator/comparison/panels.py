@@ -1,13 +1,14 @@
 """Runs put into panels of methods.
 
 A panel holds the runs whose values can be compared: the same space, evaluator, data set, objective,
-constraints and, unless an experiment compares them, batch size. In it a method is what the
+constraints, content of the files that values come from and, unless an experiment compares them,
+batch size. In it a method is what the
 configurations of its runs have in common, the seed apart.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ _NETWORKS = (
 )
 _TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
 _PANEL = (*_TASK, "batch_size")
+_FILES = ("table", "data", "weights", "latency_table")  # what is in them decides the values
+_NO_SETTINGS = {"seed", "budget", "sha256"}
 _NAMES = ("surrogate", "strategy", "acq")
 _SAY_ENOUGH = (*_NAMES, "evaluator", "data", "recipe", "weights")
 _PRESETS: Mapping[tuple[str, ...], str] = {
@@ -70,7 +73,7 @@ class Panel:
     @property
     def task(self) -> str:
         """What has one optimum, whatever the panel."""
-        return repr([self.facts.get(key) for key in _TASK])
+        return repr([self.facts.get(key) for key in (*_TASK, "files")])
 
     @property
     def slug(self) -> str:
@@ -107,7 +110,7 @@ def make_panels(
 
     Runs of different batch sizes are in panels of their own, unless an experiment groups them.
     """
-    settings = {key for _, run in runs for key in run.config} - {"seed", "budget"}
+    settings = {key for _, run in runs for key in run.config} - _NO_SETTINGS
     if unknown := set(split) - settings:
         raise UserError(
             f"unknown setting {min(unknown)!r} to split by: choose from "
@@ -124,29 +127,46 @@ def make_panels(
         keys = dict.fromkeys((*(apart if run.config.get("data") else ()), *split))
         name = _panel_name(run.config, keys, batches=not group)
         by_key.setdefault((group, name), []).append(run)
-    by_key = _by_evaluator(by_key)
+    by_key = _taken_apart(by_key, lambda members: [run.config["evaluator"] for run in members])
+    by_key = _taken_apart(by_key, _contents)
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
         varied = {run.config.get("batch_size") for run in members}
         facts = {key: members[0].config.get(key) for key in (*_PANEL, *split)}
         facts["batch_size"] = varied.pop() if len(varied) == 1 else "several"
-        methods, doubles = _methods(members, {*_TASK, *split})
+        facts["files"] = {key: _content(members[0].config, key) for key in _FILES}
+        methods, doubles = _methods(members, {*_TASK, *_FILES, *split})
         title = (group if alone[group] == 1 else f"{group}: {name}") if group else name
         panels.append(Panel(title, facts, methods))
         twice += doubles
     return panels, twice
 
 
-def _by_evaluator(by_key: Mapping[tuple[str, str], list[Run]]) -> dict[tuple[str, str], list[Run]]:
-    """Panels of several evaluators taken apart, and named by them."""
+def _taken_apart(
+    by_key: Mapping[tuple[str, str], list[Run]], tell: Callable[[Sequence[Run]], Sequence[str]]
+) -> dict[tuple[str, str], list[Run]]:
+    """Panels whose runs differ in what `tell` says of each taken apart, and named by it."""
     apart: dict[tuple[str, str], list[Run]] = {}
     for (group, name), members in by_key.items():
-        evaluators = [run.config["evaluator"] for run in members]
-        for run, evaluator in zip(members, evaluators, strict=True):
-            own = name if len(set(evaluators)) == 1 else f"{name}-{evaluator}"
+        told = tell(members)
+        for run, text in zip(members, told, strict=True):
+            own = name if len(set(told)) == 1 else f"{name}-{text}"
             apart.setdefault((group, own), []).append(run)
     return apart
+
+
+def _content(config: Mapping[str, Any], key: str) -> str | None:
+    """First digits of the SHA-256 of the file that a setting names; its name if none is known."""
+    digest: str | None = (config.get("sha256") or {}).get(key)
+    return digest[:8] if digest else config.get(key)
+
+
+def _contents(runs: Sequence[Run]) -> list[str]:
+    """Of each run, what is in those of its files that not all runs have."""
+    of_files = [[_content(run.config, key) for run in runs] for key in _FILES]
+    differ = [found for found in of_files if len(set(found)) > 1]
+    return ["-".join(str(found[i]) for found in differ) for i in range(len(runs))]
 
 
 def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool) -> str:
@@ -197,12 +217,22 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
     """The methods of a panel: guided first, then by label.
 
     Earlier runs are named by their tasks, so that every seed may have its own; in full where that
-    would make one method of several.
+    would make one method of several. Weights of one name but different content get its digits.
     """
     keys = {key for run in runs for key in run.config} - panel
-    keys -= {"seed", "budget", "prior", *_NAMES}
+    keys -= {"prior", *_NO_SETTINGS, *_NAMES}
     in_full = _share_seeds(runs)
-    others = sorted(key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1)
+    weights = {_content(run.config, "score_weights") for run in runs}
+    same_name = len({run.config.get("score_weights") for run in runs}) < len(weights)
+
+    def setting(config: Mapping[str, Any], key: str) -> Any:
+        if key == "score_weights" and same_name and config.get(key):
+            return f"{config[key]} {_content(config, key)}"
+        return config.get(key)
+
+    others = sorted(
+        key for key in keys if len({repr(setting(run.config, key)) for run in runs}) > 1
+    )
     unnamed = [run.config for run in runs if preset(run.config) is None]
     varied = [
         key for key in ("surrogate", "acq") if len({str(config[key]) for config in unnamed}) > 1
@@ -214,7 +244,7 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
         name = preset(config)
         family = name or str(config["strategy"])
         extra = [_shown(key, config[key]) for key in varied if name is None and key not in panel]
-        extra += [_shown(key, config.get(key)) for key in others]
+        extra += [_shown(key, setting(config, key)) for key in others]
         if config["prior"] and "prior" not in panel:
             prior = config["prior"]
             extra.append(f"prior {', '.join(prior)}" if in_full else _shown_prior(prior))
