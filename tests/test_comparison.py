@@ -24,6 +24,7 @@ from nag.cli import UserError, run
 from nag.spaces import SPACES
 from orchestrator.comparison.checklist import panel_checklist
 from orchestrator.comparison.diagnostics import diagnose
+from orchestrator.comparison.files import data_checksums
 from orchestrator.comparison.panels import Panel, make_panels
 from orchestrator.comparison.statistics import (
     area_under,
@@ -510,6 +511,10 @@ def test_values_of_other_tables_are_not_compared(make: Make, tmp_path: Path) -> 
         assert [method.label for method in panel.methods] == ["mutation", "random"]
     found = summarise(panels, Settings())
     assert [summary.optimum.value for summary in found] == [0.3, 0.4]
+    files = data_checksums([run for panel in panels for run in panel.runs])
+    assert [(file["name"], file["sha256"][:8]) for file in files] == [
+        ("t.parquet", "6b86b273"), ("t.parquet", "d4735e3a"), ("u.parquet", "6b86b273")
+    ]  # fmt: skip
     shutil.rmtree(tmp_path / "runs" / "y-random")
     shutil.rmtree(tmp_path / "runs" / "y-mutation")
     assert [panel.name for panel in _panels(out.parent)] == [name]
@@ -850,7 +855,7 @@ def test_published_numbers_have_a_column_of_their_own(
     assert "p1-clock-4" in html
     assert "SYNTHETIC" not in html
     record = json.loads((report / "manifest.json").read_text())
-    assert record["data"] == {"t.parquet": None}
+    assert record["data"] == [{"name": "t.parquet", "sha256": None}]
 
 
 def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(

@@ -150,10 +150,17 @@ def _run_record(summary: Summary, label: str, run: Run) -> dict[str, Any]:
     }
 
 
-def data_checksums(runs: Sequence[Run]) -> dict[str, str | None]:
-    """SHA-256 of the files that runs have read; None where it is not known."""
-    return {
-        run.config[setting]: checksum
+def data_checksums(runs: Sequence[Run]) -> list[dict[str, str | None]]:
+    """Name and SHA-256 of the files that runs have read, as they recorded it; None: they did not.
+
+    Files of one name but different content are all there.
+    """
+    found = {
+        (str(run.config[setting]), checksum)
         for run in runs
         for setting, checksum in (run.config.get("sha256") or {}).items()
     }
+    return [
+        {"name": name, "sha256": checksum}
+        for name, checksum in sorted(found, key=lambda file: (file[0], file[1] or ""))
+    ]
