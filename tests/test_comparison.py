@@ -617,6 +617,9 @@ def test_target_and_optimum(make: Make) -> None:
     hits = given.hits(given.panel.methods[0])
     assert (hits.reached, hits.n, hits.last) == (1, 3, 4)
     assert hits.quartiles == (3, np.inf, np.inf)
+    make("longer", [0.1, 0.2, 0.5, 0.6, 0.6, 0.6], seed=0)  # counts instead of a
+    longer = _summary(out.parent, target={"toy": 0.5})
+    assert longer.hits(longer.panel.methods[0]) == hits, "later than 6 is more than is known"
     near = _summary(out.parent, within=0.1)
     assert near.target.value == pytest.approx(0.5)
     assert near.target.source.startswith("within 10 points of the best value of any run")

@@ -78,7 +78,7 @@ class Hits(NamedTuple):
     reached: int
     n: int
     quartiles: tuple[float, ...]  # infinite: later than the runs tell
-    last: int  # evaluations of the longest
+    last: int  # evaluations of the longest that did not reach it
 
 
 class Curve(NamedTuple):
@@ -195,8 +195,8 @@ class Summary:
         if not times:
             return None
         reached = len(times) - sum(censored)
-        longest = max(map(len, method.runs.values()))
-        return Hits(reached, len(times), censored_quantiles(times, censored), longest)
+        last = max((time for time, later in zip(times, censored, strict=True) if later), default=0)
+        return Hits(reached, len(times), censored_quantiles(times, censored), last)
 
     @cached_property
     def measures(self) -> Mapping[str, Mapping[str, BySeed]]:
