@@ -33,7 +33,7 @@ from orchestrator.methods import (
     SurrogateName,
     resolve,
 )
-from orchestrator.typed import typed
+from orchestrator.typed import path_names, typed
 from trainers.build import EVALUATORS
 from trainers.latency.tables import file_and_key
 from trainers.training.task import NetworkOptions, digest_of_images
@@ -321,17 +321,27 @@ class RunConfig:
 
     def absolute(self) -> "RunConfig":
         """With paths that mean the same in any working directory."""
-        return replace(
-            self,
-            table=self.table and self.table.resolve(),
-            score_weights=self.score_weights and self.score_weights.resolve(),
-            networks=replace(
-                self.networks,
-                data=self.networks.data and self.networks.data.resolve(),
-                weights=self.networks.weights and self.networks.weights.resolve(),
-            ),
-            latency_table=self.latency_table and os.path.abspath(self.latency_table),
-        )
+
+        def resolved(record: "RunConfig | NetworkOptions") -> dict[str, Any]:
+            paths = ((name, getattr(record, name, None)) for name in PATHS)
+            return {
+                name: path.resolve() if isinstance(path, Path) else os.path.abspath(path)
+                for name, path in paths
+                if path
+            }
+
+        networks = replace(self.networks, **resolved(self.networks))
+        return replace(self, **resolved(self), networks=networks)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files and folders that settings name; of FILE:KEY the file."""
+        settings = vars(self) | vars(self.networks)
+        return {
+            name: path if isinstance(path, Path) else file_and_key(path)[0]
+            for name in PATHS
+            if (path := settings[name])
+        }
 
     def identity(self) -> dict[str, Any]:
         """All that decides the trials, as JSON; the budget does not, a run can be prolonged.
@@ -342,33 +352,27 @@ class RunConfig:
         del record["budget"], record["method"], record["prior"], record["networks"]
         if self.networks != NetworkOptions():
             record |= asdict(self.networks)
-            record["data"] = self.networks.data and self.networks.data.name
         record["constraint"] = list(self.constraint)
-        files = self._files()
-        for name, path in files.items():
+        paths = self.paths
+        for name, path in paths.items():
             record[name] = str(record[name]).replace(str(path), path.name)
-        if files:
-            record["sha256"] = {name: sha256_of(path) for name, path in files.items()}
-        if self.networks.data:
-            digest = user_errors(digest_of_images, self.networks.data.resolve())
-            record.setdefault("sha256", {})["data"] = digest
+        if paths:
+            record["sha256"] = {
+                name: user_errors(digest_of_images, path.resolve())
+                if name == "data"
+                else sha256_of(path)
+                for name, path in paths.items()
+            }
         if self.prior:
             record["prior"] = [run.content for run in self.prior]
         return record
 
-    def _files(self) -> dict[str, Path]:
-        """The files that settings name."""
-        latency = self.latency_table and file_and_key(self.latency_table)[0]
-        named = {
-            "table": self.table,
-            "weights": self.networks.weights,
-            "score_weights": self.score_weights,
-            "latency_table": latency,
-        }
-        return {name: path for name, path in named.items() if path}
-
     def hash(self) -> str:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+# The settings that name files and folders.
+PATHS = (*path_names(RunConfig), *path_names(NetworkOptions), "latency_table")
 
 
 def sha256_of(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Records made in Python, held to their annotations as a command line holds them."""
 
 import operator
-from collections.abc import Container
+from collections.abc import Callable, Container
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,9 +21,15 @@ def typed(record: Any, but: Container[str] = ()) -> dict[str, Any]:
     return {name: _typed(name, hint, getattr(record, name)) for name, hint in hints.items()}
 
 
+def path_names(annotated: type | Callable[..., Any]) -> tuple[str, ...]:
+    """The fields of a dataclass, or parameters of a function, that are annotated as paths."""
+    hints = _hints(annotated).items()
+    return tuple(name for name, hint in hints if hint is Path or Path in get_args(hint))
+
+
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(annotated: type | Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(annotated)
 
 
 def _typed(name: str, hint: Any, value: Any) -> Any:

@@ -30,6 +30,7 @@ from orchestrator.experiments.jobs import JobPlace, Search, execute
 from orchestrator.experiments.view import Board
 from orchestrator.runtime import Runtime
 from orchestrator.search.store import RunStore
+from trainers.training.task import NetworkOptions
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.toml"))
@@ -68,6 +69,16 @@ def write(tmp_path):
 @pytest.fixture
 def toy(write):
     return write(TOY_FILE, "toy.toml")
+
+
+@pytest.fixture
+def pics(tmp_path):
+    """A folder of images, by their names: nobody opens them."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "pics" / split / label).mkdir(parents=True)
+            (tmp_path / "pics" / split / label / "1.png").touch()
+    return tmp_path / "pics"
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +178,25 @@ class TestExpansion:
         path = write("[settings]\nspace = 'nasbench201'\ntable = 'data/t.parquet'\n")
         assert configs(path)[0].table == tmp_path / "data" / "t.parquet"
 
+    def test_options_of_images_and_networks_are_settings(self, write, tmp_path, pics):
+        path = write(
+            "[settings]\nspace = 'nasbench201'\nevaluator = 'train'\ndata = 'pics'\n"
+            "weights = 'W.pt'\nresolution = 16\nheld_out = 20\nprecision = 'float32'\n"
+            "[grid]\nrecipe = ['small', 'transfer']\nepochs = [1, 2]\n"
+        )
+        networks = NetworkOptions(
+            data=pics,
+            weights=tmp_path / "W.pt",
+            resolution=16,
+            held_out=20,
+            precision="float32",
+        )
+        assert [config.networks for config in configs(path)] == [
+            replace(networks, recipe=recipe, epochs=epochs)
+            for recipe in ("small", "transfer")
+            for epochs in (1, 2)
+        ]
+
 
 class TestLabels:
     def test_they_say_what_a_run_is(self):
@@ -227,6 +257,7 @@ class TestLabels:
         ("seeds = [1, -1]", r"seeds \[1, -1\] must be"),
         ("settings = 3", r"settings must be a table"),
         ("[settings]\nbudgt = 3", r"unknown setting 'budgt': choose from space, evaluator"),
+        ("[settings]\nnetworks = 'x'", r"unknown setting 'networks': .* data, .* weights, recipe"),
         ("[settings]\nseed = 3", r"seed: write seeds = NUMBER"),
         ("[settings]\nspace = 'mars'", r"unknown space 'mars': choose from mobilenetv3, nasb"),
         ("[settings]\nacq = 'foo'", r"\"foo\" for --acq. Choose from: \"ei\", \"pi\""),
@@ -271,6 +302,27 @@ class TestData:
         "[[runs]]\nsettings.space = 'mobilenetv3'\nsettings.constraint = ['latency<=25']\n"
         "[[commands]]\nmodule = 'orchestrator.guided_quality'\n"
     )
+    OF_IMAGES = (
+        "[[runs]]\nsettings.evaluator = 'supernet'\n"
+        "[[runs]]\nsettings.evaluator = 'train'\n[[runs]]\n"
+    )
+
+    def test_images_and_weights_go_to_the_runs_on_images(self, write, tmp_path, pics):
+        path = write(self.OF_IMAGES)
+        missing = [job.missing for job in read_experiment(path, Data()).jobs]
+        assert missing == ["--data", "--data", None]
+        data = Data(data=pics)
+        found = read_experiment(path, data).jobs
+        assert [job.missing for job in found] == ["--weights", None, None]
+        weights = tmp_path / "W.pt"
+        jobs = read_experiment(path, replace(data, weights=weights)).jobs
+        assert [job.missing for job in jobs] == [None, None, None]
+        networks = NetworkOptions(data=pics, weights=weights)
+        assert [job.config.networks for job in jobs] == [networks, networks, NetworkOptions()]
+
+    def test_that_the_user_names_goes_before_that_of_the_file(self, write, tmp_path):
+        path = write("[settings]\nspace = 'nasbench201'\ntable = 'mine.parquet'\n")
+        assert configs(path, Data(tmp_path / "t.parquet"))[0].table == tmp_path / "t.parquet"
 
     def test_goes_to_the_runs_that_need_it(self, write, tmp_path):
         data = Data(tmp_path / "t.parquet", str(tmp_path / "l.json:160"))

@@ -15,16 +15,21 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from nag.cli import UserError, choose
-from orchestrator.config import RunConfig
-from orchestrator.experiments.jobs import COMMANDS, Command, Job, Search, needs_latency
+from orchestrator.config import PATHS, RunConfig
+from orchestrator.experiments.jobs import COMMANDS, Command, Job, Search, needed_files
 from orchestrator.history.earlier import EarlierRun, read_earlier_run
-from trainers.build import ON_IMAGES
+from orchestrator.typed import path_names
+from trainers.training.task import NetworkOptions
 
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-# In a file, paths start from its folder.
-_PATHS = ("table", "data", "weights", "score_weights", "latency_table", "networks")
+_SETTINGS = tuple(  # the options of run_bo that decide what is searched; seeds stand apart
+    field.name
+    for kind in (RunConfig, NetworkOptions)
+    for field in fields(kind)
+    if field.name not in ("networks", "seed")
+)
 _LISTS = ("constraint", "prior")
 
 Settings = dict[str, Any]
@@ -36,7 +41,7 @@ class Data:
 
     table: Path | None = None
     latency_table: str | None = None
-    images: Path | None = None
+    data: Path | None = None  # images
     weights: Path | None = None  # of a supernet
     runs: Path | None = None  # where an earlier run may be, besides the folder of the file
 
@@ -155,22 +160,22 @@ class _Reader:
     data: Data
 
     def searches(self, block: _Block) -> Iterator[Search]:
-        names = [field.name for field in fields(RunConfig) if field.name != "seed"]
         for settings in block.points():
             for key in settings:
-                choose("setting", key, names)
+                choose("setting", key, _SETTINGS)
             earlier = settings.pop("prior", [])
-            config = self._with_data(_run_config(self._arguments(settings)))
+            config = self._with_data(self._resolved(settings, PATHS))
             for seed in block.seeds if block.seeds is not None else (0,):
                 yield Search(replace(config, seed=seed, prior=self._prior(earlier, seed)))
 
     def commands(self, module: str, block: _Block) -> Iterator[Command]:
         program = importlib.import_module(module)
         names = [name for name in inspect.signature(program.main).parameters if name != "out"]
+        paths = path_names(program.main)
         for settings in block.points():
             for key in settings:
                 choose("setting", key, names)
-            given = {key: str(value) for key, value in self._resolved(settings).items()}
+            given = {key: str(value) for key, value in self._resolved(settings, paths).items()}
             command = Command(module, tuple(sorted(given.items())))
             if command.reads_table and self.data.table:
                 given["table"] = str(self.data.table.resolve())
@@ -197,36 +202,20 @@ class _Reader:
             found.append(read_earlier_run(Path(matches[0]).resolve()))
         return tuple(found)
 
-    def _with_data(self, config: RunConfig) -> RunConfig:
+    def _with_data(self, settings: Settings) -> RunConfig:
         """With the files that the user has named, where a run needs them."""
-        if config.evaluator_name == "table" and self.data.table:
-            config = replace(config, table=self.data.table)
-        if needs_latency(config) and self.data.latency_table:
-            config = replace(config, latency_table=self.data.latency_table)
-        if config.evaluator_name in ON_IMAGES:
-            networks = replace(
-                config.networks,
-                data=self.data.images or config.networks.data,
-                weights=self.data.weights or config.networks.weights,
-            )
-            config = replace(config, networks=networks)
-        return config.absolute()
+        needed = needed_files(_run_config(settings))
+        named = {name: str(file) for name in needed if (file := getattr(self.data, name))}
+        return _run_config(settings | named).absolute()
 
-    def _arguments(self, settings: Settings) -> list[str]:
-        return [
-            f"--{key.replace('_', '-')}={item}"
-            for key, value in self._resolved(settings).items()
-            for item in (value if isinstance(value, list) else [value])
-        ]
-
-    def _resolved(self, settings: Settings) -> Settings:
-        """With paths that mean the same in any working directory."""
+    def _resolved(self, settings: Settings, paths: Sequence[str]) -> Settings:
+        """With paths that mean the same in any working directory: they start from the file's."""
         return {
-            key: self._path(value) if key in _PATHS else value for key, value in settings.items()
+            key: str((self.folder / value).resolve())
+            if key in paths and isinstance(value, str)
+            else value
+            for key, value in settings.items()
         }
-
-    def _path(self, value: Any) -> Any:
-        return str((self.folder / value).resolve()) if isinstance(value, str) else value
 
 
 _parser = App()
@@ -237,8 +226,13 @@ def _configuration(config: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
     return config
 
 
-def _run_config(arguments: list[str]) -> RunConfig:
-    """The configuration that a command line asks for."""
+def _run_config(settings: Settings) -> RunConfig:
+    """The configuration that a command line with these options asks for."""
+    arguments = [
+        f"--{key.replace('_', '-')}={item}"
+        for key, value in settings.items()
+        for item in (value if isinstance(value, list) else [value])
+    ]
     config: RunConfig = _parser(
         arguments, exit_on_error=False, print_error=False, result_action="return_value"
     )

@@ -114,16 +114,9 @@ class Search:
 
     @property
     def missing(self) -> str | None:
-        config = self.config
-        if config.evaluator_name == "table" and config.table is None:
-            return "--table"
-        if needs_latency(config) and config.latency_table is None:
-            return "--latency-table"
-        if config.evaluator_name in ON_IMAGES and config.networks.data is None:
-            return "--data"
-        if config.evaluator_name == "supernet" and config.networks.weights is None:
-            return "--weights"
-        return None
+        required = (name for name, must in needed_files(self.config).items() if must)
+        missing = next((name for name in required if name not in self.config.paths), None)
+        return missing and f"--{missing.replace('_', '-')}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -293,9 +286,17 @@ def check(jobs: list[Job], device: str) -> None:
         Search(config).check(device)
 
 
-def needs_latency(config: RunConfig) -> bool:
-    """Whether a run is constrained in its latency; raises ValueError for what is no constraint."""
-    return any(parse_constraint(text)[0] == "latency" for text in config.constraint)
+def needed_files(config: RunConfig) -> dict[str, bool]:
+    """The files that a run reads, by setting, and whether it cannot do without.
+
+    Raises ValueError for what is no constraint.
+    """
+    needed = {"table": True} if config.evaluator_name == "table" else {}
+    if any(parse_constraint(text)[0] == "latency" for text in config.constraint):
+        needed["latency_table"] = True
+    if config.evaluator_name in ON_IMAGES:
+        needed |= {"data": True, "weights": config.evaluator_name == "supernet"}
+    return needed
 
 
 def _is_exhausted(out: Path) -> bool:
