@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -19,9 +20,10 @@ from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.run import read_run
+from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Trial, evaluate_trial
+from orchestrator.search.trial import Outcome, Trial, evaluate_trial
 from trainers.base import EvaluationError, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 
@@ -687,6 +689,16 @@ def test_an_exhausted_space_ends_the_run(tmp_path, strategy):
     again = Events()
     assert study(tmp_path / "run", config, observers=(again,)).num_finished == 144
     assert again.seen == []
+
+
+def test_a_run_with_a_trial_pending_is_not_complete_though_its_space_is_exhausted(tmp_path):
+    with closing(RunStore.open(tmp_path / "run", CONFIG, TOY)) as store:
+        store.propose(Suggestion(tuple(ARCHS[:2]), "initial", (None,) * 2))
+        store.exhaust()
+        store.record(Outcome(0, "ok", 0.5))
+        assert not read_run(store.out).complete
+        store.record(Outcome(1, "ok", 0.5))
+        assert read_run(store.out).complete
 
 
 def test_the_last_unseen_architecture_is_found(tmp_path):

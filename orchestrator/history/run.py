@@ -49,7 +49,7 @@ class Run:
     rounds: what was journalled of each round: its seconds and diagnostics.
     num_finished: trials with an outcome, those behind a gap included.
     num_failed: trials that failed.
-    exhausted: whether its space holds no more architectures to propose.
+    exhausted: whether it has ended because its space holds no more architectures to propose.
     """
 
     path: Location
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return len(self) >= self.budget or (self.exhausted and self.num_finished == len(self.archs))
+        return len(self) >= self.budget or self.exhausted
 
     @cached_property
     def incumbent(self) -> NDArray[np.int64]:
@@ -186,7 +186,7 @@ def read_run(path: Location) -> Run:
             len(outcomes),
             int(failed.sum()),
             np.array([FULL_EPOCHS if one is None else one for one in epochs], dtype=np.int64),
-            exhausted,
+            exhausted and len(outcomes) == len(trials),
         )
     except DAMAGE:
         raise DamagedRunError("journal.jsonl does not hold trials of this version") from None
