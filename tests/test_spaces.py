@@ -291,20 +291,14 @@ def toy_first_absent(x):
 
 
 BREAKAGES = [
-    (NASBENCH201, 1, [nb201_two_operators, nb201_empty_row]),
-    (NASBENCH201, 2, [nb201_wrong_input, nb201_wrong_output]),
+    (NASBENCH201, 1, [nb201_two_operators]),
+    (NASBENCH201, 2, [nb201_empty_row]),
+    (NASBENCH201, 3, [nb201_wrong_input, nb201_wrong_output]),
     (NASBENCH201, 3, [nb201_input_inside, nb201_output_inside]),
     (MOBILENETV3, 1, [mbv3_two_operators]),
-    (MOBILENETV3, 2, [mbv3_first_absent, mbv3_second_absent]),
-    (MOBILENETV3, 3, [mbv3_hole]),
+    (MOBILENETV3, 2, [mbv3_first_absent, mbv3_second_absent, mbv3_hole]),
     (TOY, 1, [toy_two_operators]),
     (TOY, 2, [toy_first_absent]),
-    (DERIVED[NASBENCH201], 1, [nb201_two_operators]),
-    (DERIVED[NASBENCH201], 2, [nb201_empty_row]),
-    (DERIVED[NASBENCH201], 3, [nb201_wrong_input, nb201_wrong_output]),
-    (DERIVED[NASBENCH201], 3, [nb201_input_inside, nb201_output_inside]),
-    (DERIVED[MOBILENETV3], 1, [mbv3_two_operators]),
-    (DERIVED[MOBILENETV3], 2, [mbv3_first_absent, mbv3_second_absent, mbv3_hole]),
 ]
 
 
@@ -327,15 +321,11 @@ def test_error_codes(space, code, breakage, rng):
 @pytest.mark.parametrize(
     ("space", "breakages"),
     [
-        (NASBENCH201, [(1, nb201_two_operators), (2, nb201_wrong_input), (3, nb201_input_inside)]),
-        (MOBILENETV3, [(1, mbv3_two_operators), (2, mbv3_first_absent), (3, mbv3_hole)]),
+        (NASBENCH201, [(1, nb201_two_operators), (2, nb201_empty_row), (3, nb201_input_inside)]),
+        (MOBILENETV3, [(1, mbv3_two_operators), (2, mbv3_first_absent)]),
         (TOY, [(1, toy_two_operators), (2, toy_first_absent)]),
-        (
-            DERIVED[NASBENCH201],
-            [(1, nb201_two_operators), (2, nb201_empty_row), (3, nb201_input_inside)],
-        ),
     ],
-    ids=["nasbench201", "mobilenetv3", "toy", "derived-nasbench201"],
+    ids=["nasbench201", "mobilenetv3", "toy"],
 )
 def test_of_several_errors_the_first_rule_wins(space, breakages, rng):
     for count in range(2, len(breakages) + 1):
@@ -354,13 +344,26 @@ def test_one_broken_sample_does_not_spoil_its_batch(space, rng):
     assert space.check(x).tolist() == [0, 1, 0]
 
 
-# What a space derives from its stages.
+def is_a_cell(on):
+    """One operator a node; input and output at the ends and nowhere else."""
+    ends = on[:, 0, 0] & on[:, 7, 1]
+    return (on.sum(2) == 1).all(1) & ends & ~on[:, 1:7, :2].any((1, 2))
 
 
-@pytest.mark.parametrize(("published", "derived"), DERIVED.items(), ids=lambda space: space.name)
-def test_the_derived_check_accepts_what_the_published_one_accepts(published, derived, rng):
+def is_a_network(on):
+    """At most one operator a layer; of a stage the first two, and the fourth after the third."""
+    first, second, third, fourth = on.any(2).reshape(-1, 5, 4).transpose(2, 0, 1)
+    return (on.sum(2) <= 1).all(1) & (first & second & (third | ~fourth)).all(1)
+
+
+@pytest.mark.parametrize(
+    ("space", "is_valid"),
+    [(NASBENCH201, is_a_cell), (MOBILENETV3, is_a_network)],
+    ids=["nasbench201", "mobilenetv3"],
+)
+def test_the_published_spaces_accept_what_their_papers_describe(space, is_valid, rng):
     """Encodings of which a few entries were set at random, or a row copied or cleared."""
-    x = published.encode(published.sample(6000, rng)).numpy()
+    x = space.encode(space.sample(6000, rng)).numpy()
     for row in x:
         for _ in range(rng.integers(4)):
             node, source = rng.integers(len(row), size=2)
@@ -369,10 +372,12 @@ def test_the_derived_check_accepts_what_the_published_one_accepts(published, der
                 row[node, rng.integers(row.shape[1])] = rng.integers(2)
             else:
                 row[node] = row[source] if kind == 1 else 0
-    codes = published.check(torch.from_numpy(x))
-    assert torch.equal(derived.check(torch.from_numpy(x)) == 0, codes == 0)
-    assert {*codes.tolist()} == {0, *published.errors}
-    assert 0.1 < (codes == 0).float().mean() < 0.9
+    valid = is_valid(x > 0.5)
+    np.testing.assert_array_equal(space.check(torch.from_numpy(x)) == 0, valid)
+    assert 0.1 < valid.mean() < 0.9
+
+
+# What a space derives from its stages.
 
 
 def test_of_all_matrices_only_encodings_are_valid():
@@ -429,7 +434,6 @@ def test_the_derived_graph_is_a_chain():
     [
         ({"render": str}, "render and parse go together"),
         ({"parse": tuple}, "render and parse go together"),
-        ({"check_rows": torch.numel}, "the codes of check_rows need their errors"),
         *[
             ({"operators": ("w", "a", name)}, "different names without ',' and '/'")
             for name in ("a", "", "a,b", "a/b", " b")

@@ -8,12 +8,12 @@ constant of the space: only V is ever generated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain, pairwise, product
 from operator import contains
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -131,15 +131,6 @@ class SearchSpace(Protocol):
         ...
 
 
-_STAGE_ERRORS: Mapping[int, str] = MappingProxyType(
-    {
-        1: "a node holds more than one operator",
-        2: "the present nodes of a stage are not its first ones, or not of an allowed number",
-        3: "a node holds an operator that is none of its choices",
-    }
-)
-
-
 def encoding(x: Tensor) -> Tensor:
     """(B, N, F) -> (B, N F): the features of a space that names no others."""
     return x.flatten(1)
@@ -149,12 +140,11 @@ def encoding(x: Tensor) -> Tensor:
 class StagedSpace:
     """A search space made of stages. Implements `SearchSpace`.
 
-    Name, operators and stages are all it needs. The other fields are optional; what is left out is
+    A matrix is valid when it is the encoding of an architecture of the stages. Name, operators and
+    stages are all a space needs. The other fields are optional; what is left out is
     derived from the stages:
 
     edges: (u, v) pairs of the graph over the N nodes. Derived: a chain.
-    check_rows: (B, N, F) bool -> (B,) int64 error codes, whose meanings are in `errors`. Derived:
-        a matrix is valid when it is the encoding of an architecture.
     render, parse: operators (N,) to published text and back; `parse` need not check validity.
         Derived: names of the present operators, "," between those of a stage, "/" between stages.
     config: operators (N,) to a JSON object. Derived: the names of each stage.
@@ -166,18 +156,22 @@ class StagedSpace:
     operators: tuple[str, ...]
     stages: tuple[Stage, ...]
     edges: tuple[tuple[int, int], ...] | None = None
-    errors: Mapping[int, str] = field(default_factory=lambda: _STAGE_ERRORS)
-    check_rows: Callable[[Tensor], Tensor] | None = None
     render: Callable[[tuple[int, ...]], str] | None = None
     parse: Callable[[str], tuple[int, ...]] | None = None
     config: Callable[[tuple[int, ...]], dict[str, Any]] | None = None
     structure: tuple[Callable[[Tensor], Tensor], ...] = (encoding,)
 
+    errors: ClassVar[Mapping[int, str]] = MappingProxyType(
+        {
+            1: "a node holds more than one operator",
+            2: "a stage has a gap, or a number of nodes that is not allowed",
+            3: "a node holds an operator that is none of its choices",
+        }
+    )
+
     def __post_init__(self) -> None:
         if (self.render is None) != (self.parse is None):
             raise ValueError(f"{self.name}: render and parse go together")
-        if self.check_rows is not None and self.errors is _STAGE_ERRORS:
-            raise ValueError(f"{self.name}: the codes of check_rows need their errors")
         if self.render is None and (
             len({*self.operators}) < len(self.operators)
             or any(not name or name.strip() != name or {*name} & {*",/"} for name in self.operators)
@@ -265,7 +259,22 @@ class StagedSpace:
         return (ops[..., None] == torch.arange(self.shape[1])).float()  # (B, N, F)
 
     def check(self, x: Tensor) -> Tensor:
-        return (self.check_rows or self._check_stages)(x > 0.5)
+        on = x > 0.5
+        code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
+        code[(on & ~self._allowed.to(on.device)).flatten(1).any(1)] = 3
+        sizes = [len(stage.choices) for stage in self.stages]
+        for stage, present in zip(self.stages, on.any(-1).split(sizes, dim=1), strict=True):
+            hole = (present[:, 1:] & ~present[:, :-1]).any(1)
+            depths = torch.tensor(stage.depths, device=on.device)
+            code[hole | ~torch.isin(present.sum(1), depths)] = 2
+        code[(on.sum(-1) > 1).any(-1)] = 1  # the first rule wins
+        return code
+
+    @cached_property
+    def _allowed(self) -> Tensor:
+        """(N, F) bool; the operators that each node may hold."""
+        choices = [slot for stage in self.stages for slot in stage.choices]
+        return torch.tensor([[op in slot for op in range(self.shape[1])] for slot in choices])
 
     def decode(self, x: Tensor) -> list[Architecture | None]:
         on = x > 0.5
@@ -301,24 +310,7 @@ class StagedSpace:
             return False
         return all(_fits(self, s, ops[nodes]) for s, nodes in enumerate(self.nodes))
 
-    # Derived from `stages`, for spaces without functions of their own.
-
-    @cached_property
-    def _allowed(self) -> Tensor:
-        """(N, F) bool; the operators that each node may hold."""
-        choices = [slot for stage in self.stages for slot in stage.choices]
-        return torch.tensor([[op in slot for op in range(self.shape[1])] for slot in choices])
-
-    def _check_stages(self, on: Tensor) -> Tensor:
-        code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
-        code[(on & ~self._allowed.to(on.device)).flatten(1).any(1)] = 3
-        sizes = [len(stage.choices) for stage in self.stages]
-        for stage, present in zip(self.stages, on.any(-1).split(sizes, dim=1), strict=True):
-            hole = (present[:, 1:] & ~present[:, :-1]).any(1)
-            depths = torch.tensor(stage.depths, device=on.device)
-            code[hole | ~torch.isin(present.sum(1), depths)] = 2
-        code[(on.sum(-1) > 1).any(-1)] = 1  # the first rule wins
-        return code
+    # Texts derived from `stages`, for spaces without functions of their own.
 
     def _names(self, ops: tuple[int, ...]) -> list[list[str]]:
         """Names of the present operators of each stage."""

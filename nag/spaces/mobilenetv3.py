@@ -45,16 +45,6 @@ def _config(ops: tuple[int, ...]) -> dict[str, Any]:
     return {"ks": [k for k, _ in layers], "e": [e for _, e in layers], "d": depths(ops)}
 
 
-def _check(on: Tensor) -> Tensor:
-    code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
-    present = on.any(-1).view(-1, NUM_STAGES, MAX_DEPTH)  # (B, 5, 4)
-    hole = (present[..., 3] & ~present[..., 2]).any(-1)
-    too_shallow = ~present[..., :2].all(-1).all(-1)
-    two_operators = (on.sum(-1) > 1).any(-1)
-    code[hole], code[too_shallow], code[two_operators] = 3, 2, 1  # the first rule wins
-    return code
-
-
 def _render(ops: tuple[int, ...]) -> str:
     depth = depths(ops)
     return "_".join(
@@ -123,13 +113,6 @@ MOBILENETV3 = StagedSpace(
     name="mobilenetv3",
     operators=tuple(f"{k}-{e}" for k, e in LAYERS),
     stages=(Stage(choices=(tuple(range(len(LAYERS))),) * MAX_DEPTH, depths=DEPTHS),) * NUM_STAGES,
-    edges=tuple((i, i + 1) for i in range(NUM_STAGES * MAX_DEPTH - 1)),
-    errors={
-        1: "a layer holds more than one operator",
-        2: "one of the first two layers of a stage is absent",
-        3: "the third layer of a stage is absent but the fourth is not",
-    },
-    check_rows=_check,
     render=_render,
     parse=_parse,
     config=_config,

@@ -41,15 +41,6 @@ def _line_graph() -> tuple[tuple[int, int], ...]:
     return tuple(sorted(edges))
 
 
-def _check(on: Tensor) -> Tensor:
-    code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
-    terminal_inside = on[:, 1:7, :2].any(-1).any(-1)
-    wrong_ends = ~(on[:, 0, INPUT] & on[:, 7, OUTPUT])
-    not_one_hot = (on.sum(-1) != 1).any(-1)
-    code[terminal_inside], code[wrong_ends], code[not_one_hot] = 3, 2, 1  # the first rule wins
-    return code
-
-
 def _render(ops: tuple[int, ...]) -> str:
     a, b, c, d, e, f = (OPERATORS[op] for op in ops[1:7])
     return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
@@ -135,12 +126,6 @@ NASBENCH201 = StagedSpace(
         Stage(choices=((OUTPUT,),), depths=(1,)),
     ),
     edges=_line_graph(),
-    errors={
-        1: "a node does not hold exactly one operator",
-        2: "node 0 is not the input or node 7 not the output",
-        3: "an inner node is an input or output",
-    },
-    check_rows=_check,
     render=_render,
     parse=_parse,
     config=_config,
