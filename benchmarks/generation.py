@@ -34,7 +34,6 @@ import torch
 
 from nag.checkpoint import load_network
 from nag.cli import UserError, command_line, find_space, run, user_errors
-from nag.exact_score import uniform_law_sde
 from nag.generate import DEFAULT_SAMPLER, Samples, generate, resolve_device
 from nag.generator import (
     DiffusionGenerator,
@@ -45,6 +44,7 @@ from nag.generator import (
     load_score,
 )
 from nag.guidance import Ladder, LogDensity, denoised, guided, value
+from nag.laws import UniformLaw, sde_of
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
 from nag.predictors.noise_aware import fit_noise_aware
@@ -373,7 +373,7 @@ def _load(case: Case, device: torch.device) -> tuple[ScoreFn, VESDE]:
         network = load_network(case.weights, SPACE, device=device)
         return accelerated(network, device), network.sde
     torch.manual_seed(0)
-    network = ScoreNetwork(SPACE, uniform_law_sde(SPACE), preset("paper", SPACE))
+    network = ScoreNetwork(SPACE, sde_of(UniformLaw(SPACE)), preset("paper", SPACE))
     return accelerated(network.to(device).eval().requires_grad_(False), device), network.sde
 
 

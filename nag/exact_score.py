@@ -84,10 +84,10 @@ def posterior_mean(
     return 2 * posterior(space, x, sigma, reward) - 1
 
 
-def uniform_law_sde(space: SearchSpace, sigma_min: float = 0.1, sigma_max: float = 5.0) -> VESDE:
-    """The SDE with its prior at the mean of the uniform law (the posterior without evidence)."""
-    no_evidence = torch.zeros(1, *space.shape), torch.tensor([torch.inf])
-    return VESDE.of_mean(posterior_mean(space, *no_evidence)[0], sigma_min, sigma_max)
+def uniform_mean(space: SearchSpace) -> Tensor:
+    """(N, F) mean of the encodings under the uniform law, in float64."""
+    x = torch.zeros(1, *space.shape).double()  # no evidence at an infinite sigma
+    return posterior(space, x, torch.tensor([torch.inf]).double())[0]
 
 
 def posterior_mean_of_samples(samples: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
-from nag.exact_score import exact_score, uniform_law_sde
+from nag.exact_score import exact_score
 from nag.generate import DEFAULT_SAMPLER, Samples, generate, resolve_device
 from nag.guidance import (
     Ladder,
@@ -26,12 +26,13 @@ from nag.guidance import (
     target,
     value,
 )
+from nag.laws import UniformLaw, sde_of
 from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.predictors.noise_aware import NoiseAwarePredictor, fit_noise_aware
 from nag.properties import Constraint
 from nag.samplers import SAMPLERS, SCHEDULES
 from nag.score_net import ScoreNetwork
-from nag.sde import VESDE, ScoreFn
+from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, ScoreFn
 from nag.spaces import SPACES, Architecture, SearchSpace
 
 GuidanceKind = Literal["denoised", "noise-aware"]
@@ -52,8 +53,8 @@ class GeneratorConfig:
     space: str
     score: Literal["network", "exact"] = "network"
     weights: Path | None = None
-    sigma_min: float = 0.1
-    sigma_max: float = 5.0
+    sigma_min: float = SIGMA_MIN
+    sigma_max: float = SIGMA_MAX
     sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
     schedule: str = "geometric"
@@ -236,7 +237,7 @@ def load_score(
     if config.score == "exact":
         if config.weights is not None:
             raise ValueError(f"the exact score takes no weights, and {config.weights} is given")
-        sde = uniform_law_sde(space, config.sigma_min, config.sigma_max)
+        sde = sde_of(UniformLaw(space), config.sigma_min, config.sigma_max)
         return exact_score(space, sde), sde
     sigmas = config.sigma_min, config.sigma_max
     network = load_network(config.weights or shipped_weights(space), space, sigmas, device)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nag.exact_score import posterior, posterior_mean_of_samples
-from nag.sde import VESDE, centre, uncentre
+from nag.exact_score import posterior, posterior_mean_of_samples, uniform_mean
+from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, centre, uncentre
 from nag.spaces import Architecture, SearchSpace
 
 _MAX_DRAWS = 50  # times the number wanted, before a random list of distinct ones is given up
@@ -51,8 +51,7 @@ class UniformLaw:
 
     @cached_property
     def mean(self) -> Tensor:
-        x = torch.zeros(1, *self.space.shape)
-        return posterior(self.space, x, torch.tensor([torch.inf]))[0]
+        return uniform_mean(self.space).float()
 
     def draw(self, n: int, rng: np.random.Generator) -> Tensor:
         return self.space.encode(self.space.sample(n, rng))
@@ -110,6 +109,6 @@ def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
     raise ValueError(f"no {num} distinct architectures found in {space.name}")
 
 
-def sde_of(law: Law, sigma_min: float = 0.1, sigma_max: float = 5.0) -> VESDE:
+def sde_of(law: Law, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> VESDE:
     """The SDE with its prior at the mean of a law."""
     return VESDE.of_mean(centre(law.mean), sigma_min, sigma_max)

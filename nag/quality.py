@@ -17,11 +17,11 @@ from rich.progress import Progress
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
 from nag.cli import UserError, WholeNumber, choose, command_line, find_space, run, user_errors
-from nag.exact_score import exact_score, exact_score_of_samples, uniform_law_sde
+from nag.exact_score import exact_score, exact_score_of_samples
 from nag.files import kept
 from nag.generate import DEFAULT_SAMPLER, generate, resolve_device
 from nag.generator import accelerated
-from nag.laws import ListLaw, random_list, sde_of
+from nag.laws import ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import distances, noise, pack, summary
 from nag.quality_report import report
 from nag.samplers import SAMPLERS
@@ -253,7 +253,7 @@ class Benchmark:
     def source(self, name: str) -> Source:
         """What a row samples from; trains its network where there is none."""
         if name == "exact":
-            sde = uniform_law_sde(self.space)
+            sde = sde_of(UniformLaw(self.space))
             return Source(exact_score(self.space, sde), sde, lambda: self.listed)
         if name == "exact-of-list":
             sde, points = sde_of(self.law), centre(self.space.encode(self.law.archs))

@@ -25,6 +25,7 @@ from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import SAMPLERS
+from nag.sde import SIGMA_MAX, SIGMA_MIN
 from nag.spaces import SearchSpace
 
 app = command_line(
@@ -42,8 +43,8 @@ def main(
     seed: WholeNumber = 0,
     score: Literal["network", "exact"] = "network",
     weights: Path | None = None,
-    sigma_min: float = 0.1,
-    sigma_max: float = 5.0,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
     sampler: str = DEFAULT_SAMPLER,
     steps: WholeNumber | None = None,
     schedule: str = "geometric",

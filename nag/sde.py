@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SIGMA_MIN, SIGMA_MAX = 0.1, 5.0
+"""Noise levels unless other ones are asked for, in the coding -1/+1."""
+
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, N, F), t (B,)) -> grad_x log p_t(x_t), (B, N, F). All that a sampler ever sees."""
 
@@ -41,8 +44,8 @@ class VESDE:
     """
 
     mean: tuple[tuple[float, ...], ...]
-    sigma_min: float = 0.1
-    sigma_max: float = 5.0
+    sigma_min: float
+    sigma_max: float
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
@@ -52,7 +55,7 @@ class VESDE:
             )
 
     @classmethod
-    def of_mean(cls, mean: Tensor, sigma_min: float = 0.1, sigma_max: float = 5.0) -> "VESDE":
+    def of_mean(cls, mean: Tensor, sigma_min: float, sigma_max: float) -> "VESDE":
         """The SDE of data with this (N, F) mean; rounded so that it survives JSON unchanged."""
         rows = tuple(tuple(round(v, 6) for v in row) for row in mean.tolist())
         return cls(rows, sigma_min, sigma_max)

@@ -30,7 +30,7 @@ from nag.cli import (
 from nag.generate import generate, resolve_device
 from nag.laws import Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
-from nag.sde import VESDE
+from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE
 from nag.spaces import StagedSpace
 from nag.training import (
     PAPER_TRAINING,
@@ -67,8 +67,8 @@ def main(
     decay: bool | None = None,
     bfloat16: bool = False,
     half: bool = False,
-    sigma_min: float = 0.1,
-    sigma_max: float = 5.0,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
     seed: WholeNumber = 0,
     device: str = "auto",
     threads: WholeNumber | None = None,

@@ -17,6 +17,7 @@ from nag.cli import UserError, WholeNumber, check_seed, find_space, section, use
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
+from nag.sde import SIGMA_MAX, SIGMA_MIN
 from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
 from orchestrator.methods import (
     AIMING,
@@ -184,8 +185,8 @@ class RunConfig:
     networks: NetworkOptions = NetworkOptions()
     score: Annotated[Literal["network", "exact"], _DIFFUSION] = "network"
     score_weights: Annotated[Path | None, _DIFFUSION] = None
-    sigma_min: Annotated[float, _DIFFUSION] = 0.1
-    sigma_max: Annotated[float, _DIFFUSION] = 5.0
+    sigma_min: Annotated[float, _DIFFUSION] = SIGMA_MIN
+    sigma_max: Annotated[float, _DIFFUSION] = SIGMA_MAX
     sampler: Annotated[str, _DIFFUSION] = DEFAULT_SAMPLER
     steps: Annotated[WholeNumber, _DIFFUSION] = 20
     noise_schedule: Annotated[Literal["geometric", "karras"], _DIFFUSION] = "geometric"

@@ -15,9 +15,8 @@ from nag.checkpoint import (
     save_tensors,
     shipped_weights,
 )
-from nag.exact_score import uniform_law_sde
 from nag.generate import generate
-from nag.laws import UniformLaw
+from nag.laws import UniformLaw, sde_of
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -25,7 +24,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
 from nag.training import distance_to_exact
 
-SDE = uniform_law_sde(TOY)
+SDE = sde_of(UniformLaw(TOY))
 CONFIG = ScoreNetConfig(width=16, blocks=1, heads=2, head_widths=(8,), mask="upper_triangular")
 
 
@@ -187,7 +186,7 @@ def test_shipped_weights_know_the_exact_posterior(space, limit):
 @pytest.mark.parametrize("space", [NASBENCH201, MOBILENETV3], ids=lambda space: space.name)
 def test_shipped_weights_generate_valid_architectures(space):
     network = load_network(shipped_weights(space), space, (0.1, 5.0))
-    assert network.sde == uniform_law_sde(space)
+    assert network.sde == sde_of(UniformLaw(space))
     made = generate(space, network, network.sde, 1000, seed=0)
     assert made.validity >= 0.999
     assert made.uniqueness >= 0.95

@@ -11,8 +11,8 @@ from nag.exact_score import (
     exact_score_of_samples,
     posterior,
     posterior_mean,
-    uniform_law_sde,
 )
+from nag.laws import UniformLaw, sde_of
 from nag.sde import VESDE, centre, uncentre
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -20,7 +20,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
 
 REWARD = torch.randn(4, 3, generator=torch.Generator().manual_seed(5)).double()
-SDE = uniform_law_sde(TOY)
+SDE = sde_of(UniformLaw(TOY))
 
 
 def enumerated_posterior(x, sigma, log_weights, points):
@@ -122,12 +122,12 @@ def test_the_whole_toy_space_as_a_sample_repeated_by_weight():
 def test_prior_mean_is_the_mean_of_the_law():
     mean = torch.einsum("a,anf->nf", law(), POINTS)
     torch.testing.assert_close(torch.tensor(SDE.mean).double(), mean, atol=1e-6, rtol=0)
-    mean = torch.tensor(uniform_law_sde(MOBILENETV3).mean)
+    mean = torch.tensor(sde_of(UniformLaw(MOBILENETV3)).mean)
     assert mean.mean().item() == pytest.approx(-5 / 6, abs=1e-6)  # 15 of 20 layers, 1 of 9 entries
-    mean = torch.tensor(uniform_law_sde(NASBENCH201).mean)
+    mean = torch.tensor(sde_of(UniformLaw(NASBENCH201)).mean)
     assert mean[0].tolist() == [1, -1, -1, -1, -1, -1, -1]
     assert mean[3].tolist() == pytest.approx([-1, -1, *[-0.6] * 5])
-    sde = uniform_law_sde(TOY, 0.2, 3.0)
+    sde = sde_of(UniformLaw(TOY), 0.2, 3.0)
     assert sde == VESDE(SDE.mean, 0.2, 3.0)
 
 

@@ -8,9 +8,10 @@ import torch
 from scipy.stats import norm
 from toy_law import LOG_WEIGHTS, POINTS, gradient, noisy, rewards
 
-from nag.exact_score import exact_score, exact_score_of_samples, posterior, uniform_law_sde
+from nag.exact_score import exact_score, exact_score_of_samples, posterior
 from nag.generate import generate
 from nag.guidance import Ladder, Norms, denoised, guided, improvement, target, value
+from nag.laws import UniformLaw, sde_of
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, Property, shadow_prices
@@ -20,7 +21,7 @@ from nag.spaces.toy import TOY
 
 torch.set_num_threads(1)
 
-SDE = uniform_law_sde(TOY)
+SDE = sde_of(UniformLaw(TOY))
 REWARD = torch.randn(4, 3, generator=torch.Generator().manual_seed(5)).double()
 COST = Property("cost", TOY, 1.0, np.random.default_rng(6).standard_normal((4, 3)))
 
@@ -282,7 +283,7 @@ def synthetic():
 
 def draw(true, log_density, k):
     """True values of 256 samples in 20 steps."""
-    sde = uniform_law_sde(MOBILENETV3)
+    sde = sde_of(UniformLaw(MOBILENETV3))
     score = exact_score(MOBILENETV3, sde)
     if k:
         scale = Ladder(k, k)

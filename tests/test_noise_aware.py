@@ -6,7 +6,8 @@ import torch
 from toy_law import ARCHS as TOY_ARCHS
 from toy_law import POINTS, law
 
-from nag.exact_score import posterior, uniform_law_sde
+from nag.exact_score import posterior
+from nag.laws import UniformLaw, sde_of
 from nag.predictors.base import Observations
 from nag.predictors.noise_aware import NoiseAwarePredictor, fit_noise_aware
 from nag.sde import centre
@@ -45,7 +46,7 @@ def observe(space, n, seed=0):
 def fit(space, observations, surrogate, seed=0, **settings):
     return fit_noise_aware(
         space,
-        uniform_law_sde(space),
+        sde_of(UniformLaw(space)),
         observations,
         surrogate,
         np.random.default_rng(seed),

@@ -12,10 +12,10 @@ from toy_law import ARCHS, law
 
 from nag.checkpoint import load_network
 from nag.cli import run
-from nag.exact_score import exact_score_of_samples, uniform_law_sde
+from nag.exact_score import exact_score_of_samples
 from nag.generate import generate
 from nag.generator import DiffusionGenerator
-from nag.laws import ListLaw, sde_of
+from nag.laws import ListLaw, UniformLaw, sde_of
 from nag.sample import app as sample_app
 from nag.sde import centre
 from nag.spaces.toy import TOY
@@ -105,7 +105,7 @@ def test_the_prior_is_at_the_mean_of_the_list(weights):
     for loaded in (load_network(weights, TOY).sde, DiffusionGenerator(config).sde):
         torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor(sde.mean))
     assert loaded.mean[0] == (1, -1, -1)
-    assert np.abs(np.subtract(loaded.mean, uniform_law_sde(TOY).mean)).max() > 0.5
+    assert np.abs(np.subtract(loaded.mean, sde_of(UniformLaw(TOY)).mean)).max() > 0.5
 
 
 def test_the_record_says_how_far_samples_are_from_the_list(weights):

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import norm
 from toy_law import ARCHS, LOG_WEIGHTS, POINTS, law, noisy
 
-from nag.exact_score import exact_score, posterior, uniform_law_sde
+from nag.exact_score import exact_score, posterior
 from nag.generate import generate
 from nag.guidance import Ladder, guided
+from nag.laws import UniformLaw, sde_of
 from nag.properties import Constraint, Property, satisfied, shadow_prices
 from nag.sde import centre, uncentre
 from nag.spaces import ABSENT, Architecture
@@ -355,7 +356,7 @@ def test_an_impossible_constraint_gives_the_nearest(behind_noise):
 
 # Samples of MobileNetV3 with the exact score.
 
-SDE = uniform_law_sde(MOBILENETV3)
+SDE = sde_of(UniformLaw(MOBILENETV3))
 RANDOM = MOBILENETV3.sample(5_000, np.random.default_rng(0))
 VALUE = np.random.default_rng(11).standard_normal((20, 9))
 VALUE /= (MOBILENETV3.encode(RANDOM).numpy() * VALUE).sum((1, 2)).std()
@@ -448,7 +449,7 @@ def test_a_constraint_alone_keeps_the_rest_of_the_law():
 def test_a_constraint_of_the_toy_space_keeps_within_what_is_left():
     quantity = random_property(TOY)
     constraint = Constraint(quantity, float(np.quantile(quantity(ARCHS), 0.25)))
-    sde = uniform_law_sde(TOY)
+    sde = sde_of(UniformLaw(TOY))
     score = guided(exact_score(TOY, sde), TOY, sde, constraints=[constraint])
     archs = generate(TOY, score, sde, 300, seed=0, steps=20).valid
     allowed = constraint.satisfied(ARCHS)

@@ -11,9 +11,8 @@ from toy_law import ARCHS, law
 
 from nag.checkpoint import load_network, save_network
 from nag.cli import run
-from nag.exact_score import uniform_law_sde
 from nag.generate import Samples, generate
-from nag.laws import UniformLaw, random_list
+from nag.laws import UniformLaw, random_list, sde_of
 from nag.metrics import Summary, distances, noise, pack, summary
 from nag.quality import RECIPES, ROWS, app, choose_rows, uniform_draws
 from nag.score_net import ScoreNetwork
@@ -126,7 +125,7 @@ def test_uniform_draws_are_those_of_a_training(monkeypatch):
         return self.space.encode(archs)
 
     monkeypatch.setattr(UniformLaw, "draw", recorded)
-    state = TrainingState.start(ScoreNetwork(TOY, uniform_law_sde(TOY), network_of("default")))
+    state = TrainingState.start(ScoreNetwork(TOY, sde_of(UniformLaw(TOY)), network_of("default")))
     list(train(state, UniformLaw(TOY), TrainingConfig(steps=3, batch_size=8), seed=5))
     assert uniform_draws(TOY, seed=5, steps=3, batch_size=8) == drawn
     assert 8 < len(drawn) <= 24
@@ -157,7 +156,7 @@ def store(path, data, row="default"):
     """Untrained weights whose record says they were trained on `data`."""
     torch.manual_seed(0)
     path.parent.mkdir(exist_ok=True)
-    network = ScoreNetwork(TOY, uniform_law_sde(TOY), network_of(row))
+    network = ScoreNetwork(TOY, sde_of(UniformLaw(TOY)), network_of(row))
     save_network(network, path, {"seed": 0, "steps": 20, "batch_size": 8, "data": data})
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from nag.checkpoint import save_network
 from nag.cli import run
-from nag.exact_score import uniform_law_sde
+from nag.laws import UniformLaw, sde_of
 from nag.properties import Property
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.spaces import SPACES
@@ -674,7 +674,7 @@ def test_a_path_is_printed_as_it_is(tmp_path, capsys):
 def weights(tmp_path_factory):
     """A network that was never trained: its weights load, that is all."""
     path = tmp_path_factory.mktemp("weights") / "W.safetensors"
-    save_network(ScoreNetwork(TOY, uniform_law_sde(TOY), ScoreNetConfig(width=16)), path, {})
+    save_network(ScoreNetwork(TOY, sde_of(UniformLaw(TOY)), ScoreNetConfig(width=16)), path, {})
     return path
 
 

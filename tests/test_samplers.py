@@ -13,9 +13,10 @@ import pytest
 import torch
 from toy_law import ARCHS, law
 
-from nag.exact_score import exact_score, uniform_law_sde
+from nag.exact_score import exact_score
 from nag.generate import Samples, generate, resolve_device
 from nag.guidance import Ladder, guided
+from nag.laws import UniformLaw, sde_of
 from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras, predictor_corrector
 from nag.sde import VESDE, uncentre
 from nag.spaces.mobilenetv3 import MOBILENETV3, depths
@@ -23,7 +24,7 @@ from nag.spaces.toy import TOY
 
 torch.set_num_threads(1)
 
-SDE = uniform_law_sde(TOY)
+SDE = sde_of(UniformLaw(TOY))
 REWARD = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
 STEPS = {"predictor-corrector": 60}
 DETERMINISTIC = {"heun", "dpm++2m"}
@@ -114,7 +115,7 @@ def test_more_steps_take_the_bias_away():
 
 def test_depths_of_mobilenetv3_with_the_default_sampler():
     """A third each (what few steps, or a prior centred at zero, would bias)."""
-    sde = uniform_law_sde(MOBILENETV3)
+    sde = sde_of(UniformLaw(MOBILENETV3))
     made = generate(MOBILENETV3, exact_score(MOBILENETV3, sde), sde, 2_000, seed=0)
     assert made.validity > 0.999
     counts = torch.bincount(torch.tensor([d for arch in made.valid for d in depths(arch.ops)]))

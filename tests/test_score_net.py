@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from nag.exact_score import uniform_law_sde
 from nag.generator import accelerated
+from nag.laws import UniformLaw, sde_of
 from nag.score_net import (
     ScoreNetConfig,
     ScoreNetwork,
@@ -32,7 +32,7 @@ def network(space, **options):
     config = ScoreNetConfig(
         **{"width": 16, "blocks": 2, "heads": 2, "head_widths": (16,)} | options
     )
-    return ScoreNetwork(space, uniform_law_sde(space), config).eval().double()
+    return ScoreNetwork(space, sde_of(UniformLaw(space)), config).eval().double()
 
 
 def inputs(space, n=5):
@@ -45,7 +45,7 @@ def inputs(space, n=5):
     ("space", "count"), [(NASBENCH201, 3_989_575), (MOBILENETV3, 3_992_777)], ids=["nb201", "mbv3"]
 )
 def test_paper_preset_has_the_published_size(space, count):
-    net = ScoreNetwork(space, uniform_law_sde(space), preset("paper", space))
+    net = ScoreNetwork(space, sde_of(UniformLaw(space)), preset("paper", space))
     assert net.num_parameters() == count
     without = ScoreNetwork(space, net.sde, without_positions(net.config))
     assert without.num_parameters() == count  # fixed tables hold no parameters

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nag.checkpoint import save_tensors
-from nag.exact_score import posterior, uniform_law_sde
+from nag.exact_score import posterior
 from nag.generate import generate
-from nag.laws import UniformLaw, random_list
+from nag.laws import UniformLaw, random_list, sde_of
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE, centre, per_sample
 from nag.spaces.toy import TOY
@@ -27,8 +27,8 @@ from nag.training import (
 
 torch.set_num_threads(1)
 
-SDE = uniform_law_sde(TOY)
 LAW = UniformLaw(TOY)
+SDE = sde_of(LAW)
 SMALL = ScoreNetConfig(width=16, blocks=1, heads=2, feed_forward=32, head_widths=(32,))
 
 
