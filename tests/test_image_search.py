@@ -165,6 +165,7 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
         ({"--data": "nowhere"}, "nowhere"),
         ({"--out": "no/where.pt"}, "no such folder: no"),
         ({"--held-out": 45}, "cannot hold out 45 of 45 pictures"),
+        ({"--held-out": 0}, "--held-out must be at least 1"),
         ({"--device": "luck"}, "no device 'luck' here"),
         ({"--checkpoints": "kept"}, "Unknown option: --checkpoints"),
     ],
@@ -227,6 +228,12 @@ class TestSupernetsThatDoNotFit:
 
     def test_no_images(self, supernet):
         assert "images are needed: --data" in self.refusal("--weights", supernet)
+
+    def test_nothing_to_calibrate_or_to_measure_by(self, supernet, data):
+        argv = ("--weights", supernet, "--data", data)
+        for option in ("--calibration", "--held-out"):
+            for number in (0, -1):
+                assert f"{option} must be at least 1" in self.refusal(*argv, option, number)
 
     def test_another_number_of_classes(self, data, tmp_path):
         path = tmp_path / "W.pt"

@@ -113,6 +113,28 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
         open_images(path)
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0, None, *[0, 1] * 7]}, "column label is empty for 1 of 16 pictures"),
+        ({"label": [None] * 16}, "column label is empty for 16 of 16 pictures"),
+        ({"class": ["cat", "", None, *["cat"] * 13]}, "column class is empty for 2 of 16 pictures"),
+    ],
+)
+def test_pictures_without_a_class_are_refused(root, tmp_path, columns, message):
+    with pytest.raises(EvaluatorConfigError, match=message):
+        open_images(parquet_of(root, tmp_path / "x.parquet", **columns))
+
+
+def test_pictures_of_other_splits_need_no_class(root, tmp_path):
+    split = [*["train"] * 12, "val", "test", "val", "test"]
+    label = [*[0] * 6, *[1] * 6, 0, None, 1, -1]
+    path = parquet_of(root, tmp_path / "x.parquet", label=label, split=split)
+    images = open_images(path)
+    assert images.classes == ("cat", "dog")
+    assert {name: len(split) for name, split in images.splits.items()} == {"train": 12, "val": 2}
+
+
 def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     def fails(path, message):
         with pytest.raises(EvaluatorConfigError, match=message) as error:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from nag.spaces import Architecture
-from trainers.base import Measurement
+from trainers.base import EvaluatorConfigError, Measurement
 from trainers.cost import cost
 from trainers.ofa import Supernet
 from trainers.training.augment import Normalisation
@@ -34,6 +34,10 @@ class SupernetEvaluator:
     supernet: Supernet
     calibration: int = 2_000
     latency_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration < 1:
+            raise EvaluatorConfigError("--calibration must be at least 1")
 
     @property
     def width(self) -> float:

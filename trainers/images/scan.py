@@ -180,12 +180,24 @@ def _scan_parquet(path: Path) -> Listing:
     except pa.ArrowInvalid:
         raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
     splits = [str(split) for split in table["split"]]
+    used = _used(splits)
+    if not used:
+        raise EvaluatorConfigError(
+            f"{path}: column split must hold train and val; it holds "
+            f"{', '.join(sorted(set(splits))[:5]) or 'nothing'}"
+        )
     rows = list(range(len(splits)))
+    pictures = [row for row in rows if splits[row] in used]
+    for column in {"label", "class"} & table.keys():
+        if empty := sum(table[column][row] in (None, "") for row in pictures):
+            raise EvaluatorConfigError(
+                f"{path}: column {column} is empty for {empty} of {len(pictures)} pictures"
+            )
     labels = table.get("label", [])
     names = [str(name) for name in table.get("class", labels)]
-    classes = sorted(set(names))
+    classes = None
     if labels:
-        pairs = sorted(set(zip(labels, names, strict=True)))
+        pairs = sorted({(labels[row], names[row]) for row in pictures})
         classes = [name for _, name in pairs]
         if [label for label, _ in pairs] != list(range(len(set(classes)))):
             raise EvaluatorConfigError(
@@ -196,24 +208,24 @@ def _scan_parquet(path: Path) -> Listing:
         for split, name, file in zip(splits, names, table.get("file", rows), strict=True)
     ]
     columns: dict[str, list] = {"name": files, "split": splits, "class": names, "row": rows}
-    if not any(name in splits for names in SPLITS.values() for name in names):
-        raise EvaluatorConfigError(
-            f"{path}: column split must hold train and val; it holds "
-            f"{', '.join(sorted(set(splits))[:5]) or 'nothing'}"
-        )
     return _listing("parquet", path, _keep_splits(columns), ("",), changed, classes)
 
 
-def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
-    """Only the pictures of train and of the first that there is of val, validation, test."""
-    there = set(columns["split"])
-    kept = {
+def _used(splits: Iterable[str]) -> dict[str, str]:
+    """What is called train, and the first that there is of val, validation, test: what each is."""
+    there = set(splits)
+    return {
         name: split
         for split, names in SPLITS.items()
         if (name := next((n for n in names if n in there), None))
     }
+
+
+def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
+    """Only the pictures of splits that are used."""
+    used = _used(columns["split"])
     table = pa.table(columns)
-    table = table.filter(pc.is_in(table["split"], pa.array(list(kept))))
-    split = pa.array([kept[name] for name in table["split"].to_pylist()], pa.string())
+    table = table.filter(pc.is_in(table["split"], pa.array(list(used))))
+    split = pa.array([used[name] for name in table["split"].to_pylist()], pa.string())
     table = table.set_column(table.column_names.index("split"), "split", split)
     return {name: table[name] for name in table.column_names}

@@ -205,6 +205,8 @@ class ImageTask:
 
     def __init__(self, options: ImageOptions, space: SearchSpace, place: Machine) -> None:
         self.path = _data(options)
+        if options.held_out is not None and options.held_out < 1:
+            raise EvaluatorConfigError("--held-out must be at least 1")
         if not 0 < options.train_fraction <= 1:
             raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
         self.resolution = _resolution(options, space)
