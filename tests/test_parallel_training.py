@@ -21,7 +21,8 @@ from orchestrator.train_supernet import app
 from trainers.images import Crop, Loader, open_images
 from trainers.ofa import Supernet, load_supernet
 from trainers.training import parallel
-from trainers.training.loop import Training
+from trainers.training.augment import Augmentation, Normalisation
+from trainers.training.loop import Training, TrainingSet
 from trainers.training.recipe import find_recipe
 from trainers.training.sandwich import sandwich
 from trainers.training.task import ImageOptions, ImageTask, Machine
@@ -31,18 +32,64 @@ TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--ran
 TRAIN += ["--epochs", "2"]
 
 
-def test_shards_make_up_the_batches(tmp_path):
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("crop", [Crop.random_resized(), Crop.shifted()])
+def test_shards_make_up_the_batches(tmp_path, crop, cached):
+    """The same pictures, cropped in the same way."""
     split = open_images(folder(tmp_path / "data", train=7)).split("train")
-    settings = {"batch_size": 6, "resolution": 8, "crop": Crop.random_resized(), "seed": 1}
+    settings = {"batch_size": 6, "resolution": 8, "crop": crop, "seed": 1}
+    settings |= {"cache": tmp_path} if cached else {}
     settings |= {"shuffle": True, "drop_last": True, "workers": 0}
     whole, first, second = (
         list(Loader(split, np.arange(14), shard=shard, **settings).epoch(3))
         for shard in ((0, 1), (0, 2), (1, 2))
     )
     assert [len(labels) for _, labels in first + second] == [3] * 4
-    for (_, all_labels), (_, even), (_, odd) in zip(whole, first, second, strict=True):
-        assert torch.equal(all_labels[0::2], even)
-        assert torch.equal(all_labels[1::2], odd)
+    for all_, even, odd in zip(whole, first, second, strict=True):
+        for i in range(2):
+            assert torch.equal(all_[i][0::2], even[i])
+            assert torch.equal(all_[i][1::2], odd[i])
+
+
+def test_networks_see_the_same_pictures_in_one_process_and_in_two(tmp_path):
+    split = open_images(folder(tmp_path / "data", train=8)).split("train")
+    recipe = replace(find_recipe("small", epochs=1), cutout=4)
+    settings = {"batch_size": 16, "resolution": 16, "crop": recipe.crop, "seed": 1}
+
+    def seen(shard):
+        loader = Loader(split, np.arange(16), shuffle=True, workers=0, shard=shard, **settings)
+        images = TrainingSet(loader, loader, Normalisation())
+        found = []
+
+        def backward(network, images, labels, share, seed):
+            found.append(images)
+            return torch.zeros(())
+
+        training = Training(
+            nn.Linear(1, 1), recipe, images, 0, backward=backward, measure=lambda _: 0.0
+        )
+        list(training.run(1))
+        return torch.cat(found)
+
+    whole, even, odd = (seen(shard) for shard in ((0, 1), (0, 2), (1, 2)))
+    assert len(whole) == 16
+    assert torch.equal(whole[0::2], even)
+    assert torch.equal(whole[1::2], odd)
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10"])
+def test_policies_draw_other_numbers_in_each_process(policy):
+    pytest.importorskip("kornia")
+    recipe = replace(find_recipe("small"), policy=policy, flip=False)
+    images = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8).expand(8, -1, -1, -1).contiguous()
+
+    def augmented(rank):
+        torch.manual_seed(5)
+        return Augmentation(recipe, Normalisation(), (rank, 2))(images)
+
+    assert torch.equal(augmented(1), augmented(1))
+    different = (augmented(0) != augmented(1)).flatten(1).any(1)
+    assert different.sum() > 4
 
 
 def _join(rank, folder):

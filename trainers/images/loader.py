@@ -37,11 +37,12 @@ class LoaderError(RuntimeError):
 
 
 class _Key(NamedTuple):
-    """Which batch."""
+    """Which batch, or what of one."""
 
     epoch: int
     number: int
     rows: np.ndarray  # (B,) pictures of the split
+    places: range  # of B, in the whole batch
 
 
 class _Batch(NamedTuple):
@@ -71,7 +72,7 @@ class Loader:
         """Set up; decoding starts with the first epoch.
 
         shard: (i, n) gives every n-th picture of each batch, from the i-th on, so that n processes
-            have a batch between them.
+            have a batch between them, cropped as one process would.
 
         workers: processes that decode; 0 is this one, None as many as there are cores, at most 8.
         cache: None decodes every picture in every epoch. A folder keeps decoded pixels, which are
@@ -89,7 +90,7 @@ class Loader:
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         whole, rest = divmod(len(indices), batch_size)
         self.steps = whole + (rest > 0 and not drop_last)
-        self.device, self._shard = torch.device(device), shard
+        self.device, self.shard = torch.device(device), shard
         self.workers = min(cores(), MAX_WORKERS) if workers is None else workers
         self._skipped: dict[str, None] = {}
         self._keys: list[_Key] = []
@@ -122,12 +123,11 @@ class Loader:
         order = self.indices
         if self.shuffle:
             order = np.random.default_rng([self.seed, number, 0]).permutation(order)
-        size = self.batch_size
-        first, step = self._shard
-        keys = [
-            _Key(number, i, order[i * size + first : (i + 1) * size : step])
-            for i in range(start, self.steps)
-        ]
+        first, step = self.shard
+        keys = []
+        for i in range(start, self.steps):
+            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
+            keys.append(_Key(number, i, rows[first::step], range(first, len(rows), step)))
         self._epoch = epoch = object()
         for key, batch in zip(keys, self._batches(keys), strict=True):
             self._skipped |= dict.fromkeys(batch.skipped)
@@ -303,8 +303,9 @@ def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
 
 
 def _draws(seed: int, key: _Key) -> np.ndarray:
-    """(B, DRAWS) uniform random numbers for the crops of a batch."""
-    return np.random.default_rng([seed, key.epoch, 1 + key.number]).random((len(key.rows), DRAWS))
+    """(B, DRAWS) uniform random numbers for the crops of pictures, by their places in a batch."""
+    rng = np.random.default_rng([seed, key.epoch, 1 + key.number])
+    return rng.random((key.places.stop, DRAWS))[key.places]
 
 
 def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:

@@ -48,26 +48,34 @@ class Normalisation:
 class Augmentation:
     """Flip, policy, normalisation and cutout, of each picture of a batch on its own.
 
-    Random numbers are torch's global ones.
+    Random numbers are torch's global ones. Where processes have a batch between them each draws for
+    all of it: without a policy a picture becomes the same whoever has it.
 
     Raises EvaluatorConfigError where the policy needs a package that is not installed.
     """
 
-    def __init__(self, recipe: Recipe, normalise: Normalisation) -> None:
+    def __init__(
+        self, recipe: Recipe, normalise: Normalisation, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """shard: (i, n) where this process has every n-th picture of a batch, from the i-th on."""
+        self._shard = shard
         self._flip, self._cutout = recipe.flip, recipe.cutout
         self._normalise, self._policy = normalise, _policy(recipe.policy)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) uint8 -> float32."""
         if self._flip:
-            mirrored = torch.rand(len(images)) < 0.5
+            first, step = self._shard
+            mirrored = torch.rand(step * len(images))[first::step] < 0.5
             images = torch.where(
                 _on_device(mirrored, images).view(-1, 1, 1, 1), images.flip(-1), images
             )
         if self._policy is not None:
+            if self._shard[0]:  # how much it draws depends on what it draws: each process by itself
+                torch.manual_seed(torch.initial_seed() + self._shard[0])
             images = self._policy(images.float() / 255)
         x = self._normalise(images)
-        return _cut_out(x, self._cutout) if self._cutout else x
+        return _cut_out(x, self._cutout, self._shard) if self._cutout else x
 
 
 def _on_device(numbers: Tensor, images: Tensor) -> Tensor:
@@ -75,13 +83,13 @@ def _on_device(numbers: Tensor, images: Tensor) -> Tensor:
     return numbers.to(images.device, non_blocking=True)
 
 
-def _cut_out(x: Tensor, side: int) -> Tensor:
+def _cut_out(x: Tensor, side: int, shard: tuple[int, int]) -> Tensor:
     """Set a square around a random pixel of every image to the mean (DeVries & Taylor, 2017)."""
-    size = x.shape[-1]
+    size, (first, step) = x.shape[-1], shard
+    centres = torch.randint(size, (2, step * len(x), 1))[:, first::step]
     pixels = torch.arange(size, device=x.device)
     rows, columns = (
-        (pixels >= start) & (pixels < start + side)
-        for start in _on_device(torch.randint(size, (2, len(x), 1)) - side // 2, x)
+        (pixels >= start) & (pixels < start + side) for start in _on_device(centres - side // 2, x)
     )  # (B, R) each
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 

@@ -121,7 +121,7 @@ class Training:
         self.average = {k: v.clone() for k, v in network.state_dict().items()} if recipe.ema else {}
         self.step, self.parts = 0, 1
         self.curve: list[Epoch] = []
-        self._augment = Augmentation(recipe, images.normalise)
+        self._augment = Augmentation(recipe, images.normalise, images.train.shard)
         self._backward = backward or cross_entropy(recipe.label_smoothing)
         self._measure = measure or (
             lambda network: accuracy(network, images.held_out, images.normalise)[0]
