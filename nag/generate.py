@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -47,10 +47,6 @@ class Samples:
         """Distinct valid / valid."""
         return len(self.unique) / max(len(self.valid), 1)
 
-    def novelty(self, known: Set[Architecture]) -> float:
-        """Distinct valid that are not in `known` / distinct valid."""
-        return sum(arch not in known for arch in self.unique) / max(len(self.unique), 1)
-
 
 def resolve_device(name: str) -> torch.device:
     """cpu, cuda or cuda:N, or auto: the GPU where there is one. Raises ValueError for a device of
@@ -85,7 +81,7 @@ def generate(
 ) -> Samples:
     """Draw n samples; equal arguments give equal samples on the same machine.
 
-    steps, schedule: number and spacing of the noise levels, by default those of the sampler.
+    steps, schedule: number of the noise levels, by default that of the sampler, and their spacing.
     progress: called with the number of samples times levels done, whose total is n * steps.
     """
     spec = SAMPLERS[sampler]

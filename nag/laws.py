@@ -16,6 +16,8 @@ from nag.exact_score import posterior, posterior_mean_of_samples, uniform_mean
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, centre, uncentre
 from nag.spaces import Architecture, SearchSpace
 
+LARGEST_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to compute
+
 _MAX_DRAWS = 50  # times the number wanted, before a random list of distinct ones is given up
 
 

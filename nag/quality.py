@@ -21,7 +21,7 @@ from nag.exact_score import exact_score, exact_score_of_samples
 from nag.files import kept
 from nag.generate import DEFAULT_SAMPLER, generate, resolve_device
 from nag.generator import accelerated
-from nag.laws import ListLaw, UniformLaw, random_list, sde_of
+from nag.laws import LARGEST_EXACT, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import distances, noise, pack, summary
 from nag.quality_report import report
 from nag.samplers import SAMPLERS
@@ -71,8 +71,6 @@ RECIPES = {
 }
 
 _LARGEST_LIST = 500_000  # architectures to train on, or half of the space if that is less
-_LARGEST_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to sample
-_UNIFORM = ("uniform architectures", {"law": "uniform"})  # "data" of a record, before and now
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,8 @@ def choose_rows(text: str | None, space: SearchSpace, size: int) -> list[str]:
         shipped_weights(space)
     except CheckpointError:
         impossible["shipped"] = f"no trained weights ship for space {space.name!r}"
-    if size > _LARGEST_EXACT:
-        impossible["exact-of-list"] = f"it takes a list of at most {_LARGEST_EXACT:,}, not {size:,}"
+    if size > LARGEST_EXACT:
+        impossible["exact-of-list"] = f"it takes a list of at most {LARGEST_EXACT:,}, not {size:,}"
     if text is None:
         return [row for row in ROWS if row not in impossible]
     wanted = {choose("row", name.strip(), ROWS) for name in text.split(",")}
@@ -276,7 +274,7 @@ class Benchmark:
     def _shipped(self) -> Source:
         path = shipped_weights(self.space)
         source = self._load(path)
-        if source.weights["data"] not in _UNIFORM:
+        if source.weights["data"] != UniformLaw(self.space).to_json():
             raise UserError(f"{path} was not trained on uniform architectures")
         seed, steps, batch_size = (source.weights[key] for key in ("seed", "steps", "batch_size"))
         return replace(source, known=partial(uniform_draws, self.space, seed, steps, batch_size))

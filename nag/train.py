@@ -28,7 +28,8 @@ from nag.cli import (
     user_errors,
 )
 from nag.generate import generate, resolve_device
-from nag.laws import Law, ListLaw, UniformLaw, random_list, sde_of
+from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_of
+from nag.metrics import pack, summary
 from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE
 from nag.spaces import StagedSpace
@@ -45,8 +46,6 @@ app = command_line(
     "python -m nag.train --space nasbench201 --out W.safetensors",
     "python -m nag.train --space mobilenetv3 --preset paper --archs mine.txt --out W.safetensors",
 )
-
-_MAX_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to compare with
 
 
 @app.default
@@ -288,8 +287,8 @@ def _quality(state: TrainingState, law: Law, held_out: torch.Tensor) -> dict[str
     generator = torch.Generator().manual_seed(1)
     quality = {"validity": samples.validity}
     if isinstance(law, ListLaw):
-        quality["novelty"] = samples.novelty(set(law.archs))
-    if not isinstance(law, ListLaw) or len(law.archs) <= _MAX_EXACT:
+        quality["novelty"] = summary(samples, {pack(arch) for arch in law.archs}).novelty
+    if not isinstance(law, ListLaw) or len(law.archs) <= LARGEST_EXACT:
         quality["distance_to_exact"] = distance_to_exact(state.ema, law, held_out, generator)
     return quality
 

@@ -181,6 +181,8 @@ def test_shipped_weights_know_the_exact_posterior(space, limit):
     network, law = load_network(shipped_weights(space), space, (0.1, 5.0)), UniformLaw(space)
     v = law.draw(1024, np.random.default_rng(0))
     assert distance_to_exact(network, law, v, torch.Generator().manual_seed(0)) < limit
+    record = json.loads(shipped_weights(space).with_suffix(".json").read_text())
+    assert record["training"]["data"] == law.to_json()
 
 
 @pytest.mark.parametrize("space", [NASBENCH201, MOBILENETV3], ids=lambda space: space.name)
