@@ -14,7 +14,7 @@ from nag.spaces import SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from trainers.base import EvaluatorConfigError
 from trainers.cost import cost
-from trainers.evaluators.surrogate import WEIGHTS, SurrogateEvaluator
+from trainers.evaluators.surrogate import WEIGHTS, SurrogateEvaluator, features, operator_matrix
 from trainers.fit_surrogate import load_predictor, local_search, measured
 
 PLAUSIBLE_BEST = 0.78  # the best measured network has 0.7745
@@ -85,6 +85,23 @@ def test_evaluate_agrees_with_predict_and_ignores_the_seed(surrogate, rng):
     assert found[0].metrics == cost(networks[0], "imagenet")
     assert found[0].seconds > 0
     assert surrogate.predict([]).shape == (0,)
+
+
+def test_features_are_those_that_the_weights_were_fitted_on(rng):
+    archs = MOBILENETV3.sample(100, rng)
+    for arch, found in zip(archs, features(operator_matrix(archs)), strict=True):
+        config, z = MOBILENETV3.to_config(arch), []
+        for stage, depth in enumerate(config["d"]):
+            layers = slice(4 * stage, 4 * stage + depth)
+            kernels, expands = config["ks"][layers], config["e"][layers]
+            z += [
+                depth - 3,
+                sum((k - 5) // 2 for k in kernels),
+                sum(np.sign(e - 4) for e in expands),
+            ]
+        one_hot = [op == layer for op in arch.ops for layer in range(9)]
+        products = [a * b for i, a in enumerate(z) for b in z[i:]]
+        assert found.tolist() == [*one_hot, *products]
 
 
 def test_changed_or_missing_weights_are_refused(tmp_path):

@@ -35,6 +35,7 @@ from nag.spaces.mobilenetv3 import (
     MAX_DEPTH,
     MOBILENETV3,
     NUM_STAGES,
+    RANKS,
     ops_from_ofa,
 )
 from trainers.evaluators.surrogate import WEIGHTS, features, operator_matrix
@@ -59,8 +60,8 @@ STATEMENT = (
 
 app = command_line(
     "python -m trainers.fit_surrogate",
-    "python -m trainers.fit_surrogate --table mbv3.parquet --ofa-predictor ofa.pt --out "
-    "surrogate.safetensors",
+    "python -m trainers.fit_surrogate --table mbv3.parquet --ofa-predictor ofa.npz --out "
+    "trainers/weights",
 )
 
 
@@ -167,7 +168,7 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
     def predict(archs: Sequence[Architecture]) -> Array:
         ops = operator_matrix(archs)
         present = (ops != ABSENT)[..., None]
-        kernel, expand = np.divmod(ops, len(EXPANDS))
+        kernel, expand = np.moveaxis(np.array(RANKS)[ops], -1, 0)  # (B, 20) each
         resolution = np.zeros((len(archs), 8))
         resolution[:, (RESOLUTION - 112) // 16] = 1
         x = np.concatenate(

@@ -18,6 +18,7 @@ EXPANDS = (3, 4, 6)
 DEPTHS = (2, 3, 4)
 NUM_STAGES, MAX_DEPTH = 5, 4
 LAYERS = tuple((k, e) for k in KERNELS for e in EXPANDS)  # operator index -> (kernel, expand)
+RANKS = tuple((KERNELS.index(k), EXPANDS.index(e)) for k, e in LAYERS)  # ranks of the two, 0 to 2
 _TOKENS = {"0-0-0": (0, ABSENT)} | {  # of the published text -> depth of the stage, operator
     f"{d}-{k}-{e}": (d, op) for d in DEPTHS for op, (k, e) in enumerate(LAYERS)
 }
@@ -89,19 +90,18 @@ def _parse_stage(tokens: tuple[str, ...]) -> tuple[int, ...]:
 
 def _numbers(x: Tensor) -> Tensor:
     """Presence, kernel and expand ratio of every layer as numbers, (B, 5, 4, 3)."""
-    ranks = torch.tensor(
-        [(1.0, KERNELS.index(k) - 1.0, EXPANDS.index(e) - 1.0) for k, e in LAYERS],
-        dtype=x.dtype,
-        device=x.device,
-    )  # (9, 3)
-    return (x @ ranks).view(-1, NUM_STAGES, MAX_DEPTH, 3)
+    rows = [(1, kernel - 1, expand - 1) for kernel, expand in RANKS]
+    numbers = torch.tensor(rows, dtype=x.dtype, device=x.device)  # (9, 3)
+    return (x @ numbers).view(-1, NUM_STAGES, MAX_DEPTH, 3)
 
 
 def _layers(x: Tensor) -> Tensor:
     return _numbers(x).flatten(1)
 
 
-def _stages(x: Tensor) -> Tensor:
+def stage_numbers(x: Tensor) -> Tensor:
+    """Encodings (B, 20, 9) -> (B, 15): of each stage its depth, and the sums over its layers of
+    kernel rank and expand rank in {-1, 0, 1}."""
     return _numbers(x).sum(2).flatten(1)
 
 
@@ -116,5 +116,5 @@ MOBILENETV3 = StagedSpace(
     render=_render,
     parse=_parse,
     config=_config,
-    structure=(encoding, _layers, _stages, _total),
+    structure=(encoding, _layers, stage_numbers, _total),
 )

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 
 from nag.spaces import Architecture
-from nag.spaces.mobilenetv3 import EXPANDS, LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES
+from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES, stage_numbers
 from trainers.base import EvaluatorConfigError, Measurement
 from trainers.cost import cost
 
 DATASET = "imagenet"
 WEIGHTS = Path(__file__).parents[1] / "weights" / "mobilenetv3_imagenet.safetensors"
 
+_CENTRE = np.tile((3.0, 0.0, 0.0), NUM_STAGES)
 _PAIRS = np.triu_indices(3 * NUM_STAGES)
 
 
@@ -42,17 +44,10 @@ def operator_matrix(archs: Sequence[Architecture]) -> NDArray[np.int64]:
 def features(ops: NDArray[np.int64]) -> NDArray[np.float64]:
     """(B, 20) operators -> (B, 300): 180 one-hot entries, then the 120 products z_p z_q.
 
-    z of a stage: its depth minus 3, and the sums over its layers of kernel rank and expand rank in
-    {-1, 0, 1}. Centring keeps the products small for ordinary networks.
+    z: the `stage_numbers`, depths minus 3. Centring keeps the products small for ordinary networks.
     """
     one_hot = (ops[..., None] == np.arange(len(LAYERS))).astype(np.float64)  # (B, 20, 9)
-    present = ops >= 0
-    kernel, expand = np.divmod(ops, len(EXPANDS))
-    layers = np.stack(
-        [present, np.where(present, kernel - 1, 0), np.where(present, expand - 1, 0)], axis=-1
-    )  # (B, 20, 3)
-    stages = layers.reshape(-1, NUM_STAGES, MAX_DEPTH, 3).sum(axis=2) - (3.0, 0.0, 0.0)
-    z = stages.reshape(len(ops), 3 * NUM_STAGES)  # (B, 15)
+    z = stage_numbers(torch.from_numpy(one_hot)).numpy() - _CENTRE  # (B, 15)
     products = z[:, _PAIRS[0]] * z[:, _PAIRS[1]]
     return np.concatenate(
         [one_hot.reshape(len(ops), NUM_STAGES * MAX_DEPTH * len(LAYERS)), products], axis=1
