@@ -263,6 +263,7 @@ def make(tmp_path: Path) -> Make:
         seconds: Sequence[float] = (),
         pending: Sequence[int] = (),
         predict: bool = True,
+        exhausted: bool = False,
         **settings,
     ) -> Path:
         defaults = {"space": "toy", "score": "exact", "strategy": "random", "acq": "ei"}
@@ -288,6 +289,8 @@ def make(tmp_path: Path) -> Make:
                     metrics["train_seconds"] = seconds[trial.trial]
                 status = "failed" if value is None else "ok"
                 store.record(Outcome(trial.trial, status, value, metrics, 0.5))
+        if exhausted:
+            store.exhaust()
         store.close()
         return store.out
 
@@ -629,6 +632,21 @@ def test_target_and_optimum(make: Make) -> None:
     assert "above the 55 % given" in low.source
     with pytest.raises(UserError, match="--target names no panel 'x': choose from toy"):
         Settings(target={"x": 0.5}).check([given.panel])
+
+
+def test_a_run_of_the_whole_space_stays_where_it_is(make: Make) -> None:
+    settings = {"budget": 6, "exhausted": True}
+    make("a", [0.1, 0.2, 0.3, 0.8], seed=0, test=True, **settings)
+    make("b", [0.1, 0.2, 0.3, 0.7], seed=1, **settings, pending=[2])  # still evaluates one
+    out = make("c", [0.1, 0.2, 0.5, 0.5, 0.5, 0.5], seed=2)
+    summary = _summary(out.parent, target={"toy": 0.9})
+    (method,) = summary.panel.methods
+    assert summary.at_mark(method, 6) == {0: 0.8, 2: 0.5}
+    assert summary.at_mark(method, 6, "test") == {0: 0.4}
+    assert summary.areas[method.label].keys() == {0, 2}
+    assert summary.curve(method).mean[-1] == pytest.approx(0.65)
+    assert summary.hits(method).last == 6
+    assert summary.num_at(6) == {method.label: 2}
 
 
 def test_leaders_are_those_of_the_most_seeds(make: Make) -> None:
@@ -1041,8 +1059,47 @@ def test_runs_whose_trials_all_failed(
     out = make("b", [None, None, None], strategy="mutation")
     code, _ = _report(capsys, out.parent, "--out", tmp_path / "report")
     assert code == 0
-    page = check_page((tmp_path / "report" / "report.html").read_text())
-    assert "not run" in page.sections["panel-1"]
+    text = check_page((tmp_path / "report" / "report.html").read_text()).sections["panel-1"]
+    assert "–" in text
+    assert "not run" not in text, "they were"
+    assert "nan" not in text
+
+
+def test_seeds_without_a_value_are_named(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(3):
+        failed = seed == 1
+        make(f"a{seed}", [None] * 4 if failed else [0.1, 0.2, 0.3, 0.4], seed=seed)
+        values = [None if seed == 2 else 0.1, None if seed == 2 else 0.2, 0.3, 0.4]
+        out = make(f"b{seed}", values, seed=seed, strategy="mutation")
+    code, _ = _report(capsys, out.parent, "--out", tmp_path / "report", "--marks", "2,4")
+    assert code == 0
+    html = (tmp_path / "report" / "report.html").read_text()
+    text = " ".join(check_page(html).sections["panel-1"].split())
+    assert (
+        "Without a value, and so in no mean and no test: "
+        "mutation, seed 2, in its first 2 evaluations; random, seed 1, in its first 4 evaluations."
+    ) in text
+    assert "40.00 ± 0.00 (n=2, 1 without a value)" in text
+
+
+def test_what_is_undefined_is_not_called_not_run(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No initial design succeeded; a horizon within the initial design."""
+    make("a", [None, None, 0.3, 0.4])
+    out = make("b", [None, None, 0.3, 0.5], strategy="mutation")
+    for arguments, said in (
+        ([], "over evaluations 3 to 4. Evaluations to target"),
+        (["--horizon", 2], "No area: evaluations to the horizon are those of the initial design."),
+    ):
+        assert _report(capsys, out.parent, "--out", tmp_path / "report", *arguments)[0] == 0
+        html = (tmp_path / "report" / "report.html").read_text()
+        text = " ".join(check_page(html).sections["panel-1"].split())
+        assert said in text
+        assert "nan %" not in text
+        assert "not run" not in text
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,13 +147,39 @@ class Summary:
             f"within {points:g} points of {what}" if points else what,
         )
 
+    def best_so_far(self, run: Run, name: str = "value") -> Numbers:
+        """A number of the best trial after 1, 2, 3, ... evaluations, as far as the run has come.
+
+        Of a run that has evaluated its whole space nothing more can come: its curve goes on flat.
+        """
+        curve = run.curve(name)
+        if not (len(run) and run.exhausted and run.complete):
+            return curve
+        more = max(self.horizon, self._longest, *self.marks) - len(curve)
+        return np.append(curve, np.full(max(more, 0), run.of_incumbent(name)[-1]))
+
+    def num_at(self, mark: int) -> dict[str, int]:
+        """How many runs of each method have come to a mark, with a value or without."""
+        return {
+            method.label: sum(len(self.best_so_far(run)) >= mark for run in method.runs.values())
+            for method in self.panel.methods
+        }
+
+    @cached_property
+    def without_value(self) -> list[tuple[str, int, int]]:
+        """Method, seed and first evaluations of runs whose failures keep them out of a number."""
+        found = [
+            (method.label, seed, int(np.isnan(run.curve("value")).sum()))
+            for method in self.panel.methods
+            for seed, run in method.runs.items()
+        ]
+        least = min(self.initial + 1, *self.marks)
+        return [one for one in found if one[-1] >= least]
+
     def at_mark(self, method: Method, mark: int, name: str = "value") -> BySeed:
         """A number of the best trial of the first `mark`, of the seeds that have got there."""
-        found = {
-            seed: float(run.curve(name)[mark - 1])
-            for seed, run in method.runs.items()
-            if len(run) >= mark
-        }
+        curves = {seed: self.best_so_far(run, name) for seed, run in method.runs.items()}
+        found = {s: float(curve[mark - 1]) for s, curve in curves.items() if len(curve) >= mark}
         return {seed: number for seed, number in found.items() if np.isfinite(number)}
 
     def at_marks(self, mark: int, name: str = "value") -> dict[str, BySeed]:
@@ -174,10 +200,11 @@ class Summary:
         """Normalised area under the best-so-far curve, by method and seed."""
         found = {}
         for method in self.panel.methods:
+            curves = {seed: self.best_so_far(run) for seed, run in method.runs.items()}
             by_seed = {
-                seed: area_under(run.curve("value"), self.initial, self.horizon, *self.scale)
-                for seed, run in method.runs.items()
-                if len(run) >= self.horizon > self.initial
+                seed: area_under(curve, self.initial, self.horizon, *self.scale)
+                for seed, curve in curves.items()
+                if len(curve) >= self.horizon > self.initial
             }
             found[method.label] = {s: area for s, area in by_seed.items() if np.isfinite(area)}
         return found
@@ -189,8 +216,9 @@ class Summary:
         times, censored = [], []
         for run in method.runs.values():
             if len(run):
-                time = evaluations_to(run.curve("value"), self.target.value)
-                times.append(len(run) if time is None else time)
+                curve = self.best_so_far(run)
+                time = evaluations_to(curve, self.target.value)
+                times.append(len(curve) if time is None else time)
                 censored.append(time is None)
         if not times:
             return None
@@ -253,14 +281,14 @@ class Summary:
 
     def curve(self, method: Method) -> Curve:
         """The best-so-far curve from the end of the initial design on."""
-        runs = [run for run in method.runs.values() if len(run)]
-        start, length = max(self.initial, 1), max(map(len, runs))
-        curves = np.full((len(runs), length), np.nan)
-        for row, run in zip(curves, runs, strict=True):
-            row[: len(run)] = run.curve("value")
-        mean, half = pointwise_interval(curves[:, start - 1 :])
+        curves = [self.best_so_far(run) for run in method.runs.values() if len(run)]
+        start, length = max(self.initial, 1), max(map(len, curves))
+        table = np.full((len(curves), length), np.nan)
+        for row, curve in zip(table, curves, strict=True):
+            row[: len(curve)] = curve
+        mean, half = pointwise_interval(table[:, start - 1 :])
         x = np.arange(start, length + 1, dtype=float)
-        return Curve(x, mean, half, max(0, min(map(len, runs)) - start + 1))
+        return Curve(x, mean, half, max(0, min(map(len, curves)) - start + 1))
 
     @cached_property
     def timed(self) -> bool:

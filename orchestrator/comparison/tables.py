@@ -10,9 +10,10 @@ import numpy as np
 from orchestrator.comparison.diagnostics import PHASES, RATES
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import Comparison, mean_interval
-from orchestrator.comparison.summary import BySeed, Hits, Summary
+from orchestrator.comparison.summary import BySeed, Summary
 
 NOT_RUN = "not run"
+_UNDEFINED = "–"
 
 # Table 2 of An et al., DiffusionNAG, ICLR 2024: test accuracy, percent, @ trained architectures.
 _PUBLISHED: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -78,7 +79,7 @@ def overview(summaries: Sequence[Summary]) -> Table:
     """Methods by panels: the best value at the horizon."""
     methods = [method for summary in summaries for method in summary.panel.methods]
     labels = dict.fromkeys(m.label for m in sorted(methods, key=lambda m: not m.guided))
-    columns = [_means(summary, summary.at_marks(summary.horizon)) for summary in summaries]
+    columns = [_means(s, s.at_marks(s.horizon), s.horizon) for s in summaries]
     missing = Cell(NOT_RUN, "missing")
     rows = [(Cell(label), *(column.get(label, missing) for column in columns)) for label in labels]
     head = ("method", *(f"{s.panel.name} @{s.horizon}" for s in summaries))
@@ -87,14 +88,14 @@ def overview(summaries: Sequence[Summary]) -> Table:
 
 def values_table(summary: Summary) -> Table:
     """Best value at the marks, area under the curve and evaluations to the target."""
-    columns = [_means(summary, summary.at_marks(mark)) for mark in summary.marks]
-    columns.append(_means(summary, summary.areas, unit=1, digits=3))
+    columns = [_means(summary, summary.at_marks(mark), mark) for mark in summary.marks]
+    columns.append(_means(summary, summary.areas, summary.horizon, unit=1, digits=3))
     rows = [
         (
             Cell(method.label),
             Cell(_seeds(summary, method)),
             *(column[method.label] for column in columns),
-            *_hits(summary.hits(method)),
+            *_hits(summary, method),
         )
         for method in summary.panel.methods
     ]
@@ -118,7 +119,7 @@ def regret_table(summary: Summary) -> Table:
             label: {seed: value - best for seed, value in values.items()}
             for label, values in summary.at_marks(mark).items()
         }
-        columns.append(_means(summary, below, unit=-100, digits=3))
+        columns.append(_means(summary, below, mark, unit=-100, digits=3))
     rows = [
         (Cell(method.label), *(column[method.label] for column in columns))
         for method in summary.panel.methods
@@ -132,7 +133,7 @@ def accuracy_table(summary: Summary) -> Table | None:
     if not summary.has_test:
         return None
     others = published(summary.panel)
-    columns = [_means(summary, summary.at_marks(mark, "test")) for mark in summary.marks]
+    columns = [_means(summary, summary.at_marks(mark, "test"), mark) for mark in summary.marks]
     rows = [
         (Cell(method.label), *(column[method.label] for column in columns))
         for method in summary.panel.methods
@@ -142,7 +143,7 @@ def accuracy_table(summary: Summary) -> Table | None:
         return Table("accuracy", "Test accuracy of the best by value", head, tuple(rows))
     missing = [Cell(NOT_RUN, "missing")] * len(summary.marks)
     ours = {method.label for method in summary.panel.methods}
-    rows = [(*row, Cell(others.get(row[0].text, "–"))) for row in rows]
+    rows = [(*row, Cell(others.get(row[0].text, _UNDEFINED))) for row in rows]
     rows += [
         (Cell(name), *missing, Cell(text)) for name, text in others.items() if name not in ours
     ]
@@ -194,7 +195,7 @@ def diagnostics_table(summary: Summary) -> Table:
         for name in names:
             found = summary.overall(method.label, name)
             if found is None:
-                cells.append(Cell("–"))
+                cells.append(Cell(_UNDEFINED))
             elif name in shares:
                 cells.append(Cell(f"{100 * found.mean:.1f}"))
             elif name in PHASES:
@@ -221,28 +222,36 @@ def _seeds(summary: Summary, method: Method) -> str:
 
 
 def _means(
-    summary: Summary, values: Mapping[str, BySeed], *, unit: float = 100, digits: int = 2
+    summary: Summary, values: Mapping[str, BySeed], mark: int, *, unit: float = 100, digits: int = 2
 ) -> dict[str, Cell]:
-    """By method: mean and half of its interval, and the number of seeds where some are missing."""
+    """By method: mean and half of its interval, and the number of seeds where some are missing.
+
+    mark: evaluations that a run must have come to.
+    """
     first, tied = summary.leaders(values)
+    num_at = summary.num_at(mark)
     cells = {}
     for label, by_seed in values.items():
         found = mean_interval(list(by_seed.values()))
         if found is None:
-            cells[label] = Cell(NOT_RUN, "missing")
+            cells[label] = Cell(_UNDEFINED if num_at[label] else NOT_RUN, "missing")
             continue
         text = f"{unit * found.mean + 0:.{digits}f}"
         if np.isfinite(found.half):
             text += f" ± {abs(unit) * found.half:.{digits}f}"
         if found.n < len(summary.panel.seeds):
-            text += f" (n={found.n})"
+            without = num_at[label] - found.n
+            text += f" (n={found.n}{f', {without} without a value' if without else ''})"
         cells[label] = Cell(text, "best" if label == first else "tied" if label in tied else "")
     return cells
 
 
-def _hits(hits: Hits | None) -> tuple[Cell, Cell]:
+def _hits(summary: Summary, method: Method) -> tuple[Cell, Cell]:
+    hits = summary.hits(method)
     if hits is None:
-        return Cell(NOT_RUN, "missing"), Cell(NOT_RUN, "missing")
+        begun = any(len(run) for run in method.runs.values())
+        missing = Cell(_UNDEFINED if begun else NOT_RUN, "missing")
+        return missing, missing
     low, median, high = (f"{q:g}" if np.isfinite(q) else f"> {hits.last}" for q in hits.quartiles)
     spread = f" ({low} to {high})" if low != high else ""
     return Cell(median + spread), Cell(f"{hits.reached} of {hits.n}")
@@ -268,7 +277,7 @@ def _matrix(
                 if row == column
                 else cell(by_pair[row, column])
                 if (row, column) in by_pair
-                else Cell(NOT_RUN, "missing")
+                else Cell(_UNDEFINED, "missing")
                 for column in labels
             ),
         )
@@ -290,7 +299,7 @@ def _tally(one: Comparison) -> Cell:
 
 def _verdict(one: Comparison | None) -> Cell:
     if one is None:
-        return Cell(NOT_RUN, "missing")
+        return Cell(_UNDEFINED, "missing")
     text, look = _p_value(one)
     return Cell(f"p {text} · {one.wins}/{one.ties}/{one.losses}", look)
 
