@@ -35,7 +35,7 @@ from trainers.base import (
     at_epochs,
     in_steps,
 )
-from trainers.build import Settings, build_evaluator, network_task
+from trainers.build import Settings, build_evaluator, network_task, unit_of
 from trainers.constraints import build_constraints
 from trainers.cost import Task
 from trainers.training.task import Place
@@ -90,7 +90,8 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
     """What proposes architectures from the values of one fidelity."""
     space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
-    target = None if config.target is None else config.target / 100
+    unit = unit_of(config.evaluator_name)
+    target = None if config.target is None else config.target / unit.times
     guided = GuidedGeneration(
         generator,
         kind=config.guidance,

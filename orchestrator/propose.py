@@ -16,7 +16,8 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
-from trainers.rows import PARTIAL, column_names, read_columns, write_rows
+from trainers.build import unit_of
+from trainers.rows import PARTIAL, PERCENT, Unit, column_names, read_columns, write_rows
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
 
@@ -62,9 +63,9 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     check_output(files.out, ".parquet")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
-    space = find_space(config.space)
+    space, unit = find_space(config.space), unit_of(config.evaluator_name)
     torch.set_num_threads(config.threads)
-    observations, seen = read_observations(space, files.values)
+    observations, seen = read_observations(space, files.values, unit)
     generator = user_errors(DiffusionGenerator, config.generator(files.device))
     optimizer = build_single_fidelity(config, generator)
     started = perf_counter()
@@ -77,8 +78,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     rows = [
         {
             "arch": space.to_str(arch),
-            "predicted_mean": None if predicted is None else 100 * predicted[0],
-            "predicted_std": None if predicted is None else 100 * predicted[1],
+            "predicted_mean": None if predicted is None else unit.times * predicted[0],
+            "predicted_std": None if predicted is None else unit.times * predicted[1],
             **{c.quantity.name: float(c.quantity([arch])[0]) for c in optimizer.constraints},
         }
         for arch, predicted in zip(suggestion.archs, suggestion.predicted, strict=True)
@@ -95,9 +96,9 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 
 
 def read_observations(
-    space: StagedSpace, path: Path
+    space: StagedSpace, path: Path, unit: Unit = PERCENT
 ) -> tuple[Observations, frozenset[Architecture]]:
-    """Architectures with values (percent) of a parquet file, and all that it names.
+    """Architectures with values, in a unit, of a parquet file, and all that it names.
 
     Evaluations that failed have no value; those of low fidelity or stopped early have another.
     """
@@ -121,7 +122,7 @@ def read_observations(
             continue  # that may be why it has no value
         if known:
             archs.append(arch)
-            values.append(value / 100)
+            values.append(value / unit.times)
     if len(values) < 2:
         raise UserError(f"{path} holds {len(values)} values: at least 2 are needed")
     return Observations(tuple(archs), np.array(values)), frozenset(seen)

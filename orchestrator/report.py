@@ -68,13 +68,14 @@ def main(
     reference
         Method to test against every other; by default every pair is tested.
     optimum
-        PANEL=VALUE, or VALUE for all, percent: the best there is, for regret. May be repeated. By
-        default the best value that any run of the panel has found.
+        PANEL=VALUE, or VALUE for all, accuracies in percent: the best there is, for regret. May be
+        repeated. By default the best value that any run of the panel has found.
     target
-        PANEL=VALUE, or VALUE for all, percent: what evaluations are counted to. May be repeated.
-        By default --within points of the optimum.
+        PANEL=VALUE, or VALUE for all, accuracies in percent: what evaluations are counted to. May
+        be repeated. By default --within points of the optimum.
     within
-        Percentage points below the optimum that count as reaching it.
+        Percentage points below the optimum that count as reaching it; of values that are no
+        accuracies, their own.
     workers
         Adds curves over simulated time on so many workers, where trials have a time of training.
         May be repeated.
@@ -107,13 +108,15 @@ def main(
             of_all = levels.pop("")
             for panel in panels:
                 levels.setdefault(panel.name, of_all)
+        times = {panel.name: panel.unit.times for panel in panels}
+        levels.update({name: level / times.get(name, 1) for name, level in levels.items()})
     settings = Settings(
         tuple(sorted(set(marks))),
         horizon,
         reference,
         optima,
         targets,
-        within / 100,
+        within,
         tuple(dict.fromkeys(workers)),
     )
     settings.check(panels)
@@ -136,7 +139,7 @@ def main(
 
 
 def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
-    """'PANEL=VALUE', or 'VALUE' for "", in percent -> the panel and a fraction."""
+    """'PANEL=VALUE', or 'VALUE' for "" -> the panel and the number."""
     found = {}
     for text in given:
         name, _, number = text.rpartition("=")
@@ -145,8 +148,10 @@ def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"--{option} {text!r} must be PANEL=VALUE or VALUE, in percent")
-        found[name] = value / 100
+            raise UserError(
+                f"--{option} {text!r} must be PANEL=VALUE or VALUE, accuracies in percent"
+            )
+        found[name] = value
     return found
 
 

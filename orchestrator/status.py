@@ -109,7 +109,7 @@ class Snapshot:
         if store.best is not None:
             trial, value = store.best
             when = _ago(store.finished_at[trial.trial], now)
-            yield "best", f"{100 * value:.3f} %, trial {trial.trial} ({trial.strategy}){when}"
+            yield "best", f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy}){when}"
             yield "", store.space.to_str(trial.arch)
         rate = self.rate(now)
         if rate and not self.finished:
@@ -135,14 +135,15 @@ class Snapshot:
     def _last(self, now: float) -> Table:
         """The last outcomes, in the order in which they came."""
         store = self.store
-        table = Table("trial", "strategy", "value, %", "predicted, %", "seconds", "ended", "error")
+        values = map(store.unit.label, ("value", "predicted"))
+        table = Table("trial", "strategy", *values, "seconds", "ended", "error")
         for trial, outcome in list(store.outcomes.items())[-_NUM_LAST:]:
             proposal = store.trials[trial]
             table.add_row(
                 str(trial),
                 proposal.strategy,
-                _percent(outcome.value),
-                _percent(proposal.predicted_mean),
+                store.unit.number(outcome.value),
+                store.unit.number(proposal.predicted_mean),
                 f"{outcome.seconds:.3g}",
                 _ago(store.finished_at[trial], now).removeprefix(", "),
                 outcome.error or "",
@@ -164,10 +165,6 @@ def duration(seconds: float) -> str:
 def _ago(at: float | None, now: float) -> str:
     """Nothing where an older version did not journal when."""
     return "" if at is None else f", {duration(now - at)} ago"
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.3f}"
 
 
 if __name__ == "__main__":

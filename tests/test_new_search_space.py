@@ -28,7 +28,7 @@ from nag.predictors.gp import GaussianProcess
 from nag.properties import Property
 from nag.spaces import ABSENT, SPACES, InvalidArchitectureError
 from nag.spaces.base import encoding
-from trainers.build import EVALUATORS
+from trainers.build import EVALUATORS, Settings
 from trainers.constraints import PROPERTIES
 
 torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def run_here(command, *more):
     """Run a command of the document in this process, with more options; it must end well."""
     app = importlib.import_module(command[0]).app
     with pytest.raises(SystemExit) as exit_:
-        run(app, [*command[1:], *map(str, more)])
+        run(app, [*map(str, command[1:]), *map(str, more)])
     assert exit_.value.code == 0
 
 
@@ -234,6 +234,43 @@ def test_a_search(space, word, capsys):
     assert len({*trials["arch"]}) == 10
     assert (trials["params"] > 0).all()
     assert "<svg" in Path("run/report.html").read_text()
+
+
+def test_a_value_that_is_no_accuracy_is_shown_as_it_is(space, capsys):
+    run_here(shown("orchestrator.run_bo", "rea"), *QUICK, "--out", "run")
+    said = capsys.readouterr().out
+    trials = pd.read_parquet("run/trials.parquet")
+    evaluator = EVALUATORS["transformer"][1](space, Settings())
+    values = [evaluator.evaluate(space.from_str(text), seed=0).value for text in trials["arch"]]
+    assert trials["value"].tolist() == values
+    best = f"{max(values):.6g}"
+    assert f"value {best}, params " in said
+    assert f"best {best}" in said
+    html = Path("run/report.html").read_text()
+    page = Page(html)
+    assert best in page.sections["headline"]
+    assert "%" not in page.sections["headline"] + page.sections["progress"]
+    assert not re.search(r"(?i)value, %|accuracy", html)
+    assert "the value of the evaluator transformer" in page.sections["checklist"]
+    run_here(["orchestrator.status", "run"])
+    said = capsys.readouterr().out
+    assert f"{best}, trial" in said
+    assert "%" not in said
+    run_here(["orchestrator.report", "run", "--out", "compared", "--target", max(values)])
+    html = Path("compared/report.html").read_text()
+    assert not re.search(r"(?i)value[^.]{0,20}, %|@\d+, %|percent|points|accuracy", html)
+    assert f"until {best} (given)" in html
+    summary = pd.read_csv("compared/summary.csv").set_index("quantity")
+    assert summary.loc["best value", "mean"] == pytest.approx(max(values), rel=1e-6)
+    assert summary.loc["evaluations to target", "median"] == 1 + np.argmax(values)
+
+
+def test_a_value_that_is_an_accuracy_is_shown_in_percent(space, monkeypatch, capsys):
+    monkeypatch.setattr("trainers.build.OF_ACCURACIES", ("transformer",))
+    run_here(shown("orchestrator.run_bo", "rea"), *QUICK, "--out", "run")
+    best = pd.read_parquet("run/trials.parquet")["value"].max()
+    assert f"value {best:.3f} %, params" in capsys.readouterr().out
+    assert "value, %" in Path("run/report.html").read_text()
 
 
 def test_a_constraint(space, capsys):

@@ -17,6 +17,7 @@ from trainers.evaluators.toy import ToyEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.latency.timing import stopwatch
 from trainers.ofa import Supernet, load_supernet
+from trainers.rows import PERCENT, PLAIN, Unit
 from trainers.training.recipe import find_recipe
 from trainers.training.task import ImageTask, NetworkOptions, Place, task_of
 
@@ -67,6 +68,11 @@ def build_evaluator(
             f"are for {' and '.join(ON_IMAGES)}"
         )
     return build(space, settings)
+
+
+def unit_of(evaluator: str) -> Unit:
+    """What the values of an evaluator are written and shown in: percent, if they are accuracies."""
+    return PERCENT if evaluator in OF_ACCURACIES else PLAIN
 
 
 def network_task(space: SearchSpace, evaluator: str, settings: Settings) -> Task | None:
@@ -200,3 +206,4 @@ EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "train": (("mobilenetv3", "nasbench201"), _train),
 }
 ON_IMAGES = ("supernet", "train")
+OF_ACCURACIES = ("surrogate", "table", "toy", *ON_IMAGES)  # the toy's only look like some

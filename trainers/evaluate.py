@@ -25,9 +25,9 @@ from nag.cli import (
 )
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
-from trainers.build import Settings, build_evaluator
+from trainers.build import Settings, build_evaluator, unit_of
 from trainers.partial import Partial
-from trainers.rows import percent, write_rows
+from trainers.rows import PERCENT, Unit, write_rows
 from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place, digest_of_images
 
@@ -61,8 +61,9 @@ def main(
 ) -> None:
     """Write one row per architecture, in the order of the list.
 
-    Columns: arch, value (percent), status ("ok" or "failed"), error, seconds, and one per metric
-    (macs, params, test in percent, ...). An architecture that is listed twice is evaluated once.
+    Columns: arch, value (accuracies in percent), status ("ok" or "failed"), error, seconds, and one
+    per metric (macs, params, test in percent, ...). An architecture that is listed twice is
+    evaluated once.
 
     A command that was interrupted continues when it is repeated; until then its rows are in
     OUT.partial. There they also stay where the machine failed an architecture, whose memory was
@@ -109,7 +110,9 @@ def main(
         {"space": space, "evaluator": evaluator, "seed": seed, **conditions(settings)},
     )
     with closing(partial):
-        rows, unlucky = _evaluate(partial, built, search_space, architectures, seed, console)
+        rows, unlucky = _evaluate(
+            partial, built, search_space, architectures, seed, unit_of(evaluator), console
+        )
         write_rows(rows, COLUMNS, out)
         if not unlucky:
             partial.remove()
@@ -125,6 +128,7 @@ def _evaluate(
     space: StagedSpace,
     architectures: Sequence[Architecture],
     seed: int,
+    unit: Unit,
     console: Console,
 ) -> tuple[list[Row], int]:
     """A row for each architecture, and how many of these the machine failed."""
@@ -140,7 +144,7 @@ def _evaluate(
     try:
         with _progress(console, len(missing)) as advance:
             for text, arch in missing.items():
-                rows[text], final = evaluate_row(built, space, arch, seed)
+                rows[text], final = evaluate_row(built, space, arch, seed, unit)
                 if final:
                     partial.add(rows[text])
                 unlucky += not final
@@ -185,7 +189,7 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[], object]]:
 
 
 def evaluate_row(
-    evaluator: Evaluator, space: StagedSpace, arch: Architecture, seed: int
+    evaluator: Evaluator, space: StagedSpace, arch: Architecture, seed: int, unit: Unit = PERCENT
 ) -> tuple[Row, bool]:
     """One row of the output, and whether another time would bring the same.
 
@@ -204,7 +208,7 @@ def evaluate_row(
     row |= {"status": "ok", "seconds": found.seconds}
     if found.device:
         row["device"] = found.device
-    return row | percent({"value": found.value, **found.metrics}), True
+    return row | unit.written({"value": found.value, **found.metrics}), True
 
 
 def _failure(error: Exception, start: float) -> Row:

@@ -1,6 +1,7 @@
 """Rows in parquet files, read and written: the border at which fractions become percent."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +17,51 @@ _TEXT = ("arch", "status", "error", "strategy", "device")
 _COUNTS = ("trial", "iteration", "seed", "attempts", *PARTIAL)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What values are written and shown in.
+
+    sign: of the unit, where there is one.
+    times: a value has so many of it.
+    """
+
+    sign: str
+    times: float
+
+    def written(self, numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+        """Measurements as they are in files: those in ACCURACIES in this unit."""
+        return {
+            name: self.times * x if name in ACCURACIES and x is not None else x
+            for name, x in numbers.items()
+        }
+
+    def form(self, decimals: int) -> str:
+        """Of a number in this unit, as `format` has it."""
+        return f".{decimals}f" if self.sign else ".6g"
+
+    def number(self, value: float | None) -> str:
+        """77.123, or as many digits as tell something; a dash for none."""
+        return "–" if value is None else f"{self.times * value:{self.form(3)}}"
+
+    def text(self, value: float) -> str:
+        """77.123 %."""
+        return f"{self.number(value)} {self.sign}".rstrip()
+
+    def label(self, name: str) -> str:
+        """'value, %'."""
+        return f"{name}, {self.sign}" if self.sign else name
+
+    def of_differences(self, name: str) -> str:
+        """'simple regret, points'."""
+        return f"{name}, points" if self.sign else name
+
+
+PERCENT, PLAIN = Unit("%", 100), Unit("", 1)
+
+
 def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
     """Measurements as they are written: accuracies in percent, the rest unchanged."""
-    return {
-        name: 100 * x if name in ACCURACIES and x is not None else x for name, x in numbers.items()
-    }
+    return PERCENT.written(numbers)
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:

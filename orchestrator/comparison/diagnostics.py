@@ -8,6 +8,7 @@ from scipy.stats import kendalltau
 
 from orchestrator.comparison.statistics import Numbers
 from orchestrator.history.run import Run
+from trainers.build import unit_of
 
 WINDOW = 10  # evaluations in a window
 SEARCH = ("fit", "propose", "select")
@@ -20,7 +21,7 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
 
     tau: Kendall's rank correlation of predicted and observed values.
     within 1 std, within 2 std: share of values as near to their prediction.
-    nll: mean negative log-likelihood of a value, in nats, values in percent.
+    nll: mean negative log-likelihood of a value, in nats, values in the unit of the run.
     fit, propose, select, evaluate: mean seconds of a round; search: of the first three.
     validity, uniqueness, novelty: of the pool, means over rounds.
     """
@@ -32,9 +33,10 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
         name: np.full(count, np.nan)
         for name in ("tau", "within 1 std", "within 2 std", "nll", "search", *PHASES, *RATES)
     }
+    times = unit_of(str(run.config["evaluator"])).times
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.abs(value - mean) / std
-        losses = errors**2 / 2 + np.log(100 * std * np.sqrt(2 * np.pi))
+        losses = errors**2 / 2 + np.log(times * std * np.sqrt(2 * np.pi))
     spent = _round_seconds(run)
     first = np.full(len(run.rounds), -1.0)
     first[run.iteration[::-1]] = run.starts[::-1]

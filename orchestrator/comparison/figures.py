@@ -20,6 +20,7 @@ from orchestrator.comparison.panels import Method
 from orchestrator.comparison.statistics import Numbers, Ranking
 from orchestrator.comparison.summary import Curve
 from orchestrator.reporting.figures import STYLE, to_svg
+from trainers.rows import Unit
 
 _GUIDED = "#d55e00"
 _COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a94a0")
@@ -92,17 +93,18 @@ def facets(
     return dict(sorted(found.items()))
 
 
-def draw_curves(lines: Facets, name: str, *, ylabel: str, watermark: str = "") -> str:
+def draw_curves(lines: Facets, name: str, *, ylabel: str, unit: Unit, watermark: str = "") -> str:
     """Best so far over evaluations: means and intervals; dotted where seeds are missing."""
 
     def one(axes: Axes, line: Line) -> None:
         x, mean, half, whole = line.curve
-        _band(axes, line.look, x, 100 * (mean - half), 100 * (mean + half))
-        _line(axes, line, x[:whole], 100 * mean[:whole])
-        _line(axes, line, x[max(whole - 1, 0) :], 100 * mean[max(whole - 1, 0) :], dashes=":")
+        mean, half = unit.times * mean, unit.times * half
+        _band(axes, line.look, x, mean - half, mean + half)
+        _line(axes, line, x[:whole], mean[:whole])
+        _line(axes, line, x[max(whole - 1, 0) :], mean[max(whole - 1, 0) :], dashes=":")
 
     def scale(all_axes: Sequence[Axes]) -> None:
-        low, high = _percent_range(lines)
+        low, high = _range(lines, unit)
         for axes in all_axes:
             axes.set(xlabel="evaluations", ylim=(low, high))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -111,19 +113,22 @@ def draw_curves(lines: Facets, name: str, *, ylabel: str, watermark: str = "") -
     return _draw(lines, name, one, scale, watermark)
 
 
-def draw_regret(lines: Facets, name: str, *, optimum: float, watermark: str = "") -> str:
+def draw_regret(
+    lines: Facets, name: str, *, optimum: float, unit: Unit, watermark: str = ""
+) -> str:
     """Simple regret over evaluations on a logarithmic scale; zero is below it."""
 
     def one(axes: Axes, line: Line) -> None:
         x, mean, half, whole = line.curve
-        regret = 100 * (optimum - mean)
+        regret = unit.times * (optimum - mean)
         shown = np.where(regret > 1e-9, regret, np.nan)
-        _band(axes, line.look, x, np.fmax(shown - 100 * half, 1e-9), shown + 100 * half)
+        half = unit.times * half
+        _band(axes, line.look, x, np.fmax(shown - half, 1e-9), shown + half)
         _line(axes, line, x[:whole], shown[:whole])
         _line(axes, line, x[max(whole - 1, 0) :], shown[max(whole - 1, 0) :], dashes=":")
 
     def scale(all_axes: Sequence[Axes]) -> None:
-        seen = np.concatenate([100 * (optimum - r.curve.mean) for r in _flat(lines)])
+        seen = np.concatenate([unit.times * (optimum - r.curve.mean) for r in _flat(lines)])
         seen = seen[np.isfinite(seen) & (seen > 1e-9)]
         for axes in all_axes:
             if len(seen):
@@ -133,24 +138,27 @@ def draw_regret(lines: Facets, name: str, *, optimum: float, watermark: str = ""
                 axes.yaxis.set_minor_formatter("{x:g}")
             axes.set(xlabel="evaluations")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        all_axes[0].set(ylabel="simple regret, points")
+        all_axes[0].set(ylabel=unit.of_differences("simple regret"))
 
     return _draw(lines, name, one, scale, watermark)
 
 
-def draw_clock(lines: Facets, name: str, *, ylabel: str, workers: int, watermark: str = "") -> str:
+def draw_clock(
+    lines: Facets, name: str, *, ylabel: str, unit: Unit, workers: int, watermark: str = ""
+) -> str:
     """Best so far over simulated seconds of training on so many workers."""
 
     def one(axes: Axes, line: Line) -> None:
         x, mean, half, _ = line.curve
-        _band(axes, line.look, x / 1000, 100 * (mean - half), 100 * (mean + half))
-        _line(axes, line, x / 1000, 100 * mean)
+        mean, half = unit.times * mean, unit.times * half
+        _band(axes, line.look, x / 1000, mean - half, mean + half)
+        _line(axes, line, x / 1000, mean)
 
     def scale(all_axes: Sequence[Axes]) -> None:
-        low, high = _percent_range(lines)
-        unit = "1 GPU" if workers == 1 else f"{workers} GPUs"
+        low, high = _range(lines, unit)
+        where = "1 GPU" if workers == 1 else f"{workers} GPUs"
         for axes in all_axes:
-            axes.set(xlabel=f"simulated time on {unit}, 1000 s", ylim=(low, high))
+            axes.set(xlabel=f"simulated time on {where}, 1000 s", ylim=(low, high))
             axes.xaxis.set_major_locator(MaxNLocator(6))
         all_axes[0].set(ylabel=ylabel)
 
@@ -344,14 +352,14 @@ def _flat(lines: Facets) -> list[Line]:
     return [line for members in lines.values() for line in members]
 
 
-def _percent_range(lines: Facets) -> tuple[float, float]:
-    """Ends of an axis that shows the means and what is above them, percent."""
+def _range(lines: Facets, unit: Unit) -> tuple[float, float]:
+    """Ends of an axis that shows the means and what is above them."""
     curves = [line.curve for line in _flat(lines)]
-    seen = [100 * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
+    seen = [unit.times * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
     numbers = np.concatenate([*seen, [np.nan]])
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
-        return 0.0, 100.0
+        return 0.0, unit.times
     low, high = float(numbers.min()), float(numbers.max())
     margin = 0.05 * (high - low) or 0.5
     return low - margin, high + margin

@@ -10,15 +10,15 @@ from orchestrator.comparison.summary import Level, Settings, Summary
 from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.history.run import Run
 
-_PERCENT = ("value", "test", "predicted_mean", "predicted_std")
+_VALUES = ("value", "test", "predicted_mean", "predicted_std")
 
 
 def trial_rows(summary: Summary) -> pd.DataFrame:
     """One row per run and trial: its numbers, and the best so far. Accuracies in percent."""
-    parts = []
+    parts, times = [], summary.panel.unit.times
     for method in summary.panel.methods:
         for seed, run in method.runs.items():
-            columns = {n: run.columns[n] * (100 if n in _PERCENT else 1) for n in run.columns}
+            columns = {n: run.columns[n] * (times if n in _VALUES else 1) for n in run.columns}
             parts.append(
                 pd.DataFrame(
                     {
@@ -29,8 +29,8 @@ def trial_rows(summary: Summary) -> pd.DataFrame:
                         "round": run.iteration,
                         "source": run.sources,
                         **columns,
-                        "best_value": 100 * run.of_incumbent("value"),
-                        "test_of_best": 100 * run.of_incumbent("test"),
+                        "best_value": times * run.of_incumbent("value"),
+                        "test_of_best": times * run.of_incumbent("test"),
                         "arch": run.archs,
                         "run": run.record["hash"][:8],
                     }
@@ -41,22 +41,23 @@ def trial_rows(summary: Summary) -> pd.DataFrame:
 
 def summary_rows(summary: Summary) -> Iterator[dict[str, Any]]:
     """One row per method and quantity: mean and interval over seeds, or quartiles."""
-    optimum = summary.optimum
+    optimum, unit = summary.optimum, summary.panel.unit
     for method in summary.panel.methods:
         about = {"panel": summary.panel.name, "method": method.label}
         quantities: list[tuple[str, int, float, Mapping[int, float]]] = []
         for mark in summary.marks:
             values = summary.at_mark(method, mark)
-            quantities.append(("best value, %", mark, 100, values))
+            quantities.append((unit.label("best value"), mark, unit.times, values))
             if optimum:
                 regret = {seed: optimum.value - value for seed, value in values.items()}
-                quantities.append(("simple regret, points", mark, 100, regret))
+                quantities.append((unit.of_differences("simple regret"), mark, unit.times, regret))
             if summary.has_test:
                 test = summary.at_mark(method, mark, "test")
-                quantities.append(("test accuracy of the best, %", mark, 100, test))
+                name = unit.label(f"test {'accuracy' if unit.sign else 'value'} of the best")
+                quantities.append((name, mark, unit.times, test))
         quantities.append(("normalised area", summary.horizon, 1, summary.areas[method.label]))
-        for name, mark, unit, by_seed in quantities:
-            found = mean_interval([unit * x for x in by_seed.values()])
+        for name, mark, times, by_seed in quantities:
+            found = mean_interval([times * x for x in by_seed.values()])
             numbers = (
                 {} if found is None else dict(zip(("mean", "low", "high"), found[1:], strict=True))
             )
@@ -73,9 +74,9 @@ def summary_rows(summary: Summary) -> Iterator[dict[str, Any]]:
 def test_rows(summary: Summary) -> Iterator[dict[str, Any]]:
     """One row per paired test: n seeds, won, tied and lost by a; the median is of a - b."""
     for measure, found in summary.comparisons.items():
-        unit = 1 if measure.startswith("area") else 100
+        times = 1 if measure.startswith("area") else summary.panel.unit.times
         for one in found:
-            numbers = vars(one) | {"median": unit * one.median}
+            numbers = vars(one) | {"median": times * one.median}
             yield {"panel": summary.panel.name, "measure": measure, **numbers}
 
 
@@ -109,8 +110,8 @@ def manifest(
                 "methods": {m.label: sorted(m.runs) for m in summary.panel.methods},
                 "horizon": summary.horizon,
                 "marks": summary.marks,
-                "optimum": _level(summary.optimum),
-                "target": _level(summary.target),
+                "optimum": _level(summary, summary.optimum),
+                "target": _level(summary, summary.target),
                 "synthetic": summary.panel.synthetic,
             }
             for summary in summaries
@@ -125,8 +126,11 @@ def manifest(
     }
 
 
-def _level(level: Level | None) -> dict[str, Any] | None:
-    return None if level is None else {"percent": 100 * level.value, "source": level.source}
+def _level(summary: Summary, level: Level | None) -> dict[str, Any] | None:
+    if level is None:
+        return None
+    unit = summary.panel.unit
+    return {"percent" if unit.sign else "value": unit.times * level.value, "source": level.source}
 
 
 def _by_label(summary: Summary) -> Iterator[tuple[str, Run]]:

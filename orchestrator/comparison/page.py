@@ -152,6 +152,7 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
         "slug": panel.slug,
         "what_values_are": WHAT_VALUES_ARE.get(str(panel.facts["evaluator"])),
         "synthetic": panel.synthetic,
+        "unit": panel.unit,
         "num_runs": len(panel.runs),
         "seeds": panel.seeds,
         "methods": [method.label for method in panel.methods],
@@ -182,7 +183,7 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
         return {}
     mark = "SYNTHETIC" if panel.synthetic else ""
     estimate = ", estimated" if panel.facts["evaluator"] == "surrogate" else ""
-    ylabel = f"best value so far, %{estimate}"
+    ylabel, unit = f"{panel.unit.label('best value so far')}{estimate}", panel.unit
 
     def side_by_side(curves: Mapping[str, Curve]) -> Facets:
         return facets(panel.methods, look, curves)
@@ -190,11 +191,12 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
     begun = [method for method in panel.methods if any(len(run) for run in method.runs.values())]
     lines = side_by_side({method.label: summary.curve(method) for method in begun})
     found = {
-        "curves": draw_curves(lines, f"{prefix}-curves", ylabel=ylabel, watermark=mark),
+        "curves": draw_curves(lines, f"{prefix}-curves", ylabel=ylabel, unit=unit, watermark=mark),
         "regret": draw_regret(
             lines,
             f"{prefix}-regret",
             optimum=summary.optimum.value,
+            unit=unit,
             watermark=mark,
         ),
     }
@@ -207,6 +209,7 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
             side_by_side(summary.clock(workers)),
             f"{prefix}-{name}",
             ylabel=ylabel,
+            unit=unit,
             workers=workers,
             watermark=mark,
         )

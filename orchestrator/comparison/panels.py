@@ -17,6 +17,8 @@ from orchestrator.history.earlier import task_of_prior
 from orchestrator.history.find import Skipped
 from orchestrator.history.run import Run
 from orchestrator.methods import METHODS, NONE
+from trainers.build import unit_of
+from trainers.rows import Unit
 
 _NETWORKS = (
     "data",
@@ -92,6 +94,11 @@ class Panel:
     @property
     def synthetic(self) -> bool:
         return self.facts["evaluator"] == "toy"
+
+    @property
+    def unit(self) -> Unit:
+        """Of its values."""
+        return unit_of(str(self.facts["evaluator"]))
 
     @property
     def usual_budget(self) -> int:

@@ -38,14 +38,18 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the report asks of every panel; of optimum and target by panel, as fractions."""
+    """What the report asks of every panel; of optimum and target by panel.
+
+    optimum, target: values, of which an accuracy is a fraction.
+    within: in points, or in the unit that the values of a panel have.
+    """
 
     marks: tuple[int, ...] = ()
     horizon: int | None = None
     reference: str | None = None
     optimum: Mapping[str, float] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
-    within: float = 0.001
+    within: float = 0.1
     workers: tuple[int, ...] = ()
 
     def check(self, panels: Sequence[Panel]) -> None:
@@ -129,7 +133,9 @@ class Summary:
         if given is None:
             return None if found is None else Level(found, _FOUND)
         if found is not None and found > given:
-            return Level(found, f"{_FOUND}, above the {100 * given:g} % given")
+            unit = self.panel.unit
+            shown = f"{unit.times * given:g} {unit.sign}".rstrip()
+            return Level(found, f"{_FOUND}, above the {shown} given")
         return Level(given, "given")
 
     @cached_property
@@ -140,11 +146,11 @@ class Summary:
             return Level(given, "given")
         if self.optimum is None:
             return None
-        points = 100 * self.settings.within
+        within, unit = self.settings.within, self.panel.unit
         what = "the optimum" if self.optimum.source == "given" else _FOUND
         return Level(
-            self.optimum.value - self.settings.within,
-            f"within {points:g} points of {what}" if points else what,
+            self.optimum.value - within / unit.times,
+            f"within {within:g}{' points' if unit.sign else ''} of {what}" if within else what,
         )
 
     def best_so_far(self, run: Run, name: str = "value") -> Numbers:

@@ -82,14 +82,14 @@ def overview(summaries: Sequence[Summary]) -> Table:
     columns = [_means(s, s.at_marks(s.horizon), s.horizon) for s in summaries]
     missing = Cell(NOT_RUN, "missing")
     rows = [(Cell(label), *(column.get(label, missing) for column in columns)) for label in labels]
-    head = ("method", *(f"{s.panel.name} @{s.horizon}" for s in summaries))
-    return Table("overview", "Best value, percent", head, tuple(rows))
+    head = ("method", *(s.panel.unit.label(f"{s.panel.name} @{s.horizon}") for s in summaries))
+    return Table("overview", "Best value at the horizon", head, tuple(rows))
 
 
 def values_table(summary: Summary) -> Table:
     """Best value at the marks, area under the curve and evaluations to the target."""
     columns = [_means(summary, summary.at_marks(mark), mark) for mark in summary.marks]
-    columns.append(_means(summary, summary.areas, summary.horizon, unit=1, digits=3))
+    columns.append(_means(summary, summary.areas, summary.horizon, times=1, form=".3f"))
     rows = [
         (
             Cell(method.label),
@@ -102,7 +102,7 @@ def values_table(summary: Summary) -> Table:
     head = (
         "method",
         "finished seeds",
-        *(f"@{mark}, %" for mark in summary.marks),
+        *(summary.panel.unit.label(f"@{mark}") for mark in summary.marks),
         f"area @{summary.horizon}",
         "evaluations to target",
         "reached",
@@ -111,7 +111,8 @@ def values_table(summary: Summary) -> Table:
 
 
 def regret_table(summary: Summary) -> Table:
-    """Mean simple regret at the marks, percentage points."""
+    """Mean simple regret at the marks."""
+    unit = summary.panel.unit
     best = summary.optimum.value if summary.optimum else np.nan
     columns = []
     for mark in summary.marks:
@@ -119,17 +120,17 @@ def regret_table(summary: Summary) -> Table:
             label: {seed: value - best for seed, value in values.items()}
             for label, values in summary.at_marks(mark).items()
         }
-        columns.append(_means(summary, below, mark, unit=-100, digits=3))
+        columns.append(_means(summary, below, mark, times=-unit.times, form=unit.form(3)))
     rows = [
         (Cell(method.label), *(column[method.label] for column in columns))
         for method in summary.panel.methods
     ]
-    head = ("method", *(f"@{mark}, points" for mark in summary.marks))
+    head = ("method", *(unit.of_differences(f"@{mark}") for mark in summary.marks))
     return Table("regret", "Simple regret", head, tuple(rows))
 
 
 def accuracy_table(summary: Summary) -> Table | None:
-    """Test accuracy of the best by value, and what is published of the same task."""
+    """`test` of the best by value, an accuracy or not, and what is published of the same task."""
     if not summary.has_test:
         return None
     others = published(summary.panel)
@@ -138,9 +139,11 @@ def accuracy_table(summary: Summary) -> Table | None:
         (Cell(method.label), *(column[method.label] for column in columns))
         for method in summary.panel.methods
     ]
-    head = ("method", *(f"@{mark}, %" for mark in summary.marks))
+    unit = summary.panel.unit
+    head = ("method", *(unit.label(f"@{mark}") for mark in summary.marks))
+    caption = f"Test {'accuracy' if unit.sign else 'value'} of the best by value"
     if not others:
-        return Table("accuracy", "Test accuracy of the best by value", head, tuple(rows))
+        return Table("accuracy", caption, head, tuple(rows))
     missing = [Cell(NOT_RUN, "missing")] * len(summary.marks)
     ours = {method.label for method in summary.panel.methods}
     rows = [(*row, Cell(others.get(row[0].text, _UNDEFINED))) for row in rows]
@@ -149,7 +152,7 @@ def accuracy_table(summary: Summary) -> Table | None:
     ]
     return Table(
         "accuracy",
-        "Test accuracy of the best by value",
+        caption,
         (*head, "published, % @ evaluations"),
         tuple(rows),
         "Published: test accuracy @ trained architectures, as printed in Table 2 of the "
@@ -222,12 +225,21 @@ def _seeds(summary: Summary, method: Method) -> str:
 
 
 def _means(
-    summary: Summary, values: Mapping[str, BySeed], mark: int, *, unit: float = 100, digits: int = 2
+    summary: Summary,
+    values: Mapping[str, BySeed],
+    mark: int,
+    *,
+    times: float | None = None,
+    form: str | None = None,
 ) -> dict[str, Cell]:
     """By method: mean and half of its interval, and the number of seeds where some are missing.
 
     mark: evaluations that a run must have come to.
+    times, form: of these numbers; by default those of values.
     """
+    unit = summary.panel.unit
+    times = unit.times if times is None else times
+    form = unit.form(2) if form is None else form
     first, tied = summary.leaders(values)
     num_at = summary.num_at(mark)
     cells = {}
@@ -236,9 +248,9 @@ def _means(
         if found is None:
             cells[label] = Cell(_UNDEFINED if num_at[label] else NOT_RUN, "missing")
             continue
-        text = f"{unit * found.mean + 0:.{digits}f}"
+        text = f"{times * found.mean + 0:{form}}"
         if np.isfinite(found.half):
-            text += f" ± {abs(unit) * found.half:.{digits}f}"
+            text += f" ± {abs(times) * found.half:{form}}"
         if found.n < len(summary.panel.seeds):
             without = num_at[label] - found.n
             text += f" (n={found.n}{f', {without} without a value' if without else ''})"

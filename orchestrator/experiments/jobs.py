@@ -316,7 +316,7 @@ def _found(store: RunStore, config: RunConfig) -> str:
         raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
     short = store.spent < config.budget
     exhausted = f", the space is exhausted after {store.num_finished} trials" if short else ""
-    return f"best {100 * store.best[1]:.3f} %{exhausted}"
+    return f"best {store.unit.text(store.best[1])}{exhausted}"
 
 
 def _wait_until_free(out: Path) -> None:

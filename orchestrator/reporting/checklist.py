@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from orchestrator.history.run import known_config
+from trainers.build import unit_of
+from trainers.rows import PLAIN
 
 WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
     {
@@ -35,6 +37,8 @@ def searched_on(config: Mapping[str, Any]) -> str:
     """Which number was maximised."""
     if config["evaluator"] == "toy":
         return "a synthetic formula"
+    if unit_of(config["evaluator"]) == PLAIN:
+        return f"the value of the evaluator {config['evaluator']}"
     split = {"valid": "validation", "test": "test"}.get(config.get("objective", "valid"))
     dataset = f" on {config['dataset']}" if config.get("dataset") else ""
     source = {
@@ -48,6 +52,8 @@ def searched_on(config: Mapping[str, Any]) -> str:
 
 def reported(config: Mapping[str, Any], has_test: bool) -> str:
     """Which numbers are shown."""
+    if unit_of(config["evaluator"]) == PLAIN:
+        return "the value that was searched on"
     if not has_test:
         return "the value that was searched on; no test accuracy is known"
     if config.get("objective") == "test":

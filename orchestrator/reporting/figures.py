@@ -17,6 +17,8 @@ from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from trainers.rows import PERCENT, Unit
+
 Numbers = NDArray[np.float64]
 
 BLUE, ORANGE, GREEN, GREY, RED = "#3a87c8", "#e08a2e", "#2f9e6e", "#8a94a0", "#d64545"
@@ -35,15 +37,19 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_progress(
-    trials: NDArray[np.int64], values: Numbers, best: Numbers, initial: NDArray[np.bool_]
+    trials: NDArray[np.int64],
+    values: Numbers,
+    best: Numbers,
+    initial: NDArray[np.bool_],
+    unit: Unit,
 ) -> str:
     """Every trial and the best so far (n,); `values` (n,) is NaN where a trial failed."""
-    percent = 100 * values
+    shown, best = unit.times * values, unit.times * best
     with rc_context(STYLE):
         figure, axes = _axes()
-        axes.step(trials, 100 * best, where="post", color=BLUE, lw=1.6, label="best so far")
-        _draw_trials(axes, trials, percent, initial)
-        axes.set(ylabel="value, %")
+        axes.step(trials, best, where="post", color=BLUE, lw=1.6, label="best so far")
+        _draw_trials(axes, trials, shown, initial)
+        axes.set(ylabel=unit.label("value"))
         _count_along_x(axes, "trial", int(trials.max()) + 1)
         _legend_above(axes)
         return to_svg(figure, "progress")
@@ -58,6 +64,7 @@ def draw_pareto(
     front: NDArray[np.int64],
     best: int | None,
     limits: Sequence[tuple[float, bool]] = (),
+    unit: Unit = PERCENT,
 ) -> str:
     """Values (n,) over amounts (n,) of what `name` says.
 
@@ -65,7 +72,7 @@ def draw_pareto(
     best: the trial that is marked, if any.
     limits: (amount, is at most) of each; one that is far from every trial is not drawn.
     """
-    percent = 100 * values
+    shown = unit.times * values
     ends = amounts.min(), amounts.max()
     width = float(np.ptp(amounts)) or 0.1 * abs(float(ends[1])) or 1.0
     near = {limit: at_most for limit, at_most in limits if -width < limit - ends[0] < 2 * width}
@@ -74,46 +81,46 @@ def draw_pareto(
         figure, axes = _axes()
         axes.step(
             np.append(amounts[front], right),
-            np.append(percent[front], percent[front[-1]]),
+            np.append(shown[front], shown[front[-1]]),
             where="post",
             color=GREEN,
             lw=1.4,
             label="Pareto front",
         )
-        _draw_trials(axes, amounts, percent, initial)
+        _draw_trials(axes, amounts, shown, initial)
         if best is not None:
-            x, y = amounts[[best]], percent[[best]]
+            x, y = amounts[[best]], shown[[best]]
             axes.plot(x, y, "*", color=GREEN, ms=12, mec="#000000", mew=0.7, label="best")
         for i, (limit, at_most) in enumerate(near.items()):
             axes.axvline(limit, color=RED, lw=1.2, ls="--", label="" if i else "limit")
             axes.axvspan(limit, right if at_most else left, color=RED, alpha=0.1, lw=0)
-        axes.set(xlabel=name, ylabel="value, %", xlim=(left, right))
+        axes.set(xlabel=name, ylabel=unit.label("value"), xlim=(left, right))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _legend_above(axes)
         return to_svg(figure, f"pareto-{name.split(',')[0]}")
 
 
 def _draw_trials(
-    axes: Axes, x: Numbers | NDArray[np.int64], percent: Numbers, initial: NDArray[np.bool_]
+    axes: Axes, x: Numbers | NDArray[np.int64], values: Numbers, initial: NDArray[np.bool_]
 ) -> None:
-    """Trials (n,) as points; `percent` is NaN where one failed.
+    """Trials (n,) as points; `values` is NaN where one failed.
 
     The scale ends at Tukey's outer fence, so that one hopeless architecture does not flatten the
     rest; what is below it is marked at its end.
     """
-    lower, upper = np.nanpercentile(percent, (25, 75))
+    lower, upper = np.nanpercentile(values, (25, 75))
     fence = lower - 3 * (upper - lower)
-    shown, below, failed = percent >= fence, percent < fence, np.isnan(percent)
+    shown, below, failed = values >= fence, values < fence, np.isnan(values)
     for chosen, colour, label in (
         (shown & initial, ORANGE, "initial design"),
         (shown & ~initial, BLUE, "proposed"),
     ):
         if chosen.any():
-            y = percent[chosen]
+            y = values[chosen]
             axes.plot(x[chosen], y, "o", color=colour, ms=4, alpha=0.75, mew=0, label=label)
-    if np.ptp(percent[shown]) > 0:
-        margin = 0.06 * float(np.ptp(percent[shown]))
-        axes.set_ylim(percent[shown].min() - margin, percent[shown].max() + margin)
+    if np.ptp(values[shown]) > 0:
+        margin = 0.06 * float(np.ptp(values[shown]))
+        axes.set_ylim(values[shown].min() - margin, values[shown].max() + margin)
     bottom = axes.get_ylim()[0]
     for chosen, marker, colour, label in (
         (below, "v", GREY, "off the scale"),
@@ -125,8 +132,8 @@ def _draw_trials(
     axes.set_ylim(bottom=bottom)
 
 
-def draw_curves(curves: Sequence[Sequence[float]], best: int | None) -> str:
-    """Accuracy after each epoch of trainings; `best` is the one that stands out, if any."""
+def draw_curves(curves: Sequence[Sequence[float]], best: int | None, unit: Unit) -> str:
+    """Value after each epoch of trainings; `best` is the one that stands out, if any."""
     first = 1 if best == 0 else 0  # of the others
     with rc_context(STYLE):
         figure, axes = _axes()
@@ -134,31 +141,32 @@ def draw_curves(curves: Sequence[Sequence[float]], best: int | None) -> str:
             chosen = number == best
             axes.plot(
                 range(1, len(curve) + 1),
-                [100 * value for value in curve],
+                [unit.times * value for value in curve],
                 label={first: "trial", best: "best trial"}.get(number),
                 marker=".",
                 color=BLUE if chosen else GREY,
                 lw=1.8 if chosen else 0.8,
                 zorder=3 if chosen else 2,
             )
-        axes.set(ylabel="accuracy on held-out images, %")
+        axes.set(ylabel=unit.label("value"))
         _count_along_x(axes, "epoch", max(map(len, curves)))
         _legend_above(axes)
         return to_svg(figure, "curves")
 
 
-def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
+def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers, unit: Unit) -> str:
     """Predictions (n,) against what was then observed."""
+    mean, std, observed = (unit.times * numbers for numbers in (mean, std, observed))
     with rc_context(STYLE):
         figure, axes = _axes()
-        start = 100 * float(observed.mean())
+        start = float(observed.mean())
         axes.axline(
             (start, start), slope=1, ls="--", color=GREY, lw=1, label="predicted = observed"
         )
         axes.errorbar(
-            100 * observed,
-            100 * mean,
-            yerr=100 * std,
+            observed,
+            mean,
+            yerr=std,
             fmt="o",
             color=BLUE,
             ms=4,
@@ -167,7 +175,7 @@ def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers) -> str:
             alpha=0.75,
             label="mean ± 1 std",
         )
-        axes.set(xlabel="observed value, %", ylabel="predicted value, %")
+        axes.set(xlabel=unit.label("observed value"), ylabel=unit.label("predicted value"))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _legend_above(axes)
         return to_svg(figure, "calibration")

@@ -29,6 +29,7 @@ from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location, reason, write_whole
 from trainers.constraints import parse_constraint
+from trainers.rows import Unit
 
 _NUM_BEST = 5
 _NUM_FRONT = 10
@@ -50,7 +51,7 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Values as predicted before the evaluation and as then observed, each (n,) fractions."""
+    """Values as predicted before the evaluation and as then observed, each (n,)."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -135,10 +136,13 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
     ]
     full = [pair for pair in finished if pair.is_full]
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
-    return page_template("run.html", percent=_percent, seconds=_seconds).render(
+    return page_template(
+        "run.html", percent=_percent, seconds=_seconds, value=store.unit.number
+    ).render(
         record=record,
         reload_seconds=_RELOAD_SECONDS if live else None,
         config=record["config"],
+        unit=store.unit,
         what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
         evaluations=f"{float(store.spent):.10g}",
         num_low=len(finished) - len(full),
@@ -147,13 +151,13 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         recorded={name for _, outcome in finished for name in outcome.metrics},
         quantities=quantities(record["config"]["constraint"]),
         limits=limits,
-        pareto=_pareto(full, limits),
+        pareto=_pareto(full, limits, store.unit),
         legend=legend(store.space),
         progress=_progress(store, full),
         curves=_curves(store, finished),
         strategies=_by_strategy(store, full),
         checklist=_checklist(record, float(store.spent), store.rounds, finished),
-        **_calibration(Calibration.of(full)),
+        **_calibration(Calibration.of(full), store.unit),
         **_phases(_seconds_by_phase(store.rounds, finished)),
         **_pools([spent["diagnostics"] for spent in store.rounds]),
     )
@@ -195,6 +199,7 @@ def _progress(store: RunStore, finished: Sequence[Finished]) -> str | None:
         values,
         np.append(values, np.nan)[best],
         np.array([trial.strategy == "initial" for trial, _ in finished]),
+        store.unit,
     )
 
 
@@ -205,14 +210,16 @@ def _curves(store: RunStore, finished: Sequence[Finished]) -> str | None:
         return None
     whole = [i for i, pair in enumerate(trained) if pair.is_full and pair.outcome.value is not None]
     best = max(whole, key=lambda i: store.merit(trained[i].outcome.value or 0.0), default=None)
-    return draw_curves([pair.outcome.curve for pair in trained], best)
+    return draw_curves([pair.outcome.curve for pair in trained], best, store.unit)
 
 
-def _pareto(finished: Sequence[Finished], limits: Sequence[Limit]) -> list[dict[str, Any]]:
+def _pareto(
+    finished: Sequence[Finished], limits: Sequence[Limit], unit: Unit
+) -> list[dict[str, Any]]:
     """Value against each quantity that is constrained; against MACs where none is."""
     names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
     return [
-        _trade_off(name, pairs, limits)
+        _trade_off(name, pairs, limits, unit)
         for name in names
         if (pairs := [pair for pair in finished if _measured(pair.outcome, name)])
     ]
@@ -222,7 +229,9 @@ def _measured(outcome: Outcome, metric: str) -> bool:
     return outcome.value is not None and np.isfinite(outcome.metrics.get(metric, np.nan))
 
 
-def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) -> dict[str, Any]:
+def _trade_off(
+    name: str, pairs: Sequence[Finished], limits: Sequence[Limit], unit: Unit
+) -> dict[str, Any]:
     """A figure, and the upper end of the Pareto front, the best first."""
     quantity = quantity_of(name)
     amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
@@ -239,6 +248,7 @@ def _trade_off(name: str, pairs: Sequence[Finished], limits: Sequence[Limit]) ->
         limits=[
             (limit.amount / quantity.one, limit.at_most) for limit in limits if limit.metric == name
         ],
+        unit=unit,
     )
     upper = [pairs[i] for i in front[::-1][:_NUM_FRONT]]
     return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
@@ -261,8 +271,10 @@ def _by_strategy(store: RunStore, finished: Sequence[Finished]) -> dict[str, dic
     return summary
 
 
-def _calibration(found: Calibration) -> dict[str, Any]:
-    figure = draw_calibration(found.mean, found.std, found.observed) if len(found.mean) else None
+def _calibration(found: Calibration, unit: Unit) -> dict[str, Any]:
+    figure = None
+    if len(found.mean):
+        figure = draw_calibration(found.mean, found.std, found.observed, unit)
     return {"calibration": found, "calibration_figure": figure}
 
 
@@ -342,8 +354,8 @@ def _guidance(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {"guidance": usual, "guidance_figure": draw_guidance(*series.values())}
 
 
-def _percent(fraction: float | None, digits: int = 3) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}"
 
 
 def _seconds(seconds: float) -> str:

@@ -101,7 +101,7 @@ class View:
         elif not self._progress:
             self._console.print(
                 f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
-                f"value {100 * outcome.value:.3f} %{_after(trial, outcome)}  {_best(store)}  "
+                f"value {store.unit.text(outcome.value)}{_after(trial, outcome)}  {_best(store)}  "
                 f"{time.monotonic() - self._started:.0f} s",
                 soft_wrap=True,
             )
@@ -114,7 +114,7 @@ def _after(trial: Trial, outcome: Outcome) -> str:
 
 def _best(store: RunStore) -> str:
     best = store.best
-    return "no value yet" if best is None else f"best {100 * best[1]:.3f} %"
+    return "no value yet" if best is None else f"best {store.unit.text(best[1])}"
 
 
 def print_result(
@@ -128,9 +128,9 @@ def print_result(
         return
     trial, value = best
     metrics = store.outcomes[trial.trial].metrics
-    numbers = [f"value {100 * value:.3f} %"]
+    numbers = [f"value {store.unit.text(value)}"]
     if "test" in metrics:
-        numbers.append(f"test {100 * metrics['test']:.3f} %")
+        numbers.append(f"test {store.unit.text(metrics['test'])}")
     numbers += [
         f"{quantity.label} {quantity.text(metrics[name])}"
         for name, quantity in quantities(constraints).items()

@@ -34,7 +34,8 @@ from orchestrator.storage.events import Event, Events
 from orchestrator.storage.journal import Journal, open_journal, read_journal
 from orchestrator.storage.location import Location, reason, write_whole
 from trainers.base import FULL_EPOCHS
-from trainers.rows import percent, to_parquet
+from trainers.build import unit_of
+from trainers.rows import Unit, to_parquet
 
 TABLE = "trials.parquet"
 COLUMNS = (
@@ -60,6 +61,7 @@ class RunStore:
     What is asked for every round is kept up to date trial by trial: no round costs more because
     there were many before, but for the copy that `observations` is.
 
+    unit: of the values, in files and where they are shown.
     proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
     epoch; None for what an older version journalled.
     """
@@ -69,14 +71,15 @@ class RunStore:
         out: Location,
         space: SearchSpace,
         seed: int,
+        unit: Unit,
         target: float | None,
         journal: Journal | None,
     ) -> None:
-        self.out, self.space, self.seed = out, space, seed
+        self.out, self.space, self.seed, self.unit = out, space, seed, unit
         self.trials: list[Trial] = []
         self.outcomes: dict[int, Outcome] = {}
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
-        self._target = target  # percent
+        self._target = None if target is None else target / unit.times
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
         self.proposed_at: list[float | None] = []
         self.finished_at: dict[int, float | None] = {}
@@ -105,7 +108,8 @@ class RunStore:
         check_same_run(out, config)
         try:
             journal = open_journal(out)
-            store = cls(out, space, config.seed, config.target, journal)
+            unit = unit_of(config.evaluator_name)
+            store = cls(out, space, config.seed, unit, config.target, journal)
             try:
                 check_same_run(out, config)  # nobody else can make it another one any more
                 store._replay(journal.replay())
@@ -137,10 +141,11 @@ class RunStore:
         Nothing is locked or written.
         """
         config = read_record(out)["config"]
-        if lacking := {"space", "seed", "budget", "constraint"} - config.keys():
+        needed = {"space", "evaluator", "seed", "budget", "constraint"}
+        if lacking := needed - config.keys():
             raise UserError(f"{out / 'config.json'} lacks {', '.join(sorted(lacking))}")
-        space = find_space(config["space"])
-        store = cls(out, space, config["seed"], config.get("target"), None)
+        space, unit = find_space(config["space"]), unit_of(config["evaluator"])
+        store = cls(out, space, config["seed"], unit, config.get("target"), None)
         try:
             store._replay((str(out / file), events) for file, events in read_journal(out))
         except OSError as error:
@@ -149,7 +154,7 @@ class RunStore:
 
     def merit(self, value: float) -> float:
         """What the best has most of: the value or, where one is aimed at, nearness to it."""
-        return value if self._target is None else -abs(value - self._target / 100)
+        return value if self._target is None else -abs(value - self._target)
 
     @property
     def num_finished(self) -> int:
@@ -275,7 +280,7 @@ class RunStore:
         any, the `curve` of their training, the epoch after which it was `stopped`, the `device`
         that latency was measured on, and the share of the memory of a GPU, `gpu_memory`.
         """
-        rows = []
+        rows, written = [], self.unit.written
         one_fidelity = all(trial.epochs is None for trial in self.trials)
         for trial in self.trials:
             outcome = self.outcomes.get(trial.trial)
@@ -285,14 +290,14 @@ class RunStore:
             metrics = row.pop("metrics")
             if one_fidelity:
                 del row["epochs"]
-            row["curve"] = [100 * value for value in outcome.curve]
+            row["curve"] = [self.unit.times * value for value in outcome.curve]
             for name in _OFTEN_EMPTY:
                 if not row[name]:
                     del row[name]
             for name in ("predicted_mean", "predicted_std"):
-                row[name] = None if row[name] is None else 100 * row[name]
-            row |= percent({"value": row["value"]})
-            rows.append(row | {name: x for name, x in percent(metrics).items() if name not in row})
+                row[name] = None if row[name] is None else self.unit.times * row[name]
+            row |= written({"value": row["value"]})
+            rows.append(row | {name: x for name, x in written(metrics).items() if name not in row})
         return rows
 
     def close(self) -> None:
