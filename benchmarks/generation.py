@@ -34,7 +34,8 @@ import torch
 
 from nag.checkpoint import load_network
 from nag.cli import UserError, command_line, find_space, run, user_errors
-from nag.generate import DEFAULT_SAMPLER, Samples, generate, resolve_device
+from nag.devices import resolve_device
+from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import (
     DiffusionGenerator,
     GeneratorConfig,
@@ -129,7 +130,7 @@ def main(
     levels = SAMPLERS[REFERENCE].steps
     if not 2 <= reference_levels <= levels or min(repeats, threads, *batches) < 1:
         raise UserError(f"--reference-levels must be 2 to {levels}, the other numbers at least 1")
-    chosen = user_errors(resolve_device, device)
+    chosen = resolve_device(device)
     weights = paper_weights if paper_weights.is_file() else None
     if weights and user_errors(load_network, weights, SPACE).config != preset("paper", SPACE):
         raise UserError(f"{weights} does not hold a network of the paper preset")

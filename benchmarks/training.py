@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nag.cli import UserError, command_line, find_space, run, user_errors
-from nag.generate import resolve_device
+from nag.cli import UserError, command_line, find_space, run
+from nag.devices import resolve_device
 from nag.laws import UniformLaw, sde_of
 from nag.score_net import ScoreNetwork, preset
 from nag.training import (
@@ -63,7 +63,7 @@ def main(
     """
     if min(steps, *threads) < 1 or warm_up < 0:
         raise UserError("--steps and --threads must be at least 1, --warm-up at least 0")
-    chosen: torch.device = user_errors(resolve_device, device)
+    chosen = resolve_device(device)
     gpu = f", {torch.cuda.get_device_name(chosen)}" if chosen.type == "cuda" else ""
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",

@@ -1,6 +1,5 @@
 """From a score to architectures: sample, decode, keep what is valid, and say how much was."""
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,22 +45,6 @@ class Samples:
     def uniqueness(self) -> float:
         """Distinct valid / valid."""
         return len(self.unique) / max(len(self.valid), 1)
-
-
-def resolve_device(name: str) -> torch.device:
-    """cpu, cuda or cuda:N, or auto: the GPU where there is one. Raises ValueError for a device of
-    another kind, which samplers and predictors do not run on, and for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refusal = f"device {name!r} is not available: use cpu, cuda or auto"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(refusal)
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(refusal) from error
-    return device
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
+from nag.devices import resolve_device
 from nag.exact_score import exact_score
-from nag.generate import DEFAULT_SAMPLER, Samples, generate, resolve_device
+from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.guidance import (
     Ladder,
     LogDensity,

@@ -17,9 +17,10 @@ from rich.progress import Progress
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
 from nag.cli import UserError, WholeNumber, choose, command_line, find_space, run, user_errors
+from nag.devices import resolve_device
 from nag.exact_score import exact_score, exact_score_of_samples
 from nag.files import kept
-from nag.generate import DEFAULT_SAMPLER, generate, resolve_device
+from nag.generate import DEFAULT_SAMPLER, generate
 from nag.generator import accelerated
 from nag.laws import LARGEST_EXACT, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import distances, noise, pack, summary
@@ -159,7 +160,7 @@ def main(
     steps = steps or SAMPLERS[sampler].steps
     size = min(_LARGEST_LIST, search_space.size // 2)
     chosen = choose_rows(rows, search_space, size)
-    found_device = user_errors(resolve_device, device)
+    found_device = resolve_device(device)
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(space, seeds, num, distance_num, sampler, steps, str(found_device), threads)

@@ -27,7 +27,8 @@ from nag.cli import (
     run,
     user_errors,
 )
-from nag.generate import generate, resolve_device
+from nag.devices import resolve_device
+from nag.generate import generate
 from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import pack, summary
 from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
@@ -159,7 +160,7 @@ def main(
         out,
         sde=user_errors(sde_of, law, sigma_min, sigma_max),
         seed=seed,
-        device=user_errors(resolve_device, device),
+        device=resolve_device(device),
         report_every=report_every,
         dtype=torch.float16 if half else None,
         record={"command": "python -m nag.train " + " ".join(sys.argv[1:]), "preset": preset_name},

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from cyclopts import Parameter
 
 from nag.cli import UserError, WholeNumber, section
+from nag.devices import is_device
 from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 
@@ -108,12 +108,8 @@ class Runtime:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
         if self.gpus_per_eval == "auto" and self.executor == "tune":
             raise UserError("--gpus-per-eval auto: trials of Tune keep what they begin with")
-        try:
-            torch.device("cpu" if self.eval_device == "auto" else self.eval_device)
-        except RuntimeError:
-            raise UserError(
-                f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N"
-            ) from None
+        if not is_device(self.eval_device):
+            raise UserError(f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UserError("--timeout must be more than 0 seconds")
 

@@ -401,7 +401,7 @@ class TestCommandsThatCannotBeDone:
             (("--no-train", "--seeds", 2), "do not go with --no-train"),
             (("--no-train", "--with-held-out"), "do not go with --no-train"),
             (("--recipe", "tasty"), "unknown recipe 'tasty': choose from nasbench201"),
-            (("--device", "luck"), "no device 'luck' here"),
+            (("--device", "luck"), "device 'luck' is not available: use cpu, cuda or auto"),
         ],
     )
     def test_options(self, capsys, searched, data, options, message):

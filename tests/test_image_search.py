@@ -166,7 +166,8 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
         ({"--out": "no/where.pt"}, "no such folder: no"),
         ({"--held-out": 45}, "cannot hold out 45 of 45 pictures"),
         ({"--held-out": 0}, "--held-out must be at least 1"),
-        ({"--device": "luck"}, "no device 'luck' here"),
+        ({"--device": "luck"}, "device 'luck' is not available: use cpu, cuda or auto"),
+        ({"--device": "meta"}, "device 'meta' is not available: use cpu, cuda or auto"),
         ({"--checkpoints": "kept"}, "Unknown option: --checkpoints"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from nag import cli
+from nag.devices import resolve_device
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.train_supernet import app
 from trainers.images import Crop, Loader, open_images
@@ -191,11 +192,11 @@ def test_each_process_has_a_gpu_of_its_own(four_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     parallel.join()
     for device in ("auto", "cuda"):
-        assert Machine(device=device).torch_device() == torch.device("cuda", 3)
+        assert resolve_device(device) == torch.device("cuda", 3)
     four_gpus.append(2)  # as Ray Train does, which may give a process more than one
     for device in ("auto", "cuda"):
-        assert Machine(device=device).torch_device() == torch.device("cuda", 2)
-    assert Machine(device="cuda:1").torch_device() == torch.device("cuda", 1)
+        assert resolve_device(device) == torch.device("cuda", 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

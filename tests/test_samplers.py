@@ -13,8 +13,10 @@ import pytest
 import torch
 from toy_law import ARCHS, law
 
+from nag.cli import UserError
+from nag.devices import resolve_device
 from nag.exact_score import exact_score
-from nag.generate import Samples, generate, resolve_device
+from nag.generate import Samples, generate
 from nag.guidance import Ladder, guided
 from nag.laws import UniformLaw, sde_of
 from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras, predictor_corrector
@@ -391,5 +393,5 @@ def test_devices():
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device("auto").type in ("cpu", "cuda")
     for name in ("warp", "meta", "mps", "cpu:x", "cuda:999", "cuda:9999999999", ""):
-        with pytest.raises(ValueError, match=f"device '{name}' is not available: use cpu, cuda or"):
+        with pytest.raises(UserError, match=f"device '{name}' is not available: use cpu, cuda or"):
             resolve_device(name)

@@ -15,7 +15,6 @@ from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
 from trainers.evaluators.table import TableEvaluator
 from trainers.evaluators.toy import ToyEvaluator
 from trainers.evaluators.training import TrainingEvaluator
-from trainers.latency.timing import stopwatch
 from trainers.ofa import Supernet, load_supernet
 from trainers.rows import PERCENT, PLAIN, Unit
 from trainers.training.recipe import find_recipe
@@ -169,10 +168,8 @@ def _task(
         raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, and no data set")
     networks = _as_in(supernet, settings.networks)
     task = ImageTask(networks, space, settings.place)
-    if networks.latency_batch is not None:
-        if networks.latency_batch < 1:
-            raise EvaluatorConfigError("--latency-batch must be at least 1")
-        stopwatch(task.device)
+    if networks.latency_batch is not None and networks.latency_batch < 1:
+        raise EvaluatorConfigError("--latency-batch must be at least 1")
     return task
 
 

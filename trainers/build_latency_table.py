@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, WholeNumber, check_output, command_line, run, user_errors
+from nag.cli import UserError, WholeNumber, check_output, command_line, run
+from nag.devices import resolve_device
 from nag.files import write_text
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.latency.block_times import BlockTimer
 from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
-from trainers.latency.timing import device_name, stopwatch
+from trainers.latency.timing import device_name
 from trainers.partial import Partial
 from trainers.training.loop import out_of_memory
-from trainers.training.task import Place
 
 Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, ms
 
@@ -91,8 +91,7 @@ def main(
         raise UserError("--batch-size, --threads and --repeats must be at least 1")
     if networks < 0:
         raise UserError("--networks must not be negative")
-    place: torch.device = user_errors(Place(device=device).torch_device)
-    user_errors(stopwatch, place)
+    place = resolve_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     archs = MOBILENETV3.sample(networks, np.random.default_rng(0))

@@ -37,7 +37,6 @@ class BlockTimer:
     """Times all blocks at one resolution, and whole networks to compare their sums with.
 
     whole: the networks that are timed as a whole.
-    Raises EvaluatorConfigError for a device whose work cannot be timed.
     """
 
     def __init__(

@@ -35,13 +35,6 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_device() -> torch.device:
-    """The GPU of this process, which `join` or Ray Train has set, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
 @cache
 def _by_cpu() -> dist.ProcessGroup | None:
     """The same processes; what they say to each other there does not wait for their GPUs."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from cyclopts import Parameter
 from torch import nn
 
 from nag.cli import section
+from nag.devices import resolve_device
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
@@ -50,8 +50,8 @@ class Machine:
     Parameters
     ----------
     device
-        Device of networks: auto is a GPU where this process sees one; of several processes that
-        train together auto and cuda are for each its own.
+        Device of networks, cpu, cuda, cuda:N or auto: a GPU where this process sees one. Of several
+        processes that train together auto and cuda are for each its own.
     workers
         Processes that decode images; by default as many as there are cores, at most 8.
     cache
@@ -62,17 +62,6 @@ class Machine:
     device: str = "auto"
     workers: Annotated[int | None, Parameter(name="--image-workers")] = None
     cache: Path | None = None
-
-    def torch_device(self) -> torch.device:
-        """Raises EvaluatorConfigError for a device that is not there."""
-        if self.device == "auto":
-            return parallel.local_device()
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise EvaluatorConfigError(f"no device {self.device!r} here: {error}") from None
-        return parallel.local_device() if device == torch.device("cuda") else device
 
 
 @Parameter(name="*", group=section("Where it runs"))
@@ -215,7 +204,7 @@ class ImageTask:
         count = options.held_out or min(len(self._split) // 5, _MOST_HELD_OUT)
         rest, self.held_out = hold_out(self._split, count, _SPLIT_SEED)
         self.train = fraction(self._split, rest, options.train_fraction, _SPLIT_SEED)
-        self.place, self.device = place, place.torch_device()
+        self.place, self.device = place, resolve_device(place.device)
 
     def with_all_images(self) -> "ImageTask":
         """The same, but what is held out is trained on too, and tells nothing any more."""
