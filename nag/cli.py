@@ -47,6 +47,13 @@ def command_line(name: str, *examples: str) -> App:
     )
 
 
+def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
+    """Where commands talk to people: text as it is, whatever is in it, lines in one piece."""
+    return Console(
+        stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
+
+
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     """Where cyclopts would round 6.5 in silence."""
     del type_
@@ -139,7 +146,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         of = f"{error.filename}: " if error.filename else ""
         _fail(f"{of}{error.strerror}" if error.strerror else _one_line(error))
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
+        plain_console().print("interrupted")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
 

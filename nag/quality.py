@@ -16,7 +16,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
-from nag.cli import UserError, WholeNumber, choose, command_line, find_space, run, user_errors
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    choose,
+    command_line,
+    find_space,
+    plain_console,
+    run,
+    user_errors,
+)
 from nag.devices import resolve_device
 from nag.exact_score import exact_score, exact_score_of_samples
 from nag.files import kept
@@ -204,9 +213,7 @@ class Benchmark:
     space: StagedSpace
     law: ListLaw
     networks: Path
-    console: Console = field(
-        default_factory=lambda: Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    )
+    console: Console = field(default_factory=plain_console)
 
     @cached_property
     def law_record(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from nag.cli import (
@@ -18,6 +17,7 @@ from nag.cli import (
     check_seed,
     command_line,
     find_space,
+    plain_console,
     run,
     user_errors,
 )
@@ -97,7 +97,7 @@ def main(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )
     generator: DiffusionGenerator = user_errors(DiffusionGenerator, config)
-    console = Console(stderr=True)
+    console = plain_console()
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         advance = None
         if bar:

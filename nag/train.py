@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from cyclopts import Parameter
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -23,6 +22,7 @@ from nag.cli import (
     command_line,
     difference,
     find_space,
+    plain_console,
     read_architectures,
     run,
     user_errors,
@@ -195,7 +195,7 @@ def train_network(
 
     What is trained already is left as it is; raises UserError where OUT has other weights.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console()
     restart = out.with_suffix(".train.safetensors")
     configuration = {
         "space": law.space.name,

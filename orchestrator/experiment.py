@@ -11,7 +11,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from nag.cli import UserError, WholeNumber, command_line, run
+from nag.cli import UserError, WholeNumber, command_line, plain_console, run
 from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch
@@ -94,7 +94,7 @@ def main(
         retries=retries,
         dashboard=False,
     )
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console(stderr=False)
     experiment = read_experiment(file, Data(table, latency_table, data, weights, out))
     if dry_run:
         list_jobs(console, experiment, out)

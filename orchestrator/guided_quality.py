@@ -17,11 +17,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from scipy.stats import wilcoxon
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, WholeNumber, command_line, find_space, run, user_errors
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    command_line,
+    find_space,
+    plain_console,
+    run,
+    user_errors,
+)
 from nag.files import kept, write_text
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, Guidance
@@ -158,7 +165,7 @@ def main(
         num,
     )
     out.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False)
+    console = plain_console()
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
     asked = {
         **config.identity(),

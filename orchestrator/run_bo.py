@@ -9,7 +9,7 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import UserError, command_line, find_space, plain_console, run
 from orchestrator.build import (
     build_evaluator_here,
     build_executor,
@@ -44,7 +44,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     All results are in --out; a run that was interrupted continues when its command is repeated.
     """
     out = runtime.out or Path("runs", config.name)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=False)
     for earlier in config.prior:
         if earlier.path.resolve() == out.resolve():
             raise UserError(f"--prior {earlier.path} is the run itself")
@@ -77,14 +77,9 @@ def _search(
     shown += ["test"] if config.objective == "test" else []
     shown += [*config.parts.shown, *config.constraint]
     shown += [f"prior {earlier.content}" for earlier in config.prior]
-    console.print(
-        f"{', '.join(shown)}: {executor.description}",
-        soft_wrap=True,
-    )
+    console.print(f"{', '.join(shown)}: {executor.description}")
     if store.num_finished:
-        console.print(
-            f"continuing {store.out}: {store.num_finished} trials are finished", soft_wrap=True
-        )
+        console.print(f"continuing {store.out}: {store.num_finished} trials are finished")
     optimizer = build_optimizer(config, executor.generator)
     view = View(console, config.budget)
     try:
@@ -100,8 +95,7 @@ def _search(
         store.compact()
         console.print(
             f"interrupted: {store.num_finished} trials are saved in {store.out}; "
-            "repeat the command to continue",
-            soft_wrap=True,
+            "repeat the command to continue"
         )
         return 130
     if not store.trials and config.constraint:

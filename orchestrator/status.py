@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from nag.cli import command_line, run
+from nag.cli import command_line, plain_console, run
 from orchestrator.search.record import read_record
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, PathOrURI
@@ -40,7 +40,7 @@ def main(out: PathOrURI, *, watch: bool = False) -> None:
     watch
         Look again and again, until the budget is spent or Ctrl-C.
     """
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=False)
     state = Snapshot.read(out)
     if not watch:
         console.print(state.shown(time.time()))

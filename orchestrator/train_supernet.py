@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.cli import UserError, WholeNumber, command_line, plain_console, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.runtime import Runtime, wants_gpu
 from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
@@ -68,7 +66,7 @@ def main(
     # nothing is trained here: this machine need not have the devices of its workers
     here = replace(place, device="cpu") if wants_gpu(place.device) else place
     task = user_errors(ImageTask, images, MOBILENETV3, here)
-    if is_there(options.out, how_made(options, task, workers), Console(stderr=True)):
+    if is_there(options.out, how_made(options, task, workers), plain_console()):
         return
     fit(
         {"options": options, "images": images, "place": place},
@@ -115,7 +113,7 @@ def fit(
 
 def _work(settings: dict[str, Any]) -> None:
     """In every process; Ray Train has made a process group of them."""
-    console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)
+    console = plain_console(quiet=parallel.rank() > 0)
     train_supernet(settings["options"], settings["images"], settings["place"], console)
 
 

@@ -219,7 +219,8 @@ def test_training_the_undirected_baseline(tmp_path):
 
 
 def test_what_is_trained_is_left_as_it_is(tmp_path, capsys):
-    out = tmp_path / "W.safetensors"
+    out = tmp_path / "W[" / "b].safetensors"  # as markup an error
+    out.parent.mkdir(parents=True)
     train_briefly(out)
     record = out.with_suffix(".json")
     before = out.read_bytes(), record.read_bytes()

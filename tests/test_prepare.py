@@ -34,6 +34,11 @@ def fails(*arguments):
     return str(error.value)
 
 
+def test_names_are_no_markup(tmp_path, capsys):
+    prepare(folder(tmp_path / "[" / "b]"), "--workers", 1)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/[/b]: 2 classes\n")
+
+
 def test_the_report_names_what_is_wrong(root, capsys):
     whole = (root / "train/cat/1.jpeg").read_bytes()
     (root / "train/cat/1.jpeg").write_bytes(whole[:-100])

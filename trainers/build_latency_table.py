@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, WholeNumber, check_output, command_line, run
+from nag.cli import UserError, WholeNumber, check_output, command_line, plain_console, run
 from nag.devices import resolve_device
 from nag.files import write_text
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -102,8 +102,8 @@ def main(
         "batch_size": batch_size,
         "torch": torch.__version__,
     }
-    console = Console(stderr=True, highlight=False)
-    console.print(f"{about['device']}, width {width:g}, batches of {batch_size}", soft_wrap=True)
+    console = plain_console()
+    console.print(f"{about['device']}, width {width:g}, batches of {batch_size}")
     partial = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
     with closing(partial):
         passes = Passes(partial)
@@ -114,7 +114,7 @@ def main(
                 )
                 _measure(timer, side, repeats, passes, console)
         except KeyboardInterrupt:
-            console.print("interrupted: repeat the command to continue", soft_wrap=True)
+            console.print("interrupted: repeat the command to continue")
             sys.exit(130)
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -125,7 +125,7 @@ def main(
     for side in dict.fromkeys(resolution):
         for line in report(out, side):
             sys.stdout.write(f"{line}\n")
-    console.print(f"table: {out}", soft_wrap=True)
+    console.print(f"table: {out}")
 
 
 class Passes:

@@ -19,6 +19,7 @@ from nag.cli import (
     check_seed,
     command_line,
     find_space,
+    plain_console,
     read_architectures,
     run,
     user_errors,
@@ -104,7 +105,7 @@ def main(
     check_output(out, ".parquet")
 
     start = perf_counter()
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
     partial = Partial(
         out.with_name(f"{out.name}.partial"),
         {"space": space, "evaluator": evaluator, "seed": seed, **conditions(settings)},

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from nag.cli import (
     UserError,
     WholeNumber,
     command_line,
     find_space,
+    plain_console,
     read_architectures,
     user_errors,
 )
@@ -103,7 +103,7 @@ def main(
     for rank, finalist in enumerate(finalists, start=1):
         packaging.there(rank, finalist)
     out.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = plain_console()
     failed = 0
     try:
         with claim(out):
@@ -116,14 +116,14 @@ def main(
                         raise
                     text = " ".join(str(error).split()) or type(error).__name__
                     failed, said = failed + 1, f"failed: {text}"
-                console.print(f"{rank} of {len(finalists)}: {said}", soft_wrap=True)
+                console.print(f"{rank} of {len(finalists)}: {said}")
     except EvaluatorConfigError as error:
         raise UserError(str(error)) from None
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue", soft_wrap=True)
+        console.print("interrupted: repeat the command to continue")
         sys.exit(130)
     if not can_write_onnx():
-        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'", soft_wrap=True)
+        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'")
     return 1 if failed else 0
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from nag.cli import UserError, WholeNumber, command_line, run, user_errors
+from nag.cli import UserError, WholeNumber, command_line, plain_console, run, user_errors
 from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
 from trainers.images.index import FILE, Listing, prepared_folder, save
@@ -59,8 +60,8 @@ def main(
     """
     if (size is not None and size < 1) or (workers is not None and workers < 1):
         raise UserError("--size and --workers must be at least 1")
-    console = Console(stderr=True)
-    with console.status(f"scanning {data}"):
+    console = plain_console()
+    with console.status(Text(f"scanning {data}")):  # a status of type str is read as markup
         listing: Listing = user_errors(scan, data)
         if imagenet:
             user_errors(check_imagenet, listing)

@@ -18,6 +18,7 @@ from nag.cli import (
     check_output,
     check_seed,
     command_line,
+    plain_console,
     run,
     user_errors,
 )
@@ -121,11 +122,11 @@ def main(
     which needs no more options than --data.
     """
     parallel.join()
-    console = Console(stderr=True, highlight=False, quiet=parallel.rank() > 0)
+    console = plain_console(quiet=parallel.rank() > 0)
     try:
         train_supernet(options, images, place, console)
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue", soft_wrap=True)
+        console.print("interrupted: repeat the command to continue")
         sys.exit(130)
 
 
@@ -145,12 +146,11 @@ def train_supernet(
             training.load(state)
         except NoCheckpointError as error:
             raise UserError(f"{error}: delete it to start again") from None
-        console.print(f"continuing after {len(training.curve)} epochs", soft_wrap=True)
+        console.print(f"continuing after {len(training.curve)} epochs")
     console.print(
         f"supernet of width {options.width:g} on {task.device}, {parallel.world()} process(es): "
         f"{len(task.train)} images of {len(task.classes)} classes, {task.resolution} x "
-        f"{task.resolution} pixels",
-        soft_wrap=True,
+        f"{task.resolution} pixels"
     )
     for epoch in training.run(recipe.epochs, state):
         if parallel.rank() == 0:
@@ -160,7 +160,7 @@ def train_supernet(
             assert isinstance(network, Supernet)
             save_supernet(network, options.out, made | {"train_images": task.train_digest})
         state.unlink(missing_ok=True)
-        console.print(f"weights: {options.out}", soft_wrap=True)
+        console.print(f"weights: {options.out}")
 
 
 def how_made(options: SupernetOptions, task: ImageTask, processes: int) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
             f"{out} was made with other {', '.join(others)}: delete it or choose another --out"
         )
     _state(out).unlink(missing_ok=True)
-    console.print(f"{out} is there: nothing to train", soft_wrap=True)
+    console.print(f"{out} is there: nothing to train")
     return True
 
 
@@ -240,8 +240,7 @@ def _report(epoch: Epoch, training: Training, task: ImageTask, out: Path, consol
         file.write(json.dumps(line) + "\n")
     console.print(
         f"epoch {line['epoch']} of {training.recipe.epochs}: loss {line['loss']:.3f}, largest "
-        f"{line['largest']:.2f} %, smallest {line['smallest']:.2f} %, {line['seconds']:.0f} s",
-        soft_wrap=True,
+        f"{line['largest']:.2f} %, smallest {line['smallest']:.2f} %, {line['seconds']:.0f} s"
     )
 
 

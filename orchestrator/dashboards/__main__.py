@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from nag.cli import UserError, command_line, run
+from nag.cli import UserError, command_line, plain_console, run
 from nag.files import write_bytes, write_text
 
 app = command_line(
@@ -46,7 +45,7 @@ def main(
     for one in target:
         if not one.rpartition(":")[0] or not one.rpartition(":")[2].isdigit():
             raise UserError(f"--target {one!r} must be HOST:PORT")
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=False)
     grafana = out.resolve() / "grafana"
     dashboards, provisioning = grafana / "dashboards", grafana / "provisioning"
     for path, content, asked in (
@@ -62,14 +61,14 @@ def main(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}")
         elif asked and path.read_text() != text:
             raise UserError(f"{path} is there and differs from {asked}: delete it, or edit it")
         else:
-            console.print(f"kept {path}", soft_wrap=True)
+            console.print(f"kept {path}")
     dashboards.mkdir(exist_ok=True)
     write_bytes(dashboards / "nag.json", files(__package__).joinpath("nag.json").read_bytes())
-    console.print(f"wrote {dashboards / 'nag.json'}", soft_wrap=True)
+    console.print(f"wrote {dashboards / 'nag.json'}")
 
 
 def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:

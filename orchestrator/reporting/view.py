@@ -97,13 +97,12 @@ class View:
                 self._task, completed=float(store.spent), description=_best(store)
             )
         if outcome.value is None:
-            self._console.print(f"trial {trial.trial} failed: {outcome.error}", soft_wrap=True)
+            self._console.print(f"trial {trial.trial} failed: {outcome.error}")
         elif not self._progress:
             self._console.print(
                 f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
                 f"value {store.unit.text(outcome.value)}{_after(trial, outcome)}  {_best(store)}  "
-                f"{time.monotonic() - self._started:.0f} s",
-                soft_wrap=True,
+                f"{time.monotonic() - self._started:.0f} s"
             )
 
 
@@ -124,7 +123,7 @@ def print_result(
     best = store.best
     if best is None:
         trials = store.out / "trials.parquet"
-        console.print(f"no evaluation succeeded; see {trials}", soft_wrap=True)
+        console.print(f"no evaluation succeeded; see {trials}")
         return
     trial, value = best
     metrics = store.outcomes[trial.trial].metrics
@@ -145,4 +144,4 @@ def print_result(
         f"report: {report}",
     ]
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(line)

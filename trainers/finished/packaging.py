@@ -120,8 +120,7 @@ class Packaging:
             held_out = f", held out {100 * epoch.accuracy:.2f} %" * self.measured_by_held_out
             console.print(
                 f"network {rank}, seed {seed}, epoch {epoch.epoch} of {epochs}: loss "
-                f"{epoch.loss:.3f}{held_out}, {epoch.seconds:.0f} s",
-                soft_wrap=True,
+                f"{epoch.loss:.3f}{held_out}, {epoch.seconds:.0f} s"
             )
 
         return train_anew(evaluator, arch, self.seeds, self.checkpoints, progress)
