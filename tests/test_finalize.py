@@ -142,6 +142,18 @@ class TestReadingARun:
         search = read_search(written_run(tmp_path / "run", rows, partial), top=3)
         assert [one.trial for one in search.finalists] == [0]
 
+    def test_a_table_that_lags_behind_the_journal(self, tmp_path):
+        """A run that was killed: what is best is not in the table yet."""
+        path = written_run(tmp_path / "run", [(0, POOL, 50.0, None)])
+        events = [{"event": "proposed", "trials": []}]
+        events += [{"event": "finished", "trial": trial} for trial in (0, 0, 1)]
+        lines = [json.dumps(event) for event in events]
+        (path / "journal.jsonl").write_text("\n".join([*lines[:3], '{"event": "fini']))
+        assert read_search(path, top=1).trials == 1
+        (path / "journal.jsonl").write_text("\n".join(lines))
+        with pytest.raises(UserError, match=r"has 1 of 2 trials: .*repeat its command"):
+            read_search(path, top=1)
+
     def test_architectures_of_another_space(self, tmp_path):
         path = written_run(tmp_path / "run", [(7, "nonsense", 50.0, None)])
         with pytest.raises(UserError, match=r"trial 7: .*nonsense"):

@@ -1,7 +1,11 @@
-"""The best architectures of a search, read from its folder: config.json and trials.parquet."""
+"""The best architectures of a search, read from its folder: config.json and trials.parquet.
+
+Its journal only says whether the table is up to date.
+"""
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +67,7 @@ def read_search(path: Path, top: int) -> Search:
     record = _record(path)
     config = record["config"]
     space = find_space(config["space"])
-    trials = _trials(path / "trials.parquet")
+    trials = _trials(path / "trials.parquet", _outcomes(path / "journal.jsonl"))
     if not trials:
         raise UserError(f"{path} has no successful trial: nothing can be chosen")
     best: dict[Architecture, Finalist] = {}
@@ -103,12 +107,32 @@ def _record(path: Path) -> Mapping[str, Any]:
     raise UserError(f"{file} is damaged")
 
 
-def _trials(file: Path) -> list[tuple[int, str, float]]:
-    """Number, architecture and value, percent, of the successful trials of full fidelity."""
+def _outcomes(journal: Path) -> int:
+    """How many trials have ended; 0 where the run came without its journal."""
+    ended = set()
+    with suppress(FileNotFoundError):
+        for line in journal.read_bytes().splitlines():
+            with suppress(ValueError, TypeError, KeyError):  # what is torn has not ended
+                event = json.loads(line)
+                if event["event"] == "finished":
+                    ended.add(event["trial"])
+    return len(ended)
+
+
+def _trials(file: Path, outcomes: int) -> list[tuple[int, str, float]]:
+    """Number, architecture and value, percent, of the successful trials of full fidelity.
+
+    outcomes: how many rows the table has if it is up to date.
+    """
     if not file.exists():
         raise UserError(f"no {file}: repeat the command of the run, which writes it")
     try:
         table = pq.read_table(file)
+        if len(table) < outcomes:
+            raise UserError(
+                f"{file} has {len(table)} of {outcomes} trials: the run goes on or was killed; "
+                "wait, or repeat its command, which brings the table up to date"
+            )
         good = pc.is_valid(table["value"])
         for name in set(PARTIAL) & set(table.column_names):
             good = pc.and_(good, pc.is_null(table[name]))
