@@ -97,9 +97,8 @@ def main(
     console = plain_console(stderr=False)
     experiment = read_experiment(file, Data(table, latency_table, data, weights, out))
     if dry_run:
-        list_jobs(console, experiment, out)
-        ready = (job for job in experiment.jobs if not job.missing)
-        check([job for job in ready if not job.progress(out)[1]], "cpu")
+        todo = list_jobs(console, experiment, out)
+        check([job for job in todo if not job.missing], "cpu")
         return 0
     refuse_missing(experiment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -109,21 +108,24 @@ def main(
     return run_experiment(console, experiment, place, runtime, gpu)
 
 
-def list_jobs(console: Console, experiment: Experiment, out: Path) -> None:
-    """Say what there is to do and what is done; works without the data, too."""
-    finished = done = 0
+def list_jobs(console: Console, experiment: Experiment, out: Path) -> list[Job]:
+    """Say what there is to do, and return it, and what is done; works without the data, too."""
+    todo: list[Job] = []
+    done = 0
     for job in experiment.jobs:
         trials, complete = job.progress(out)
-        finished, done = finished + complete, done + trials
+        done += trials
+        todo += [] if complete else [job]
         state = "finished" if complete else "begun" if trials else "to do"
         count = f"{trials:>6}/{job.trials:<6}" if job.trials else " " * 13
         needs = f"{job.name}, needs {job.missing}" if job.missing else job.label
         console.print(f"{state:<8} {count} {needs}")
-    total = sum(job.trials for job in experiment.jobs)
+    total, runs = sum(job.trials for job in experiment.jobs), len(experiment.jobs)
     console.print(
-        f"{experiment.title}: {len(experiment.jobs)} runs, {finished} of them finished; "
+        f"{experiment.title}: {runs} runs, {runs - len(todo)} of them finished; "
         f"{total:,} trials, {total - done:,} of them to do"
     )
+    return todo
 
 
 def refuse_missing(experiment: Experiment) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,10 @@ def _signals():
     signal.signal(signal.SIGTERM, before)
 
 
+def keep_lines(number, path):
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:number]))
+
+
 def configs(path, data=Data()):  # noqa: B008
     return [job.config for job in read_experiment(path, data).jobs]
 
@@ -106,13 +111,18 @@ def found(root):
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """The runs of TOY_FILE, made one by one and undisturbed."""
+def finished(tmp_path_factory):
+    """The folder of the runs of TOY_FILE, made one by one and undisturbed."""
     root = tmp_path_factory.mktemp("expected")
     (root / "toy.toml").write_text(TOY_FILE)
     for job in read_experiment(root / "toy.toml", Data()).jobs:
         assert not execute(job, JobPlace(root, "cpu", 0, ("python",))).failed
-    return found(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(finished):
+    return found(finished)
 
 
 class TestExpansion:
@@ -443,13 +453,55 @@ class TestRuns:
         (runs / first / "notes.txt").write_text("somebody else's")
         assert main(toy, out=runs, executor="local") == 1
         lines = capsys.readouterr().out.splitlines()
-        reason = f"{runs / first} exists and is not a run: choose another --out"
+        reason = f"{runs / first} exists and is not a run: remove it, or choose another --out"
         assert lines[-2:] == [
             f"failed: {first}: {reason}",
             f"3/4 runs finished, 42 of 56 trials, in {runs}",
         ]
         assert not any(line.startswith("failed") for line in lines[:-2])
         assert found_labels(runs) == set(others)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (Path.unlink, "the journal of {out} has 0 of the 14 trials in trials.parquet"),
+            (partial(keep_lines, 2), "the journal of {out} has 1 of the 14 trials in"),
+            (
+                lambda path: path.write_text("rubbish\n{}\n"),
+                "{out}/journal.jsonl, line 1 is damaged",
+            ),
+        ],
+    )
+    def test_a_finished_one_whose_journal_is_damaged_fails(
+        self, toy, tmp_path, finished, expected, capsys, damage, message
+    ):
+        runs = tmp_path / "runs"
+        shutil.copytree(finished, runs)
+        out = runs / read_experiment(toy, Data()).jobs[1].label
+        damage(out / "journal.jsonl")
+        for _ in range(2):
+            assert main(toy, out=runs, executor="local") == 1
+            first, *_, reason, last = capsys.readouterr().out.splitlines()
+            assert first == "3 of 4 runs are finished already"
+            assert reason.startswith(f"failed: {out.name}: {message.format(out=out)}")
+            assert reason.endswith(f": restore it, remove {out}, or choose another --out")
+            assert last.startswith("3/4 runs finished, ")
+        assert found(runs) == expected
+        shutil.rmtree(out)
+        assert main(toy, out=runs, executor="local") == 0
+        assert found(runs) == expected
+
+    def test_a_finished_one_whose_table_is_lost_gets_it_again(
+        self, toy, tmp_path, finished, expected
+    ):
+        runs = tmp_path / "runs"
+        shutil.copytree(finished, runs)
+        job = read_experiment(toy, Data()).jobs[0]
+        (runs / job.label / "trials.parquet").unlink()
+        assert job.progress(runs) == (14, False)
+        assert not execute(job, JobPlace(runs, "cpu", 0, ("python",))).failed
+        assert job.progress(runs) == (14, True)
+        assert found(runs) == expected
 
     def test_our_own_bugs_leave_a_traceback(self, toy, tmp_path, monkeypatch):
         job = read_experiment(toy, Data()).jobs[0]

@@ -155,7 +155,11 @@ def test_a_damaged_run_is_one_line(store, capsys):
         journal.write("garbage\n{}\n")
     code, out, err = command(capsys, store.out, "--watch")
     assert (code, out) == (2, "")
-    assert err == f"error: {store.out / 'journal.jsonl'}, line 7 is damaged\n"
+    where = f"{store.out / 'journal.jsonl'}, line 7"
+    assert (
+        err
+        == f"error: {where} is damaged: restore it, remove {store.out}, or choose another --out\n"
+    )
 
 
 def test_watching_a_run_that_is_being_written(store, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from hashlib import sha256
@@ -657,12 +658,12 @@ def test_an_empty_directory_is_free(out):
 def test_a_directory_with_something_else_in_it_is_left_alone(out):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    assert "exists and is not a run: choose another --out" in refusal(out)
+    assert "exists and is not a run: remove it, or choose another --out" in refusal(out)
 
 
 def test_a_file_is_not_a_directory(out):
     out.write_text("years of work")
-    assert "exists and is not a run: choose another --out" in refusal(out)
+    assert "exists and is not a run: remove it, or choose another --out" in refusal(out)
     assert out.read_text() == "years of work"
 
 
@@ -684,7 +685,8 @@ def test_a_damaged_configuration_is_named(out, text):
     out.mkdir()
     (out / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(out)
-    assert message == f"{out / 'config.json'} is damaged: choose another --out"
+    remedy = f"restore it, remove {out}, or choose another --out"
+    assert message == f"{out / 'config.json'} is damaged: {remedy}"
 
 
 def test_a_configuration_that_only_the_hash_tells_apart(out):
@@ -693,20 +695,40 @@ def test_a_configuration_that_only_the_hash_tells_apart(out):
     assert "its hash differs" in refusal(out)
 
 
-def test_a_table_without_its_journal_is_not_overwritten(store):
+def test_a_table_is_not_overwritten_from_less_of_its_journal(store):
     store.compact()
     store.close()
     before = contents(store.out)
-    for broken in (lambda path: path.write_bytes(b""), lambda path: path.unlink()):
-        broken(store.out / "journal.jsonl")
-        with pytest.raises(UserError, match=r"has trials\.parquet, but the journal .* is gone"):
+    journal = store.out / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for broken, left in (
+        (lambda: journal.write_bytes(b"".join(lines[:-1])), 3),
+        (lambda: journal.write_bytes(b""), 0),
+        (journal.unlink, 0),
+    ):
+        broken()
+        with pytest.raises(UserError) as error:
             RunStore.open(store.out, CONFIG, TOY)
+        assert str(error.value) == (
+            f"the journal of {store.out} has {left} of the 4 trials in trials.parquet, which is "
+            f"made from it: restore it, remove {store.out}, or choose another --out"
+        )
         assert (
             contents(store.out).items()
             >= {
                 name: content for name, content in before.items() if name != "journal.jsonl"
             }.items()
         )
+
+
+def test_a_table_that_cannot_be_read_is_made_again(store):
+    store.compact()
+    store.close()
+    before = contents(store.out)
+    (store.out / "trials.parquet").write_bytes(b"PAR1")
+    with closing(RunStore.open(store.out, CONFIG, TOY)) as again:
+        again.compact()
+    assert contents(store.out)["trials.parquet"] == before["trials.parquet"]
 
 
 def test_a_budget_that_has_been_spent_does_not_shrink(store):

@@ -17,20 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from nag.cli import UserError, find_space
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, file_name, sha256_of
+from orchestrator.history.run import DamagedRunError, read_run
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
-from orchestrator.search.record import provenance, read_record, write_json
-from orchestrator.search.store import RunStore
-from trainers.base import FULL_EPOCHS
+from orchestrator.search.record import provenance, write_json
+from orchestrator.search.store import RunStore, num_tabled
 from trainers.build import ON_IMAGES
 from trainers.constraints import parse_constraint
 
@@ -128,17 +126,14 @@ class Search:
     def progress(self, root: Path) -> tuple[int, bool]:
         out = root / self.label
         try:
-            record = read_record(out)
-            trials = out / "trials.parquet"
-            rows = pq.read_metadata(trials).num_rows
-            if "epochs" in pq.read_schema(trials).names:
-                epochs = pq.read_table(trials, columns=["epochs"])["epochs"].to_pylist()
-                rows = sum(FULL_EPOCHS if one is None else one for one in epochs) // FULL_EPOCHS
-        except (OSError, UserError, pa.ArrowException):
+            run, tabled = read_run(out), num_tabled(out)
+        except (DamagedRunError, OSError):  # which `run` will say
             return 0, False
-        if record["hash"] != self.config.hash():
+        if run.record["hash"] != self.config.hash():
             return 0, False
-        return min(rows, self.trials), rows >= self.trials or _is_exhausted(out)
+        ended = len(run) >= self.trials or run.exhausted
+        is_tabled = min(self.trials, run.num_finished) <= tabled <= run.num_finished
+        return min(len(run), self.trials), ended and is_tabled
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         config, out = self.config, place.root / self.label
@@ -297,15 +292,6 @@ def needed_files(config: RunConfig) -> dict[str, bool]:
     if config.evaluator_name in ON_IMAGES:
         needed |= {"data": True, "weights": config.evaluator_name == "supernet"}
     return needed
-
-
-def _is_exhausted(out: Path) -> bool:
-    """Whether a run that has not spent its budget has nothing left to do."""
-    try:
-        store = RunStore.read(out)
-    except UserError:
-        return False
-    return store.exhausted and not store.pending()
 
 
 def _found(store: RunStore, config: RunConfig) -> str:

@@ -17,6 +17,8 @@ from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, reason, without_secrets, write_whole
 from orchestrator.storage.segment_journal import FOLDER, LEASES
 
+RESTORE = "restore it, remove {}, or choose another --out"  # what a run is missing
+
 
 def run_record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
     """What config.json says of a run."""
@@ -49,7 +51,9 @@ def check_same_run(out: Location, config: RunConfig) -> None:
     try:
         if not (out / "config.json").exists():
             if out.exists() and not (out.is_dir() and _is_empty(out)):
-                raise UserError(f"{out} exists and is not a run: choose another --out")
+                raise UserError(
+                    f"{out} exists and is not a run: remove it, or choose another --out"
+                )
             return
     except OSError as error:
         raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
@@ -83,7 +87,7 @@ def read_record(out: Location) -> Mapping[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {file}: {reason(error)}") from error
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: choose another --out") from None
+        raise UserError(f"{file} is damaged: {RESTORE.format(out)}") from None
     if schema != SCHEMA:
         raise UserError(f"{file} has schema {schema}, this version writes {SCHEMA}")
     return record

@@ -21,13 +21,21 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nag.cli import UserError, find_space
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig
 from orchestrator.search.bayesopt import Suggestion
-from orchestrator.search.record import check_same_run, read_record, run_record, write_json
+from orchestrator.search.record import (
+    RESTORE,
+    check_same_run,
+    read_record,
+    run_record,
+    write_json,
+)
 from orchestrator.search.successes import Successes
 from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.events import Event, Events
@@ -124,10 +132,10 @@ class RunStore:
 
     def _check(self, budget: int) -> None:
         """Raise UserError before anything is written that would lose what is there."""
-        if not self.trials and (self.out / TABLE).exists():
+        if (tabled := num_tabled(self.out)) > self.num_finished:
             raise UserError(
-                f"{self.out} has {TABLE}, but the journal that it is made from is gone: restore "
-                "it, or choose another --out"
+                f"the journal of {self.out} has {self.num_finished} of the {tabled} trials in "
+                f"{TABLE}, which is made from it: {RESTORE.format(self.out)}"
             )
         if self.spent > budget and read_record(self.out)["config"]["budget"] > budget:
             raise UserError(
@@ -336,7 +344,9 @@ class RunStore:
                     try:
                         self._apply(event)
                     except (ValueError, KeyError, TypeError, AttributeError):
-                        raise UserError(f"{file}, line {number} is damaged") from None
+                        raise UserError(
+                            f"{file}, line {number} is damaged: {RESTORE.format(self.out)}"
+                        ) from None
         self._num_saved = self.num_finished
 
     def _apply(self, event: Any) -> None:
@@ -381,6 +391,14 @@ class RunStore:
             or (self.merit(value), -trial.trial) > (self.merit(self.best[1]), -self.best[0].trial)
         ):
             self.best = trial, value
+
+
+def num_tabled(out: Location) -> int:
+    """Trials in the table of a run; 0 where there is none that can be read. Raises OSError."""
+    try:
+        return pq.read_metadata(pa.BufferReader((out / TABLE).read_bytes())).num_rows
+    except (FileNotFoundError, pa.ArrowException):
+        return 0
 
 
 @contextmanager
