@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from processes import marked
@@ -460,6 +461,21 @@ class TestRuns:
         ]
         assert not any(line.startswith("failed") for line in lines[:-2])
         assert found_labels(runs) == set(others)
+
+    def test_one_without_a_success_fails_whenever_it_is_repeated(self, write, tmp_path, capsys):
+        table = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"arch": [], "c10_valid_200": [], "c10_test_200": []}), table)
+        path = write(
+            "[settings]\nspace = 'nasbench201'\nmethod = 'random-search'\n"
+            "n_init = 2\nbudget = 3\ntable = 't.parquet'\n"
+        )
+        runs, (job,) = tmp_path / "runs", read_experiment(path, Data()).jobs
+        for _ in range(2):
+            assert main(path, out=runs, executor="local") == 1
+            *_, reason, last = capsys.readouterr().out.splitlines()
+            trials = runs / job.label / "trials.parquet"
+            assert reason == f"failed: {job.label}: no evaluation succeeded, see {trials}"
+            assert last == f"0/1 runs finished, 3 of 3 trials, in {runs}"
 
     @pytest.mark.parametrize(
         ("damage", "message"),

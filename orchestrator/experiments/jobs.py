@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
 
 from nag.cli import UserError, find_space
@@ -84,7 +85,7 @@ class Job(Protocol):
         ...
 
     def progress(self, root: Path) -> tuple[int, bool]:
-        """Trials finished so far, and whether all is; read off the disk."""
+        """Trials finished so far, and whether all is done and well; read off the disk."""
         ...
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
@@ -133,7 +134,8 @@ class Search:
             return 0, False
         ended = len(run) >= self.trials or run.exhausted
         is_tabled = min(self.trials, run.num_finished) <= tabled <= run.num_finished
-        return min(len(run), self.trials), ended and is_tabled
+        succeeded = bool(np.isfinite(run.columns["value"]).any())
+        return min(len(run), self.trials), ended and is_tabled and succeeded
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         config, out = self.config, place.root / self.label
