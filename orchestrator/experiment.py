@@ -1,10 +1,11 @@
 """`python -m orchestrator.experiment`: run all that a file asks for."""
 
+import json
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -102,9 +103,7 @@ def main(
         return 0
     refuse_missing(experiment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    out.mkdir(parents=True, exist_ok=True)
     place = JobPlace(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
-    write_manifest(experiment, place.root)
     return run_experiment(console, experiment, place, runtime, gpu)
 
 
@@ -136,12 +135,16 @@ def refuse_missing(experiment: Experiment) -> None:
         raise UserError(f"{experiment.file} needs {needs} of {len(experiment.jobs)}")
 
 
-def write_manifest(experiment: Experiment, root: Path) -> None:
-    """What the experiment consists of, for the report: experiment-NAME.json beside the runs."""
+def write_manifest(console: Console, experiment: Experiment, root: Path) -> None:
+    """What the experiment consists of, for the report: experiment-NAME.json beside the runs.
+
+    Says so where that of another file of this name is replaced.
+    """
+    manifest = root / f"experiment-{experiment.file.stem}.json"
     record = {
         "schema": SCHEMA,
         "title": experiment.title,
-        "file": experiment.file.name,
+        "file": str(experiment.file.resolve()),
         "sha256": experiment.sha256,
         **provenance(sys.orig_argv),
         "runs": [
@@ -149,7 +152,14 @@ def write_manifest(experiment: Experiment, root: Path) -> None:
             for member in experiment.members
         ],
     }
-    write_json(root / f"experiment-{experiment.file.stem}.json", record)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or damaged
+        before = json.loads(manifest.read_bytes())
+        if all(before[key] != record[key] for key in ("file", "sha256")):
+            console.print(
+                f"warning: {manifest} was that of {before['file']} and is replaced: give the files "
+                "other names, or choose another --out, to keep both"
+            )
+    write_json(manifest, record)
 
 
 def run_experiment(
@@ -162,9 +172,11 @@ def run_experiment(
         console.print(f"{board.num_finished} of {len(experiment.jobs)} runs are finished already")
     failures: list[tuple[Job, Result]] = []
     try:
+        here = runtime.executor == "local"
+        check(todo, place.device if here else "cpu")
+        place.root.mkdir(parents=True, exist_ok=True)
+        write_manifest(console, experiment, place.root)
         if todo:
-            here = runtime.executor == "local"
-            check(todo, place.device if here else "cpu")
             work = run_here if here else partial(run_on_ray, gpu=gpu)
             with board.live():
                 for job, result in work(todo, place, runtime, board.watch):

@@ -382,7 +382,7 @@ class TestData:
         assert not runs.exists()
         with pytest.raises(UserError, match=r"none\.parquet"):
             main(path, out=runs, table=table, executor="local")
-        assert not [out for out in runs.iterdir() if out.is_dir()]
+        assert not runs.exists()
 
     def test_out_that_is_a_file_is_refused(self, toy, tmp_path):
         (tmp_path / "runs").write_text("")
@@ -427,7 +427,8 @@ class TestRuns:
         runs = tmp_path / "runs"
         assert main(toy, out=runs, executor="local") == 0
         manifest = json.loads((runs / "experiment-toy.json").read_text())
-        assert (manifest["schema"], manifest["title"], manifest["file"]) == (1, "toy", "toy.toml")
+        about = [manifest[key] for key in ("schema", "title", "file")]
+        assert about == [1, "toy", str(toy)]
         assert len(manifest["sha256"]) == 64
         assert "torch" in manifest["versions"]
         assert {run["label"] for run in manifest["runs"]} == found(runs).keys()
@@ -435,6 +436,31 @@ class TestRuns:
             record = json.loads((runs / run["label"] / "config.json").read_text())
             assert (run["hash"], run["config"]) == (record["hash"], record["config"])
             assert run["panel"] == "toy"
+
+    def test_a_manifest_of_another_file_is_not_replaced_in_silence(
+        self, write, tmp_path, finished, capsys
+    ):
+        runs, toy = tmp_path / "runs", write(TOY_FILE, "toy.toml")
+        shutil.copytree(finished, runs)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "moved").mkdir()
+        manifest = runs / "experiment-toy.json"
+
+        def warnings(file):
+            assert main(file, out=runs, executor="local") == 0
+            return [s for s in capsys.readouterr().out.splitlines() if s.startswith("warning")]
+
+        assert warnings(toy) == []
+        assert warnings(toy) == []
+        assert warnings(write(TOY_FILE, "moved/toy.toml")) == []
+        assert warnings(write(TOY_FILE.replace("seeds = 2", "seeds = 1"), "moved/toy.toml")) == []
+        (warning,) = warnings(write(TOY_FILE, "other/toy.toml"))
+        assert warning.startswith(
+            f"warning: {manifest} was that of {tmp_path / 'moved' / 'toy.toml'} and is replaced: "
+        )
+        manifest.write_text("rubbish")
+        assert warnings(toy) == []
+        assert json.loads(manifest.read_text())["file"] == str(toy)
 
     @pytest.mark.parametrize("method", ["guided", "bananas", "random-search"])
     def test_the_manifest_knows_methods_by_name(self, method):
