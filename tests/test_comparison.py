@@ -25,7 +25,7 @@ from nag.spaces import SPACES
 from orchestrator.comparison.checklist import panel_checklist
 from orchestrator.comparison.diagnostics import diagnose
 from orchestrator.comparison.files import data_checksums
-from orchestrator.comparison.panels import Panel, make_panels
+from orchestrator.comparison.panels import Panel, make_panels, slugs
 from orchestrator.comparison.statistics import (
     area_under,
     censored_quantiles,
@@ -428,7 +428,9 @@ def test_panels_keep_apart_what_cannot_be_compared(make: Make) -> None:
     ]
     assert len(panels["nasbench201-cifar10-valid"].runs) == 2  # cifar10 is the default
     assert panels["toy"].synthetic
-    assert panels["mobilenetv3-imagenet-valid-macs<=300e6"].slug.endswith("valid-macs-max300e6")
+    assert slugs([panels["mobilenetv3-imagenet-valid-macs<=300e6"]]) == [
+        "mobilenetv3-imagenet-valid-macs-max300e6"
+    ]
     assert published(panels["nasbench201-cifar10-valid"])["bananas"] == "94.37 ± 0.00 @46"
     assert published(panels["nasbench201-cifar100-test"])["bananas"] == "73.51 ± 0.00 @88"
     for name in ("toy", "mobilenetv3-imagenet-valid"):
@@ -840,6 +842,43 @@ def test_equal_runs_give_equal_reports(
         assert _report(capsys, study, "--out", tmp_path / "report")[0] == 0
         found.append({path: text for path, (text, _) in _files(tmp_path / "report").items()})
     assert found[0] == found[1]
+
+
+def test_files_of_panels_have_names_of_their_own(make: Make) -> None:
+    (panel,) = _panels(make("a", [0.3, 0.2]))
+    names = ["a (x)", "a: x", "A x", "a x 2", "?"]
+    found = slugs([replace(panel, name=name) for name in names])
+    assert found == ["a-x", "a-x-2", "A-x-3", "a-x-2-2", "panel"]
+
+
+def test_a_report_replaces_the_one_before_it_and_nothing_else(
+    study: Path, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, others = tmp_path / "report", tmp_path / "tables"
+    assert _report(capsys, study, "--out", out, "--marks", "5,10")[0] == 0
+    assert (out / "figures" / "toy-ranks-best-value-5.svg").exists()
+    others.mkdir()
+    mine = [out / "figures" / "mine.svg", out / "notes.csv", others / "mine.tex", out / "keep.txt"]
+    for path in mine:
+        path.write_text("mine")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {str(p.relative_to(out)) for p in _files(out)} == {
+        *manifest["files"], "manifest.json", "figures/mine.svg", "notes.csv", "keep.txt"
+    }  # fmt: skip
+    manifest["files"] += ["keep.txt", "../tables/mine.tex", "tables/../../tables/mine.tex", 3]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert _report(capsys, study, "--out", out)[0] == 0
+    assert (out / "figures" / "toy-ranks-best-value-5.svg").exists(), "that is no list of files"
+    manifest["files"].remove(3)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    one = make("elsewhere/a", [0.1, 0.2, 0.3])
+    assert _report(capsys, one, "--out", out)[0] == 0
+    assert all(path.read_text() == "mine" for path in mine)
+    written = json.loads((out / "manifest.json").read_text())["files"]
+    assert {str(p.relative_to(out)) for p in _files(out)} == {
+        *written, "manifest.json", "figures/mine.svg", "notes.csv", "keep.txt"
+    }  # fmt: skip
+    assert not [name for name in written if "ranks" in name]
 
 
 def test_against_a_reference(

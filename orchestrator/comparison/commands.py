@@ -1,7 +1,6 @@
 """What the commands of an experiment have left, for the page of a comparison."""
 
 import base64
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ def command_section(source: CommandSource) -> dict[str, Any]:
     }
 
 
-def copy_files(sources: Sequence[CommandSource], out: Path) -> None:
-    """Copy tables and figures of each command to OUT/commands/NAME."""
-    for source in sources:
-        for file in _files(source):
-            folder = out / "commands" / source.path.name
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / file.name)
+def copied_files(sources: Sequence[CommandSource]) -> dict[str, Path]:
+    """Tables and figures of each command, by what they are called below OUT: commands/NAME/FILE."""
+    return {
+        f"commands/{source.path.name}/{file.name}": file
+        for source in sources
+        for file in _files(source)
+    }
 
 
 def _files(source: CommandSource) -> list[Path]:

@@ -1,6 +1,10 @@
 """What a comparison leaves besides its page: CSV, LaTeX, SVG and a manifest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,6 +15,9 @@ from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.history.run import Run
 
 _VALUES = ("value", "test", "predicted_mean", "predicted_std")
+_OURS = re.compile(
+    r"report\.html|\w+\.csv|tables/[^/]+\.tex|figures/[^/]+\.svg|commands/[^/]+/[^/]+\.(csv|md|svg)"
+)
 
 
 def trial_rows(summary: Summary) -> pd.DataFrame:
@@ -168,3 +175,22 @@ def data_checksums(runs: Sequence[Run]) -> list[dict[str, str | None]]:
         {"name": name, "sha256": checksum}
         for name, checksum in sorted(found, key=lambda file: (file[0], file[1] or ""))
     ]
+
+
+def remove_earlier(out: Path, kept: Collection[str]) -> None:
+    """Remove the files that the manifest of an earlier report in `out` lists, those kept apart.
+
+    Only what has the name of a file of a report, and is below `out`.
+    """
+    try:
+        listed = json.loads((out / "manifest.json").read_bytes())["files"]
+        names = {name for name in listed if _OURS.fullmatch(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in sorted(names.difference(kept)):
+        file = out / name
+        if file.parent.resolve().is_relative_to(out.resolve()) and file.is_file():
+            file.unlink()
+            if file.parent != out:
+                with suppress(OSError):
+                    file.parent.rmdir()  # unless something else is in it

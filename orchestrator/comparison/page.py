@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from nag.cli import package_version
 from nag.files import write_text
 from orchestrator.comparison.checklist import panel_checklist
-from orchestrator.comparison.commands import command_section, copy_files
+from orchestrator.comparison.commands import command_section, copied_files
 from orchestrator.comparison.diagnostics import RATES, WINDOW
 from orchestrator.comparison.figures import (
     Facets,
@@ -28,8 +29,14 @@ from orchestrator.comparison.figures import (
     family_colours,
     looks,
 )
-from orchestrator.comparison.files import manifest, summary_rows, test_rows, trial_rows
-from orchestrator.comparison.panels import Method
+from orchestrator.comparison.files import (
+    manifest,
+    remove_earlier,
+    summary_rows,
+    test_rows,
+    trial_rows,
+)
+from orchestrator.comparison.panels import Method, slugs
 from orchestrator.comparison.statistics import Numbers, pointwise_interval
 from orchestrator.comparison.summary import Curve, Settings, Summary
 from orchestrator.comparison.tables import (
@@ -68,21 +75,24 @@ def write_comparison(
     commands: Sequence[CommandSource],
     out: Path,
 ) -> Path:
-    """Write everything below `out`; returns the page. Equal runs give equal files."""
+    """Write everything below `out`; returns the page. Equal runs give equal files.
+
+    What an earlier report has left there is removed.
+    """
     colours = family_colours([m for summary in summaries for m in summary.panel.methods])
     shown = [
         panel_page(i, summary, looks(summary.panel.methods, colours))
         for i, summary in enumerate(summaries, start=1)
     ]
-    if summaries:
-        _write_files(summaries, shown, out)
-    copy_files(commands, out)
+    named = zip(slugs(summary.panel for summary in summaries), shown, strict=True)
+    files = _files(summaries, dict(named)) if summaries else {}
+    copied = copied_files(commands)
     packages = ("diffusionnag-bo", "numpy", "scipy", "matplotlib", "pandas")
     versions = {"python": platform.python_version()}
     versions |= {package: package_version(package) for package in packages}
     command = shlex.join(["python", *map(without_secrets, sys.orig_argv[1:])])
     record = manifest(summaries, settings, skipped, commands, command, versions)
-    write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
+    record["files"] = sorted([*files, *copied, "report.html"])
     page = page_template("comparison.html").render(
         panels=shown,
         commands=[command_section(source) for source in commands],
@@ -92,31 +102,39 @@ def write_comparison(
         window=WINDOW,
         guided=any(m.guided for s in summaries for m in s.panel.methods),
     )
+    remove_earlier(out, record["files"])
+    for name in record["files"]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(out / name, text)
+    for name, file in copied.items():
+        shutil.copyfile(file, out / name)
+    write_text(out / "manifest.json", json.dumps(record, indent=1, allow_nan=False))
     write_text(out / "report.html", page)
     return out / "report.html"
 
 
-def _write_files(
-    summaries: Sequence[Summary], shown: Sequence[Mapping[str, Any]], out: Path
-) -> None:
-    """The tables and figures of the page."""
-    for folder in ("tables", "figures"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for panel in shown:
+def _files(summaries: Sequence[Summary], shown: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The tables and figures of the page by their names below OUT.
+
+    shown: panels of the page, by slug.
+    """
+    files = {"tables/overview.tex": to_latex(overview(summaries))}
+    for slug, panel in shown.items():
         for name, svg in panel["figures"].items():
-            write_text(out / "figures" / f"{panel['slug']}-{name}.svg", standalone(svg))
+            files[f"figures/{slug}-{name}.svg"] = standalone(svg)
         for table in panel["tables"].values():
-            write_text(out / "tables" / f"{panel['slug']}-{table.name}.tex", to_latex(table))
-    write_text(out / "tables" / "overview.tex", to_latex(overview(summaries)))
-    _write_csv(pd.concat([trial_rows(summary) for summary in summaries]), out / "curves.csv")
+            files[f"tables/{slug}-{table.name}.tex"] = to_latex(table)
+    files["curves.csv"] = _csv(pd.concat([trial_rows(summary) for summary in summaries]))
     rows = [row for summary in summaries for row in summary_rows(summary)]
-    _write_csv(pd.DataFrame(rows), out / "summary.csv")
+    files["summary.csv"] = _csv(pd.DataFrame(rows))
     rows = [row for summary in summaries for row in test_rows(summary)]
-    _write_csv(pd.DataFrame(rows), out / "tests.csv")
+    files["tests.csv"] = _csv(pd.DataFrame(rows))
+    return files
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    write_text(path, frame.to_csv(index=False, float_format="%.7g"))
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.7g")
 
 
 def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[str, Any]:
@@ -149,7 +167,6 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
     return {
         "id": f"panel-{number}",
         "name": panel.name,
-        "slug": panel.slug,
         "what_values_are": WHAT_VALUES_ARE.get(str(panel.facts["evaluator"])),
         "synthetic": panel.synthetic,
         "unit": panel.unit,

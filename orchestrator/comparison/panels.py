@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from nag.cli import UserError
@@ -78,12 +79,6 @@ class Panel:
         return repr([self.facts.get(key) for key in (*_TASK, "files")])
 
     @property
-    def slug(self) -> str:
-        """Its name as that of a file."""
-        text = self.name.replace("<=", "-max").replace(">=", "-min")
-        return re.sub(r"[^\w.+-]+", "-", text).strip("-")
-
-    @property
     def runs(self) -> list[Run]:
         return [run for method in self.methods for run in method.runs.values()]
 
@@ -105,6 +100,21 @@ class Panel:
         """That of most of its runs; the larger of equals."""
         counts = Counter(run.budget for run in self.runs)
         return max(counts, key=lambda budget: (counts[budget], budget))
+
+
+def slugs(panels: Iterable[Panel]) -> list[str]:
+    """Names of panels as those of files, of which no two are alike, also where case is ignored."""
+    found: dict[str, str] = {}
+    for panel in panels:
+        text = panel.name.replace("<=", "-max").replace(">=", "-min")
+        text = re.sub(r"[^\w.+-]+", "-", text).strip("-") or "panel"
+        slug = next(
+            slug
+            for slug in chain([text], (f"{text}-{i}" for i in count(2)))
+            if slug.casefold() not in found
+        )
+        found[slug.casefold()] = slug
+    return list(found.values())
 
 
 def make_panels(
