@@ -41,7 +41,7 @@ from orchestrator.comparison.statistics import (
     signed_rank_test,
 )
 from orchestrator.comparison.summary import Settings, Summary, summarise
-from orchestrator.comparison.tables import Cell, Table, published, to_latex
+from orchestrator.comparison.tables import Cell, Table, accuracy_table, published, to_latex
 from orchestrator.config import RunConfig
 from orchestrator.history.find import Source, find_runs, read_runs
 from orchestrator.history.run import DamagedRunError, best_so_far, read_run
@@ -916,6 +916,23 @@ def test_published_numbers_have_a_column_of_their_own(
     assert "SYNTHETIC" not in html
     record = json.loads((report / "manifest.json").read_text())
     assert record["data"] == [{"name": "t.parquet", "sha256": None}]
+
+
+def test_published_numbers_are_of_a_method_with_any_settings(make: Make) -> None:
+    settings = {"space": "nasbench201", "table": Path("t.parquet"), "test": True, "acq": None}
+    for pool in (20, 30):
+        out = make(
+            f"rea{pool}", [0.1, 0.2, 0.3], method="rea", strategy=None, pool_size=pool, **settings
+        )
+    table = accuracy_table(_summary(out.parent))
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows[:2] == [
+        ["rea · pool-size 20", "15.00", "93.92 ± 0.30 @>500"],
+        ["rea · pool-size 30", "15.00", "93.92 ± 0.30 @>500"],
+    ]
+    assert "rea" not in [row[0] for row in rows]
+    assert ["bohb", "not run", "93.61 ± 0.52 @>500"] in rows
+    assert ["TNAS", "–", "94.37 ± 0.00 @29"] in rows, "it cannot be run here"
 
 
 def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(

@@ -11,6 +11,7 @@ from orchestrator.comparison.diagnostics import PHASES, RATES
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import Comparison, mean_interval
 from orchestrator.comparison.summary import BySeed, Summary
+from orchestrator.methods import METHODS
 
 NOT_RUN = "not run"
 _UNDEFINED = "–"
@@ -144,12 +145,15 @@ def accuracy_table(summary: Summary) -> Table | None:
     caption = f"Test {'accuracy' if unit.sign else 'value'} of the best by value"
     if not others:
         return Table("accuracy", caption, head, tuple(rows))
-    missing = [Cell(NOT_RUN, "missing")] * len(summary.marks)
-    ours = {method.label for method in summary.panel.methods}
-    rows = [(*row, Cell(others.get(row[0].text, _UNDEFINED))) for row in rows]
-    rows += [
-        (Cell(name), *missing, Cell(text)) for name, text in others.items() if name not in ours
+    families = [method.family for method in summary.panel.methods]
+    rows = [
+        (*row, Cell(others.get(family, _UNDEFINED)))
+        for row, family in zip(rows, families, strict=True)
     ]
+    for name, text in others.items():
+        if name not in families:
+            missing = Cell(NOT_RUN if name in METHODS else _UNDEFINED, "missing")
+            rows.append((Cell(name), *[missing] * len(summary.marks), Cell(text)))
     return Table(
         "accuracy",
         caption,
@@ -157,7 +161,8 @@ def accuracy_table(summary: Summary) -> Table | None:
         tuple(rows),
         "Published: test accuracy @ trained architectures, as printed in Table 2 of the "
         "DiffusionNAG paper (ICLR 2024), whose protocol searches on test; not made here. "
-        "TNAS, MetaD2A and DiffusionNAG there use predictors trained on other data sets.",
+        "TNAS, MetaD2A and DiffusionNAG there use predictors trained on other data sets and "
+        "cannot be run here.",
     )
 
 
