@@ -20,28 +20,37 @@ app = command_line(
     "python -m orchestrator.report runs/ --out report",
     "python -m orchestrator.report RUNS/experiment-figure3.json --out report --reference guided",
     "python -m orchestrator.report RUNS --out report --split acq --marks 20,40",
-    "python -m orchestrator.report RUNS --out report --workers 1 --workers 8",
+    "python -m orchestrator.report RUNS --out report --workers 1,8",
 )
 
 _REPEATED = Parameter(negative=(), show_default=False)
 
 
-def _marks(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+def _whole_numbers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
     del type_
-    return tuple(int(part) for token in tokens for part in token.value.split(",") if part)
+    try:
+        return tuple(int(part) for token in tokens for part in token.value.split(",") if part)
+    except ValueError:
+        given = ",".join(token.value for token in tokens)
+        raise ValueError(f"{given!r} must be whole numbers separated by commas") from None
+
+
+_WholeNumbers = Annotated[
+    tuple[int, ...], Parameter(converter=_whole_numbers, n_tokens=1), _REPEATED
+]
 
 
 @app.default
 def main(
     *runs: PathOrURI,
     out: Path,
-    marks: Annotated[tuple[int, ...], Parameter(converter=_marks, n_tokens=1), _REPEATED] = (),
+    marks: _WholeNumbers = (),
     horizon: WholeNumber | None = None,
     reference: str | None = None,
     optimum: Annotated[tuple[str, ...], _REPEATED] = (),
     target: Annotated[tuple[str, ...], _REPEATED] = (),
     within: float = 0.1,
-    workers: Annotated[tuple[int, ...], _REPEATED] = (),
+    workers: _WholeNumbers = (),
     split: Annotated[tuple[str, ...], _REPEATED] = (),
 ) -> int:
     """Compare runs: curves, tests and tables in one page, OUT/report.html.
@@ -77,8 +86,8 @@ def main(
         Percentage points below the optimum that count as reaching it; of values that are no
         accuracies, their own.
     workers
-        Adds curves over simulated time on so many workers, where trials have a time of training.
-        May be repeated.
+        Adds curves over simulated time on so many workers, separated by commas, where trials have a
+        time of training.
     split
         Setting of which each value gets panels of its own, for example acq. May be repeated.
     """

@@ -874,6 +874,9 @@ def test_a_report_replaces_the_one_before_it_and_nothing_else(
     one = make("elsewhere/a", [0.1, 0.2, 0.3])
     assert _report(capsys, one, "--out", out)[0] == 0
     assert all(path.read_text() == "mine" for path in mine)
+    assert (out / "tests.csv").read_text() == (
+        "panel,measure,a,b,n,wins,ties,losses,median,excess,p,p_holm\n"
+    ), "of one method"
     written = json.loads((out / "manifest.json").read_text())["files"]
     assert {str(p.relative_to(out)) for p in _files(out)} == {
         *written, "manifest.json", "figures/mine.svg", "notes.csv", "keep.txt"
@@ -903,8 +906,9 @@ def test_published_numbers_have_a_column_of_their_own(
             seconds=[9, 9, 9], **settings,
         )  # fmt: skip
     report = tmp_path / "report"
-    assert _report(capsys, out.parent, "--out", report, "--workers", 1, "--workers", 4)[0] == 0
+    assert _report(capsys, out.parent, "--out", report, "--workers", "1,4", "--workers", 2)[0] == 0
     html = (report / "report.html").read_text()
+    assert "of an asynchronous run no trial waits for another" in html
     check_page(html)
     rows = re.findall(r"<tr>(.*?)</tr>", html)
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
@@ -912,7 +916,7 @@ def test_published_numbers_have_a_column_of_their_own(
     assert ["bananas", "not run", "94.37 ± 0.00 @46"] in cells
     (ours,) = [row for row in cells if row[0] == "rea" and len(row) == 3]
     assert ours == ["rea", "20.00 ± 0.00", "93.92 ± 0.30 @&gt;500"]
-    assert "p1-clock-4" in html
+    assert all(f"p1-clock-{workers}" in html for workers in (1, 2, 4))
     assert "SYNTHETIC" not in html
     record = json.loads((report / "manifest.json").read_text())
     assert record["data"] == [{"name": "t.parquet", "sha256": None}]
@@ -1071,7 +1075,11 @@ def test_damaged_runs_are_named_and_left_out(
         (["RUNS", "--out", "OUT", "--optimum", "a=9"], "--optimum names no panel 'a': choose from"),
         (["RUNS", "--out", "OUT", "--target", "toy=nan"], "must be PANEL=VALUE"),
         (["RUNS", "--out", "OUT", "--marks", "0"], "--marks must be at least 1"),
-        (["RUNS", "--out", "OUT", "--marks", "a"], "--marks"),
+        (
+            ["RUNS", "--out", "OUT", "--marks", "5,x"],
+            "--marks: '5,x' must be whole numbers separated by commas",
+        ),
+        (["RUNS", "--out", "OUT", "--workers", "1.5"], "--workers: '1.5' must be whole numbers"),
         (["RUNS", "--out", "OUT", "--workers", "0"], "--workers must be at least 1"),
         (["RUNS", "--out", "OUT", "--horizon", "0"], "--horizon must be at least 1"),
         (["RUNS", "--out", "OUT", "--within", "-1"], "--within must be 0 or more points"),

@@ -4,17 +4,19 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from orchestrator.comparison.statistics import mean_interval
+from orchestrator.comparison.statistics import Comparison, mean_interval
 from orchestrator.comparison.summary import Level, Settings, Summary
 from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.history.run import Run
 
 _VALUES = ("value", "test", "predicted_mean", "predicted_std")
+TEST_COLUMNS = ("panel", "measure", *(field.name for field in fields(Comparison)))
 _OURS = re.compile(
     r"report\.html|\w+\.csv|tables/[^/]+\.tex|figures/[^/]+\.svg|commands/[^/]+/[^/]+\.(csv|md|svg)"
 )

@@ -30,6 +30,7 @@ from orchestrator.comparison.figures import (
     looks,
 )
 from orchestrator.comparison.files import (
+    TEST_COLUMNS,
     manifest,
     remove_earlier,
     summary_rows,
@@ -129,7 +130,7 @@ def _files(summaries: Sequence[Summary], shown: Mapping[str, Mapping[str, Any]])
     rows = [row for summary in summaries for row in summary_rows(summary)]
     files["summary.csv"] = _csv(pd.DataFrame(rows))
     rows = [row for summary in summaries for row in test_rows(summary)]
-    files["tests.csv"] = _csv(pd.DataFrame(rows))
+    files["tests.csv"] = _csv(pd.DataFrame(rows, columns=TEST_COLUMNS))
     return files
 
 
