@@ -639,7 +639,7 @@ def test_target_and_optimum(make: Make) -> None:
 def test_a_run_of_the_whole_space_stays_where_it_is(make: Make) -> None:
     settings = {"budget": 6, "exhausted": True}
     make("a", [0.1, 0.2, 0.3, 0.8], seed=0, test=True, **settings)
-    make("b", [0.1, 0.2, 0.3, 0.7], seed=1, **settings, pending=[2])  # still evaluates one
+    make("b", [0.1, 0.2, 0.3, 0.7], seed=1, **settings, pending=[3])  # still evaluates one
     out = make("c", [0.1, 0.2, 0.5, 0.5, 0.5, 0.5], seed=2)
     summary = _summary(out.parent, target={"toy": 0.9})
     (method,) = summary.panel.methods

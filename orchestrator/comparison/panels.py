@@ -2,8 +2,7 @@
 
 A panel holds the runs whose values can be compared: the same space, evaluator, data set, objective,
 constraints, content of the files that values come from and, unless an experiment compares them,
-batch size. In it a method is what the
-configurations of its runs have in common, the seed apart.
+batch size. In it a method is what the configurations of its runs have in common, the seed apart.
 """
 
 import re

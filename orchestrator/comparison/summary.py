@@ -159,7 +159,7 @@ class Summary:
         Of a run that has evaluated its whole space nothing more can come: its curve goes on flat.
         """
         curve = run.curve(name)
-        if not (len(run) and run.exhausted and run.complete):
+        if not (run.exhausted and len(run)):
             return curve
         more = max(self.horizon, self._longest, *self.marks) - len(curve)
         return np.append(curve, np.full(max(more, 0), run.of_incumbent(name)[-1]))
