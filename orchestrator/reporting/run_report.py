@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau
 
 from nag.cli import UserError
 from nag.spaces import Architecture, SearchSpace
@@ -78,10 +78,10 @@ class Calibration:
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman's; None where ranks mean nothing."""
+        """Kendall's tau-b; None where ranks mean nothing."""
         if min(len(set(self.mean)), len(set(self.observed))) < 2:
             return None
-        return float(spearmanr(self.mean, self.observed).statistic)
+        return float(kendalltau(self.mean, self.observed).statistic)
 
     def coverage(self, stds: float) -> float:
         """Share of observations within that many predicted standard deviations."""
