@@ -4,7 +4,6 @@ W.safetensors holds the EMA weights; W.json the space, SDE, network configuratio
 made, and the SHA-256 of the weights. Loading never unpickles anything.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nag.files import write_bytes, write_text
+from nag.files import sha256_of, write_bytes, write_json
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE
 from nag.spaces import SearchSpace
@@ -65,9 +64,9 @@ def save_network(
         "network": network.config.to_json(),
         "sde": network.sde.to_json(),
         "training": training,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(path),
     }
-    write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
+    write_json(path.with_suffix(".json"), record)
 
 
 def load_network(
@@ -91,7 +90,7 @@ def load_network(
             f"{path} was trained with sigma {stored.sigma_min:g}..{stored.sigma_max:g}, but sigma "
             f"{sigmas[0]:g}..{sigmas[1]:g} is asked for: see --sigma-min, --sigma-max"
         )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+    if sha256_of(path) != record["sha256"]:
         raise CheckpointError(f"{path} does not match the hash in {path.with_suffix('.json')}")
     try:
         network = ScoreNetwork(space, stored, record["network"])

@@ -135,24 +135,25 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except MissingArgumentError as error:
         if error.argument is None or error.tokens_so_far or error.keyword:
-            _fail(_one_line(error))
+            _fail(one_line(error))
         name = error.argument.name
         if error.argument.field_info.is_positional:
             name = name.lstrip("-").upper()
         _fail(f"{name} is needed: see --help")
     except (CycloptsError, UserError) as error:
-        _fail(_one_line(error))
+        _fail(one_line(error))
     except OSError as error:
         of = f"{error.filename}: " if error.filename else ""
-        _fail(f"{of}{error.strerror}" if error.strerror else _one_line(error))
+        _fail(f"{of}{error.strerror}" if error.strerror else one_line(error))
     except KeyboardInterrupt:
         plain_console().print("interrupted")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def one_line(error: Exception) -> str:
+    """What an error says, or its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _fail(message: str) -> NoReturn:

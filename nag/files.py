@@ -43,6 +43,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, (text if text.endswith("\n") or not text else f"{text}\n").encode())
 
 
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """The same with what becomes JSON."""
+    write_text(path, json.dumps(record, indent=1))
+
+
+def sha256_of(path: Path) -> str:
+    """That of what is in a file, in hexadecimal; raises OSError."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def kept(
     folder: Path,
     name: str,
@@ -64,5 +74,5 @@ def kept(
         return json.loads(path.read_text())
     result = measure()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(result, indent=1))
+    write_json(path, result)
     return result

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nag.files import write_text
+from nag.files import write_json, write_text
 
 PUBLISHED = {  # Table 4: validity, uniqueness, novelty, percent
     "nasbench201": {
@@ -28,7 +27,7 @@ PUBLISHED = {  # Table 4: validity, uniqueness, novelty, percent
 
 def report(found: dict[str, Any], stem: Path) -> None:
     """Write STEM.json, .csv and .md, the last also to stdout."""
-    write_text(stem.with_suffix(".json"), json.dumps(found, indent=1))
+    write_json(stem.with_suffix(".json"), found)
     table = io.StringIO()
     lines = [line for row in found["rows"] for line in csv_lines(row, found["noise"])]
     writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from nag.calibration import Calibrated
 from nag.cli import UserError, WholeNumber, check_seed, find_space, section, user_errors
+from nag.files import sha256_of
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
@@ -361,7 +362,7 @@ class RunConfig:
             record["sha256"] = {
                 name: user_errors(digest_of_images, path.resolve())
                 if name == "data"
-                else sha256_of(path)
+                else sha256_or_none(path)
                 for name, path in paths.items()
             }
         if self.prior:
@@ -376,8 +377,8 @@ class RunConfig:
 PATHS = (*path_names(RunConfig), *path_names(NetworkOptions), "latency_table")
 
 
-def sha256_of(path: Path) -> str | None:
-    """That of a file; None where it cannot be read, which whoever reads it will say."""
+def sha256_or_none(path: Path) -> str | None:
+    """That of what is in a file; None where it cannot be read, which whoever reads it will say."""
     try:
         found = path.stat()
         return _sha256_as_of(path.resolve(), found.st_mtime_ns, found.st_size)
@@ -387,13 +388,13 @@ def sha256_of(path: Path) -> str | None:
 
 @cache
 def _sha256_as_of(path: Path, modified: int, size: int) -> str:
-    """That of a file as it was then.
+    """That of what was in a file then.
 
     Kept, for those who go through many runs and ask each for its hash again and again: a table has
     tens of megabytes.
     """
     del modified, size
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def file_name(*parts: str | None) -> str:

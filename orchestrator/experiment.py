@@ -17,7 +17,7 @@ from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch
 from orchestrator.runtime import Runtime
-from orchestrator.search.record import provenance, write_json
+from orchestrator.search.record import provenance, write_record
 
 SCHEMA = 1
 
@@ -159,7 +159,7 @@ def write_manifest(console: Console, experiment: Experiment, root: Path) -> None
                 f"warning: {manifest} was that of {before['file']} and is replaced: give the files "
                 "other names, or choose another --out, to keep both"
             )
-    write_json(manifest, record)
+    write_record(manifest, record)
 
 
 def run_experiment(

@@ -1,11 +1,11 @@
 """Evaluators by name. To add one, write its file and add its line to EVALUATORS."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nag.files import sha256_of
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
@@ -146,7 +146,7 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
     if space.name == NASBENCH201.name:
         name = NASBENCH201.name
     recipe = find_recipe(networks.recipe or name, networks.epochs, networks.precision)
-    origin = hashlib.sha256(networks.weights.read_bytes()).hexdigest() if networks.weights else ""
+    origin = sha256_of(networks.weights) if networks.weights else ""
     return TrainingEvaluator(
         space,
         task,

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from nag.cli import UserError, WholeNumber, check_output, command_line, plain_console, run
 from nag.devices import resolve_device
-from nag.files import write_text
+from nag.files import write_json
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.latency.block_times import BlockTimer
 from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
@@ -120,7 +120,7 @@ def main(
             if not out_of_memory(error):
                 raise
             raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-        write_text(out, json.dumps(about | _tables(passes, resolution), indent=1))
+        write_json(out, about | _tables(passes, resolution))
         partial.remove()
     for side in dict.fromkeys(resolution):
         for line in report(out, side):

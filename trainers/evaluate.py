@@ -1,6 +1,5 @@
 """Evaluate a list of architectures: `python -m trainers.evaluate --help`."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,11 +18,13 @@ from nag.cli import (
     check_seed,
     command_line,
     find_space,
+    one_line,
     plain_console,
     read_architectures,
     run,
     user_errors,
 )
+from nag.files import sha256_of
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator, unit_of
@@ -163,7 +164,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
     networks = settings.networks
     found = {"dataset": settings.dataset, "objective": settings.objective, **asdict(networks)}
     for name, path in (("table", settings.table), ("weights", networks.weights)):
-        found[name] = path and hashlib.sha256(path.read_bytes()).hexdigest()
+        found[name] = path and sha256_of(path)
     found["data"] = networks.data and user_errors(digest_of_images, networks.data)
     return found
 
@@ -213,8 +214,7 @@ def evaluate_row(
 
 
 def _failure(error: Exception, start: float) -> Row:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return {"status": "failed", "error": text, "seconds": perf_counter() - start}
+    return {"status": "failed", "error": one_line(error), "seconds": perf_counter() - start}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """After a search: train its best networks and export them: `python -m trainers.finalize --help`."""
 
-import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,13 @@ from nag.cli import (
     WholeNumber,
     command_line,
     find_space,
+    one_line,
     plain_console,
     read_architectures,
     user_errors,
 )
 from nag.cli import run as run_command
+from nag.files import sha256_of
 from nag.locks import claim
 from nag.spaces import StagedSpace
 from trainers.base import EvaluationError, EvaluatorConfigError
@@ -114,8 +115,7 @@ def main(
                     own = isinstance(error, EvaluationError | ExportError)
                     if not (own or of_the_machine(error)):
                         raise
-                    text = " ".join(str(error).split()) or type(error).__name__
-                    failed, said = failed + 1, f"failed: {text}"
+                    failed, said = failed + 1, f"failed: {one_line(error)}"
                 console.print(f"{rank} of {len(finalists)}: {said}")
     except EvaluatorConfigError as error:
         raise UserError(str(error)) from None
@@ -177,8 +177,7 @@ def _packaging(
     )
     weights = None
     if networks.weights is not None:
-        digest = hashlib.sha256(networks.weights.read_bytes()).hexdigest()
-        weights = {"name": networks.weights.name, "sha256": digest}
+        weights = {"name": networks.weights.name, "sha256": sha256_of(networks.weights)}
     if search is not None:
         if search.sha256.get("data", evaluator.task.digest) != evaluator.task.digest:
             raise UserError(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from nag.cli import UserError, command_line, run, user_errors
-from nag.files import write_bytes, write_text
+from nag.files import sha256_of, write_bytes, write_text
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import (
     DEPTHS,
@@ -283,8 +283,8 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
         "top-1 fraction = offset + features @ coefficients",
         "command": "python -m trainers.fit_surrogate "
         f"--table {table.name} --ofa-predictor {ofa_predictor.name} --out trainers/weights",
-        "inputs_sha256": {path.name: _sha256(path.read_bytes()) for path in (table, ofa_predictor)},
-        "sha256": _sha256(weights),
+        "inputs_sha256": {path.name: sha256_of(path) for path in (table, ofa_predictor)},
+        "sha256": hashlib.sha256(weights).hexdigest(),
         "errors": numbers,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -299,10 +299,6 @@ def _rmse(a: Array, b: Array) -> float:
 
 def _rank_correlation(a: Array, b: Array) -> float:
     return float(spearmanr(a, b).statistic)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _say(line: str) -> None:

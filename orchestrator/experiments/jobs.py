@@ -23,12 +23,12 @@ import torch
 from nag.cli import UserError, find_space
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
-from orchestrator.config import RunConfig, file_name, sha256_of
+from orchestrator.config import RunConfig, file_name, sha256_or_none
 from orchestrator.history.run import DamagedRunError, read_run
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
-from orchestrator.search.record import provenance, write_json
+from orchestrator.search.record import provenance, write_record
 from orchestrator.search.store import RunStore, num_tabled
 from trainers.build import ON_IMAGES
 from trainers.constraints import parse_constraint
@@ -193,7 +193,7 @@ class Command:
         given: dict[str, Any] = dict(self.options)
         if "table" in given:
             table = Path(given["table"])
-            given["table"] = [table.name, sha256_of(table)]
+            given["table"] = [table.name, sha256_or_none(table)]
         text = json.dumps([self.module, sorted(given.items())])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -253,7 +253,7 @@ class Command:
             last = (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
             raise UserError(f"{last.removeprefix('error: ')} (exit code {code}, see {log})")
         record = provenance(["python", *arguments])
-        write_json(out / "command.json", {**record, "seconds": time.monotonic() - started})
+        write_record(out / "command.json", {**record, "seconds": time.monotonic() - started})
 
 
 def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> Result:

@@ -105,6 +105,6 @@ def _is_empty(out: Location) -> bool:
     )
 
 
-def write_json(location: Location, record: dict[str, Any]) -> None:
+def write_record(location: Location, record: dict[str, Any]) -> None:
     """Write a record whole; raises OSError."""
     write_whole(location, (json.dumps(record, indent=1) + "\n").encode())

@@ -34,7 +34,7 @@ from orchestrator.search.record import (
     check_same_run,
     read_record,
     run_record,
-    write_json,
+    write_record,
 )
 from orchestrator.search.successes import Successes
 from orchestrator.search.trial import Outcome, Trial
@@ -122,7 +122,7 @@ class RunStore:
                 check_same_run(out, config)  # nobody else can make it another one any more
                 store._replay(journal.replay())
                 store._check(config.budget)
-                write_json(out / "config.json", run_record(config, command or sys.orig_argv))
+                write_record(out / "config.json", run_record(config, command or sys.orig_argv))
             except BaseException:
                 store.close()
                 raise

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from nag.files import write_json
 from nag.spaces import SPACES, InvalidArchitectureError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.base import EvaluatorConfigError
@@ -117,7 +118,3 @@ def load_classifier(folder: Path) -> Classifier:
     ) as error:
         raise EvaluatorConfigError(f"the model in {folder} is damaged: {error}") from error
     return Classifier(network, spec)
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

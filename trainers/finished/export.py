@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from nag.cli import one_line
 from trainers.finished.classifier import Classifier
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
@@ -52,7 +53,7 @@ def export(classifier: Classifier, images: Tensor, folder: Path) -> tuple[dict[s
                 found[ONNX] = _check(ONNX, _onnx(folder / ONNX), classifier, images)
             except Exception as error:  # the exporter and the runtime raise all kinds
                 (folder / ONNX).unlink(missing_ok=True)
-                return found, " ".join(str(error).split()) or type(error).__name__
+                return found, one_line(error)
     return found, ""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nag.cli import one_line
 from trainers.base import EvaluatorConfigError
 from trainers.images.decode import CorruptImageError, decode
 from trainers.images.index import Listing
@@ -65,7 +66,7 @@ def _look(source: Source, rows: np.ndarray) -> list[tuple[bytes, tuple[int, int,
         try:
             height, width = decode(data).shape[:2]
         except CorruptImageError as corrupt:
-            error = " ".join(str(corrupt).split())
+            error = one_line(corrupt)
         looks.append((blake2b(data, digest_size=16).digest(), (len(data), width, height), error))
     return looks
 
