@@ -16,17 +16,9 @@ _PATIENCE = 50  # calls in a row that bring nothing new before a source counts a
 MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
 
 
-class Exclusion(Protocol):
-    """What is not to be proposed: a set of architectures, or `Unwanted`."""
-
-    def __contains__(self, arch: object, /) -> bool: ...
-
-    def __or__(self, more: Set[Architecture], /) -> "Exclusion": ...
-
-
 @dataclass(frozen=True)
 class Unwanted:
-    """What was seen before, and whatever breaks a constraint.
+    """What is not to be proposed: what was seen before, and whatever breaks a constraint.
 
     pending: those of the seen ones that are being evaluated.
     """
@@ -67,7 +59,7 @@ class CandidateStrategy(Protocol):
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
@@ -83,16 +75,14 @@ def incumbent(
     return max(observations.best, float(predictor.predict(pending).mean.max()))
 
 
-def fresh(archs: Iterable[Architecture], exclude: Exclusion) -> list[Architecture]:
+def fresh(archs: Iterable[Architecture], exclude: Unwanted) -> list[Architecture]:
     """Those outside `exclude`, in their order; constraints are asked about all at once."""
-    if not isinstance(exclude, Unwanted):
-        return [arch for arch in archs if arch not in exclude]
     unseen = [arch for arch in archs if arch not in exclude.seen]
     return list(compress(unseen, satisfied(exclude.constraints, unseen)))
 
 
 def draw_unseen(
-    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Exclusion
+    draw: Callable[[], Iterable[Architecture]], n: int, exclude: Unwanted
 ) -> list[Architecture]:
     """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
     found: dict[Architecture, None] = {}
@@ -105,7 +95,7 @@ def draw_unseen(
 
 
 def random_unseen(
-    space: SearchSpace, n: int, exclude: Exclusion, rng: np.random.Generator
+    space: SearchSpace, n: int, exclude: Unwanted, rng: np.random.Generator
 ) -> list[Architecture]:
     """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
     return draw_unseen(lambda: space.sample(max(n, MIN_DRAWS), rng), n, exclude)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acquisition.base import Exclusion, Pool, draw_unseen, random_unseen
+from acquisition.base import Pool, Unwanted, draw_unseen, random_unseen
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
 
@@ -32,7 +32,7 @@ class RegularizedEvolution:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acquisition.base import Exclusion, Pool, fresh, random_unseen
+from acquisition.base import Pool, Unwanted, fresh, random_unseen
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
 
@@ -33,7 +33,7 @@ class LocalSearch:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor
@@ -42,7 +42,7 @@ class LocalSearch:
         starts = random_unseen(self.space, n - len(found), exclude | set(found), rng)
         return Pool((*found, *starts))
 
-    def _untried(self, observations: Observations, exclude: Exclusion) -> list[Architecture]:
+    def _untried(self, observations: Observations, exclude: Unwanted) -> list[Architecture]:
         """Neighbours of the current architecture that have not been tried, in a fixed order."""
         position = {arch: i for i, arch in enumerate(observations.archs)}
         best, left = -np.inf, dict[Architecture, None]()

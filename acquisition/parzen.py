@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from acquisition.base import Exclusion, Pool, draw_unseen, fresh, random_unseen
+from acquisition.base import Pool, Unwanted, draw_unseen, fresh, random_unseen
 from acquisition.decisions import draw, one_hot, options
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
@@ -55,7 +55,7 @@ class ParzenEstimator:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from acquisition.base import MIN_DRAWS, Exclusion, Pool, draw_unseen
+from acquisition.base import MIN_DRAWS, Pool, Unwanted, draw_unseen
 from acquisition.decisions import draw, one_hot, options
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
@@ -43,7 +43,7 @@ class Reinforce:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor

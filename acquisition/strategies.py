@@ -17,7 +17,6 @@ import numpy as np
 
 from acquisition.base import (
     CandidateStrategy,
-    Exclusion,
     Pool,
     Unwanted,
     draw_unseen,
@@ -53,7 +52,7 @@ class RandomSearch:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del observations, predictor
@@ -75,7 +74,7 @@ class Mutation:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor
@@ -111,7 +110,7 @@ class Union:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         one = self.first.propose(n // 2, observations, predictor, exclude, rng)
@@ -146,14 +145,12 @@ class NearAfterFailure:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         best = int(np.argmax(observations.values))
-        ended, at_a_time = len(observations), 1
-        if isinstance(exclude, Unwanted):
-            ended = len(exclude.seen) - len(exclude.pending)
-            at_a_time = len(exclude.pending) + 1
+        ended = len(exclude.seen) - len(exclude.pending)
+        at_a_time = len(exclude.pending) + 1
         failures = min(len(observations) - best - 1, ended - self.initial)
         if at_a_time > self.patience:
             near = bool(rng.random() < failures / at_a_time)
@@ -185,19 +182,18 @@ class GuidedGeneration:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         if not isinstance(predictor, DifferentiablePredictor):
             raise TypeError("guidance needs a surrogate predictor with gradients")
-        pending = exclude.pending if isinstance(exclude, Unwanted) else ()
         guidance = Guidance(
             predictor,
             observations,
             kind=self.kind,
             form=self.form,
             target=self.target,
-            best=incumbent(observations, predictor, pending),
+            best=incumbent(observations, predictor, exclude.pending),
             scale=self.scale,
             constraints=self.constraints,
         )
@@ -225,7 +221,7 @@ class UnconditionalSorted:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         if predictor is None:
@@ -240,7 +236,7 @@ class UnconditionalSorted:
 def _generate_unseen(
     generator: Generator,
     n: int,
-    exclude: Exclusion,
+    exclude: Unwanted,
     rng: np.random.Generator,
     guidance: Guidance | None,
 ) -> Pool:
@@ -314,7 +310,7 @@ class ConstrainedGeneration:
         n: int,
         observations: Observations,
         predictor: FittedPredictor | None,
-        exclude: Exclusion,
+        exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
         del predictor

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from toy_law import ARCHS as TOY_ARCHS
 
-from acquisition.base import Pool
+from acquisition.base import Pool, Unwanted
 from acquisition.decisions import one_hot
 from acquisition.parzen import ParzenEstimator, kernels, log_density
 from nag.cli import UserError, run
@@ -158,7 +158,7 @@ def test_what_is_proposed_is_good_under_l_and_bad_under_g():
 
     def mean(draws):
         archs = ParzenEstimator(NASBENCH201, draws=draws).propose(
-            50, observations, None, frozenset(cells), np.random.default_rng(1)
+            50, observations, None, Unwanted(frozenset(cells)), np.random.default_rng(1)
         )
         return np.mean([cell.ops.count(5) for cell in archs.archs])
 
@@ -174,7 +174,11 @@ def test_wider_draws_are_farther_from_the_good():
 
     def mean(widening):
         archs = ParzenEstimator(NASBENCH201, draws=1, share=0.05, widening=widening).propose(
-            100, Observations(cells, count), None, frozenset(cells), np.random.default_rng(1)
+            100,
+            Observations(cells, count),
+            None,
+            Unwanted(frozenset(cells)),
+            np.random.default_rng(1),
         )
         return np.mean([cell.ops.count(5) for cell in archs.archs])
 
@@ -186,7 +190,9 @@ def test_with_too_few_points_it_is_random():
     assert ParzenEstimator(TOY).min_points == ParzenEstimator(NASBENCH201).min_points == 9
     archs = tuple(TOY_ARCHS[:8])
     few = Observations(archs, np.arange(8.0))
-    found = ParzenEstimator(TOY).propose(4, few, None, frozenset(), np.random.default_rng(0))
+    found = ParzenEstimator(TOY).propose(
+        4, few, None, Unwanted(frozenset()), np.random.default_rng(0)
+    )
     assert found.archs == tuple(dict.fromkeys(TOY.sample(100, np.random.default_rng(0))))[:4]
 
 

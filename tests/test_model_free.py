@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare, wilcoxon
 from toy_law import ARCHS as TOY_ARCHS
 
+from acquisition.base import Unwanted
 from acquisition.decisions import draw, one_hot, options
 from acquisition.evolution import RegularizedEvolution
 from acquisition.local_search import LocalSearch
@@ -47,7 +48,7 @@ def observed(space, n, seed=0):
 
 
 def propose(strategy, n, observations, exclude=frozenset(), seed=0):
-    exclude = exclude | set(observations.archs)
+    exclude = Unwanted(exclude | set(observations.archs))
     return strategy.propose(n, observations, None, exclude, np.random.default_rng(seed)).archs
 
 

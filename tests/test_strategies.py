@@ -95,7 +95,9 @@ def toy_neighbours(arch):
 
 
 def propose(strategy, n, observations, predictor, exclude=frozenset(), seed=0):
-    exclude = exclude | set(observations.archs)
+    if not isinstance(exclude, Unwanted):
+        exclude = Unwanted(exclude)
+    exclude |= set(observations.archs)
     return strategy.propose(n, observations, predictor, exclude, np.random.default_rng(seed))
 
 
@@ -186,10 +188,10 @@ def test_nothing_excluded_is_proposed(case):
 
 
 def test_the_exclusions_are_not_touched(case):
-    exclude = set(case.observations.archs)
-    before = set(exclude)
+    exclude = Unwanted(set(case.observations.archs))
+    before = set(exclude.seen)
     case.strategy.propose(5, case.observations, case.predictor, exclude, np.random.default_rng(0))
-    assert exclude == before
+    assert exclude.seen == before
 
 
 def test_equal_generators_give_equal_pools(case):
@@ -467,9 +469,9 @@ def test_what_runs_as_guided_knows_the_initial_design_and_the_batch():
 
 def test_draws_stop_when_they_bring_nothing_new():
     a, b = TOY_ARCHS[:2]
-    assert draw_unseen(lambda: [a, b, a], 5, {a}) == [b]
-    assert draw_unseen(list, 5, set()) == []
-    assert draw_unseen(lambda: TOY_ARCHS, 3, {a}) == TOY_ARCHS[1:4]
+    assert draw_unseen(lambda: [a, b, a], 5, Unwanted({a})) == [b]
+    assert draw_unseen(list, 5, Unwanted(set())) == []
+    assert draw_unseen(lambda: TOY_ARCHS, 3, Unwanted({a})) == TOY_ARCHS[1:4]
 
 
 def test_constraints_are_asked_about_all_draws_at_once(monkeypatch):
