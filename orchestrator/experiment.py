@@ -16,7 +16,7 @@ from nag.cli import UserError, WholeNumber, command_line, plain_console, run
 from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch
-from orchestrator.runtime import Runtime
+from orchestrator.runtime import Auth, Runtime
 from orchestrator.search.record import provenance, write_record
 
 SCHEMA = 1
@@ -43,7 +43,7 @@ def main(
     jobs: WholeNumber | None = None,
     gpu: float = 0.0,
     address: str | None = None,
-    auth: Literal["token", "disabled"] | None = None,
+    auth: Auth | None = None,
     retries: WholeNumber = 2,
 ) -> int:
     """Run every search and command that an experiment file asks for, in parallel on Ray.

@@ -12,6 +12,7 @@ from nag.devices import is_device
 from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 
+Auth = Literal["token", "disabled"]
 GpusPerEval = float | Literal["auto"]
 
 
@@ -77,7 +78,7 @@ class Runtime:
     device: str = "auto"
     generators: WholeNumber = 1
     generator_gpus: float = 1.0
-    auth: Literal["token", "disabled"] | None = None
+    auth: Auth | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
     metrics_port: WholeNumber | None = None
     retries: WholeNumber = 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from nag.cli import UserError, WholeNumber, command_line, plain_console, run, user_errors
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from orchestrator.runtime import Runtime, wants_gpu
+from orchestrator.runtime import Auth, Runtime, wants_gpu
 from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
 from trainers.training import parallel
 from trainers.training.task import ImageOptions, ImageTask, Machine
@@ -28,7 +28,7 @@ def main(
     gpus_per_worker: float = 0.0,
     cpus_per_worker: float = 1.0,
     address: str | None = None,
-    auth: str | None = None,
+    auth: Auth | None = None,
 ) -> None:
     """Train a once-for-all supernet in several processes on a cluster, by Ray Train.
 
@@ -47,14 +47,12 @@ def main(
     address
         Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
     auth
-        Ray's token authentication, token or disabled; by default RAY_AUTH_MODE, else token.
+        Ray's token authentication; by default RAY_AUTH_MODE, else token.
     """
     if workers < 1:
         raise UserError("--workers must be at least 1")
     if images.data is None:
         raise UserError("--data is needed: a folder with train/CLASS/ and val/CLASS/")
-    if auth not in (None, "token", "disabled"):
-        raise UserError(f"--auth {auth} must be token or disabled")
     if not gpus_per_worker and place.device.startswith("cuda"):
         raise UserError(f"--device {place.device} needs GPUs: --gpus-per-worker 1")
     if not gpus_per_worker and place.device == "auto":
@@ -72,7 +70,7 @@ def main(
         {"options": options, "images": images, "place": place},
         workers=workers,
         request={"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})},
-        runtime=Runtime(address=address, auth=auth, dashboard=False),  # type: ignore[arg-type]
+        runtime=Runtime(address=address, auth=auth, dashboard=False),
         storage=options.out.with_name(options.out.name + ".ray"),
     )
 

@@ -301,6 +301,7 @@ def test_crops_out_of_range_are_refused():
         lambda: Crop.center(0),
         lambda: Crop.random_resized((0.5, 0.1)),
         lambda: Crop.shifted(-1),
+        lambda: Crop(scale=(0.0, 1.0)),
     ):
         with pytest.raises(ValueError, match="of a crop must"):
             make()

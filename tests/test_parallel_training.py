@@ -265,7 +265,7 @@ def test_on_ray(tmp_path):
     [
         (["--workers", "0"], "--workers must be at least 1"),
         (["--device", "cuda"], "--device cuda needs GPUs: --gpus-per-worker 1"),
-        (["--auth", "password"], "--auth password must be token or disabled"),
+        (["--auth", "password"], 'Invalid value "password" for --auth'),
         (
             ["--workers", "2", "--batch-size", "7"],
             "--batch-size 7 does not go evenly into 2 processes",

@@ -19,8 +19,9 @@ from nag.cli import UserError, WholeNumber, check_output, command_line, plain_co
 from nag.devices import resolve_device
 from nag.files import write_json
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from trainers.cost import check_width
 from trainers.latency.block_times import BlockTimer
-from trainers.latency.tables import MAX_WIDTH, RESOLUTION, latency_property
+from trainers.latency.tables import RESOLUTION, latency_property
 from trainers.latency.timing import device_name
 from trainers.partial import Partial
 from trainers.training.loop import out_of_memory
@@ -83,8 +84,7 @@ def main(
         Random networks to compare with the sums of their blocks; 0 for none.
     """
     check_output(out, ".json")
-    if not 0 < width <= MAX_WIDTH or width != round(width, 2):
-        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
+    check_width(width)
     if min(resolution) < 8:
         raise UserError("--resolution must be at least 8")
     if min(batch_size, repeats, 1 if threads is None else threads) < 1:

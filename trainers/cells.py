@@ -9,7 +9,7 @@ from nag.spaces import Architecture
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
 
-CHANNELS, CELLS = 16, 5  # of the first stack, in each stack
+CHANNELS, CELLS = (16, 32, 64), 5  # of the stacks, in each of them
 
 
 class CellNetwork(nn.Module):
@@ -25,9 +25,9 @@ class CellNetwork(nn.Module):
         if arch.space != NASBENCH201.name:
             raise EvaluatorConfigError(f"no cell of {NASBENCH201.name}: {arch.space}")
         operators = [OPERATORS[op] for op in arch.ops[1:-1]]
-        stem = (nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS))
+        stem = (nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]))
         body: list[nn.Module] = []
-        for channels in (CHANNELS, 2 * CHANNELS, 4 * CHANNELS):
+        for channels in CHANNELS:
             if body:
                 body.append(_Reduction(channels // 2))
             body += [Cell(operators, channels) for _ in range(CELLS)]

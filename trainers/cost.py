@@ -12,14 +12,17 @@ from operator import attrgetter
 
 import numpy as np
 
+from nag.cli import UserError
 from nag.properties import Property
 from nag.spaces import ABSENT, Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
+from trainers.cells import CELLS, CHANNELS
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
 COSTS = ("macs", "params")
+MAX_WIDTH = 4  # times the channels of the published network
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,12 @@ class Task:
     classes: int
     resolution: int
     width: float = 1.0
+
+
+def check_width(width: float) -> None:
+    """Raise UserError for a width that no network here is made with."""
+    if not 0 < width <= MAX_WIDTH or width != round(width, 2):
+        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
 
 
 def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
@@ -236,8 +245,6 @@ def _mobilenetv3(task: Task) -> _Network:
 
 
 # NAS-Bench-201: three stacks of five equal cells with a residual reduction block between stacks.
-_CELLS = 5
-_CHANNELS = (16, 32, 64)
 _KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
@@ -253,8 +260,8 @@ def _cell_operator(name: str, resolution: int) -> _Cost:
         return _Cost(0, 0)
     return _total(
         _conv_bn(channels, channels, kernel, size)
-        for channels, size in zip(_CHANNELS, _sizes(resolution), strict=True)
-        for _ in range(_CELLS)
+        for channels, size in zip(CHANNELS, _sizes(resolution), strict=True)
+        for _ in range(CELLS)
     )
 
 
@@ -271,11 +278,11 @@ def _nasbench201(task: Task) -> _Network:
     """The ends are stem, reduction blocks, last batch norm and classifier."""
     first, second, third = _sizes(task.resolution)
     ends = (
-        _conv_bn(3, _CHANNELS[0], 3, first)
-        + _reduction(_CHANNELS[0], second)
-        + _reduction(_CHANNELS[1], third)
-        + _batch_norm(_CHANNELS[2])
-        + _linear(_CHANNELS[2], task.classes)
+        _conv_bn(3, CHANNELS[0], 3, first)
+        + _reduction(CHANNELS[0], second)
+        + _reduction(CHANNELS[1], third)
+        + _batch_norm(CHANNELS[2])
+        + _linear(CHANNELS[2], task.classes)
     )
     edge = tuple(_cell_operator(name, task.resolution) for name in OPERATORS)
     terminal = (_Cost(0, 0),) * len(OPERATORS)  # the input and the output node

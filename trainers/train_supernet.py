@@ -24,6 +24,7 @@ from nag.cli import (
 )
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from trainers.cost import check_width
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
 from trainers.training import parallel
@@ -80,8 +81,7 @@ class SupernetOptions:
         check_seed(self.seed)
         if self.random < 0:
             raise UserError("--random must not be negative")
-        if not 0 < self.width <= 4 or self.width != round(self.width, 2):
-            raise UserError("--width must be more than 0, at most 4, and in hundredths")
+        check_width(self.width)
         check_output(self.out)
         if self.batch_size is not None and self.batch_size < 2:
             raise UserError("--batch-size must be at least 2")

@@ -55,7 +55,7 @@ class Spec:
         config = space.to_config(space.from_str(self.arch))
         if self.space == MOBILENETV3.name:
             return {**config, "r": [self.resolution], "w": self.width}
-        return {**config, "C": CHANNELS, "N": CELLS, "num_classes": len(self.classes)}
+        return {**config, "C": CHANNELS[0], "N": CELLS, "num_classes": len(self.classes)}
 
     def preprocessing(self) -> dict[str, Any]:
         """How a picture becomes what `Classifier` takes, and what that does with it."""

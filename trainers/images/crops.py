@@ -29,25 +29,28 @@ class Crop:
     scale: tuple[float, float] | None = None
     padding: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"the ratio of a crop must lie in (0, 1], not {self.ratio}")
+        low, high = self.scale or (1.0, 1.0)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"the scale of a crop must be a range within (0, 1], not {self.scale}")
+        if self.padding < 0:
+            raise ValueError(f"the padding of a crop must not be negative, not {self.padding}")
+
     @classmethod
     def center(cls, ratio: float = 0.875) -> "Crop":
         """The central square whose side is `ratio` of the shorter side; 224 / 256 is usual."""
-        if not 0 < ratio <= 1:
-            raise ValueError(f"the ratio of a crop must lie in (0, 1], not {ratio}")
         return cls(ratio=ratio)
 
     @classmethod
     def random_resized(cls, scale: tuple[float, float] = (0.08, 1.0)) -> "Crop":
         """A random share of the area, with aspect 3/4 to 4/3, as torchvision has it."""
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"the scale of a crop must be a range within (0, 1], not {scale}")
         return cls(scale=scale)
 
     @classmethod
     def shifted(cls, padding: int = 4) -> "Crop":
         """For small pictures: the central square, shifted by at most `padding` pixels of R."""
-        if padding < 0:
-            raise ValueError(f"the padding of a crop must not be negative, not {padding}")
         return cls(padding=padding)
 
     def cached_size(self, resolution: int) -> int:

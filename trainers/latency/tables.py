@@ -27,13 +27,12 @@ from nag.spaces.mobilenetv3 import (
     ops_from_ofa,
 )
 from trainers.base import EvaluatorConfigError
-from trainers.cost import MobileNetV3Plan, Slot, mobilenetv3_plan
+from trainers.cost import MAX_WIDTH, MobileNetV3Plan, Slot, mobilenetv3_plan
 from trainers.rows import column_names, read_columns
 
 Array = NDArray[np.float64]
 
 RESOLUTION = 224  # pixels
-MAX_WIDTH = 4  # times the channels of the published network
 _FOLDS = 5
 _PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from trainers.base import EvaluatorConfigError
 from trainers.training.recipe import Policy, Recipe
 
-Normalise = Callable[[Tensor], Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Without a sign of their own: a magnitude below 15 of 30 makes less of it, one above makes more.
 _BOTH_WAYS = ("color", "contrast", "brightness", "sharpness")

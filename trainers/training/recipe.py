@@ -8,7 +8,7 @@ import torch
 from trainers.base import FULL_EPOCHS, EvaluatorConfigError
 from trainers.images import Crop
 
-Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "randaugment"]
+Policy = Literal["none", "autoaugment-cifar10", "randaugment"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 
@@ -46,8 +46,8 @@ class Recipe:
     ema: float = 0.0
     dropout: float = 0.0
     drop_path: float = 0.0
-    crop: Crop = Crop(scale=(0.08, 1.0))
-    centre: Crop = Crop(ratio=0.875)
+    crop: Crop = Crop.random_resized()
+    centre: Crop = Crop.center()
     flip: bool = True
     policy: Policy = "none"
     cutout: int = 0
