@@ -286,6 +286,14 @@ class TestLabels:
         ("[[commands]]\nmodule = 'nag.quality'\nsettings.foo = 3", r"unknown setting 'foo': ch"),
         ("[[commands]]\nmodule = 'nag.quality'", r"commands\]\] 1: .*--space"),
         (
+            "[settings]\nspace = 'toy'\n[[commands]]\nmodule = 'nag.quality'",
+            r"toml: settings is for runs, and there are none: add \[\[runs\]\], or give \[\[c",
+        ),
+        (
+            "seeds = 3\n[[commands]]\nmodule = 'nag.quality'",
+            r"seeds is for runs, and there are none",
+        ),
+        (
             "[[commands]]\nmodule = 'nag.quality'\nsettings.out = 'x'",
             r"unknown setting 'out': choose from space, networks, rows",
         ),

@@ -22,6 +22,7 @@ from orchestrator.typed import path_names
 from trainers.training.task import NetworkOptions
 
 _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
+_SHARED = ("settings", "grid", "seeds")  # by all runs
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
 _SETTINGS = tuple(  # the options of run_bo that decide what is searched; seeds stand apart
@@ -92,7 +93,12 @@ def read_experiment(file: Path, data: Data) -> Experiment:
         _check_keys(top, _FILE)
         title = _typed(top, "title", str, file.stem)
         blocks, commands = (_tables(top, name) for name in ("runs", "commands"))
-        if not blocks and top.keys() & {"settings", "grid", "seeds"}:
+        if not blocks and (of_runs := [key for key in _SHARED if key in top]):
+            if commands:
+                raise UserError(
+                    f"{of_runs[0]} is for runs, and there are none: add [[runs]], or give "
+                    "[[commands]] settings of their own"
+                )
             blocks = [{}]
         shared = _Block.read(top)
     members: list[tuple[int, Member]] = []
