@@ -350,6 +350,19 @@ class TestData:
         assert [job.config.latency_table for job in searches] == [None, None, data.latency_table]
         assert f"--table={data.table}" in command.arguments
 
+    def test_weights_of_a_command_count_by_their_content_wherever_they_are(self, tmp_path):
+        def label(folder, content):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "W.safetensors").write_bytes(content)
+            path = tmp_path / folder / "test.toml"
+            path.write_text(
+                "[[commands]]\nmodule = 'orchestrator.guided_quality'\n"
+                "settings.space = 'mobilenetv3'\nsettings.weights = 'W.safetensors'\n"
+            )
+            return read_experiment(path, Data()).jobs[0].label
+
+        assert label("here", b"one") == label("elsewhere", b"one") != label("other", b"another")
+
     def test_counts_by_its_content_wherever_it_is(self, write, tmp_path):
         """A command of another table is another one, and one of the same table is finished."""
         path, tables = write(self.TEXT), [tmp_path / f / "t.parquet" for f in ("a", "b")]
@@ -628,7 +641,7 @@ class TestLocks:
     def test_what_another_process_has_finished_is_not_done_again(self, write, tmp_path):
         (job,) = read_experiment(write(COMMAND_FILE), Data()).jobs
         (tmp_path / job.label).mkdir()
-        (tmp_path / job.label / "command.json").touch()
+        (tmp_path / job.label / "command.json").write_text("{}")
         assert not execute(job, JobPlace(tmp_path, "cpu", 0, ("python",))).failed
         assert not (tmp_path / job.label / "command.log").exists()
 
@@ -658,6 +671,29 @@ class TestCommands:
         before = (out / "quality-toy.csv").stat().st_mtime_ns
         assert main(path, out=runs, executor="local") == 0
         assert (out / "quality-toy.csv").stat().st_mtime_ns == before
+
+    def test_networks_may_move_and_when_they_change_it_is_run_again(self, tmp_path):
+        def command(folder):
+            networks = tmp_path / folder / "networks"
+            networks.mkdir(parents=True)
+            (networks / "toy-default.safetensors").write_bytes(b"one")
+            path = tmp_path / folder / "test.toml"
+            path.write_text(COMMAND_FILE + 'settings.networks = "networks"\n')
+            (job,) = read_experiment(path, Data()).jobs
+            return job, networks
+
+        (here, _), (elsewhere, networks) = command("here"), command("elsewhere")
+        runs = tmp_path / "runs"
+        runs.mkdir()
+        assert not execute(here, JobPlace(runs, "cpu", 0, ("python",))).failed
+        assert elsewhere.label == here.label
+        (networks / "nasbench201-default.safetensors").touch()  # of another space
+        assert elsewhere.progress(runs)[1]
+        (networks / "toy-default.safetensors").write_bytes(b"another")
+        assert not elsewhere.progress(runs)[1]
+        assert here.progress(runs)[1]
+        assert not execute(elsewhere, JobPlace(runs, "cpu", 0, ("python",))).failed
+        assert elsewhere.progress(runs)[1]
 
     def test_failures_are_one_line(self, write, tmp_path, capsys):
         path, runs = write(COMMAND_FILE.replace('"exact"', '"rubbish"')), tmp_path / "runs"

@@ -182,10 +182,10 @@ class _Reader:
             for key in settings:
                 choose("setting", key, names)
             given = {key: str(value) for key, value in self._resolved(settings, paths).items()}
-            command = Command(module, tuple(sorted(given.items())))
+            command = Command(module, tuple(sorted(given.items())), paths)
             if command.reads_table and self.data.table:
                 given["table"] = str(self.data.table.resolve())
-                command = Command(module, tuple(sorted(given.items())))
+                command = replace(command, options=tuple(sorted(given.items())))
             arguments = [*command.arguments, "--out=."]
             program.app.parse_args(arguments, exit_on_error=False, print_error=False)
             yield command

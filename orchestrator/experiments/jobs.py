@@ -178,10 +178,16 @@ class Search:
 
 @dataclass(frozen=True)
 class Command:
-    """Another command of this package, one of COMMANDS; its --out is the directory."""
+    """Another command of this package, one of COMMANDS; its --out is the directory.
+
+    paths: the options that name files and folders. Files count by their names and contents. A
+        folder of networks is one that the command itself may fill: it counts by its name, and when
+        other networks are in it the command is run again.
+    """
 
     module: str
     options: tuple[tuple[str, str], ...]
+    paths: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -191,9 +197,9 @@ class Command:
     @property
     def label(self) -> str:
         given: dict[str, Any] = dict(self.options)
-        if "table" in given:
-            table = Path(given["table"])
-            given["table"] = [table.name, sha256_or_none(table)]
+        for name in given.keys() & set(self.paths):
+            path = Path(given[name])
+            given[name] = [path.name, sha256_or_none(path)]
         text = json.dumps([self.module, sorted(given.items())])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -219,7 +225,19 @@ class Command:
         return {"kind": "command", "module": self.module, "options": dict(self.options)}
 
     def progress(self, root: Path) -> tuple[int, bool]:
-        return 0, (root / self.label / "command.json").exists()
+        try:
+            record = json.loads((root / self.label / "command.json").read_bytes())
+        except (OSError, ValueError):
+            return 0, False
+        return 0, record.get("networks", {}) == self._networks()
+
+    def _networks(self) -> dict[str, str | None]:
+        """The hashes of the networks that it reads: those of its space."""
+        given = dict(self.options)
+        if "networks" not in given:
+            return {}
+        found = Path(given["networks"]).glob(f"{given['space']}-*.safetensors")
+        return {path.name: sha256_or_none(path) for path in sorted(found)}
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
         del observers
@@ -253,7 +271,8 @@ class Command:
             last = (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
             raise UserError(f"{last.removeprefix('error: ')} (exit code {code}, see {log})")
         record = provenance(["python", *arguments])
-        write_record(out / "command.json", {**record, "seconds": time.monotonic() - started})
+        found = {"seconds": time.monotonic() - started, "networks": self._networks()}
+        write_record(out / "command.json", record | found)
 
 
 def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> Result:
