@@ -204,7 +204,7 @@ def main(
     svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not inside a page
     svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
     write_text(stem.with_suffix(".svg"), svg)
-    text = "\n".join(report(frame, oracle, dataset or config.dataset or "cifar10", bench))
+    text = "\n".join(report(frame, oracle, dataset or "cifar10", bench))
     write_text(stem.with_suffix(".md"), text)
     sys.stdout.write(text + "\n")
 
