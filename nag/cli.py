@@ -80,14 +80,19 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     return name
 
 
-def check_output(out: Path, suffix: str = "") -> None:
-    """Before the work begins: raises UserError where --out cannot become a file of that ending."""
+def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()) -> None:
+    """Before the work begins: raises UserError where --out cannot become a file of that ending.
+
+    inputs: what is read, which is not to be overwritten; None where it is not given.
+    """
     if suffix and out.suffix != suffix:
         raise UserError(f"--out {out} must end in {suffix}")
     if not out.parent.is_dir():
         raise UserError(f"no such folder: {out.parent}")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder")
+    if out.exists() and any(path and path.exists() and path.samefile(out) for path in inputs):
+        raise UserError(f"--out {out} is read, and would be overwritten: choose another")
 
 
 def find_space(name: str) -> StagedSpace:
@@ -101,18 +106,25 @@ def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
     Empty lines and samples marked INVALID are skipped. Raises UserError with the line number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}") from None
+    return parse_architectures(path, "line", 1, lines, space)
+
+
+def parse_architectures(
+    path: Path, what: str, first: int, texts: Iterable[str | None], space: StagedSpace
+) -> list[Architecture]:
+    """The same of texts found in `path`; `what` each is called, and the number of the first."""
     architectures = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() in ("", INVALID):
+    for number, text in enumerate(texts, start=first):
+        if text is None or text.strip() in ("", INVALID):
             continue
         try:
-            architectures.append(space.from_str(line))
+            architectures.append(space.from_str(text))
         except InvalidArchitectureError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+            raise UserError(f"{path}, {what} {number}: {error}") from None
     if not architectures:
         raise UserError(f"{path} lists no architecture")
     return architectures

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,8 +18,18 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
+from orchestrator.methods import NONE
+from trainers.base import EvaluatorConfigError
 from trainers.build import unit_of
-from trainers.rows import PARTIAL, PERCENT, Unit, column_names, read_columns, write_rows
+from trainers.rows import (
+    PARTIAL,
+    PERCENT,
+    Unit,
+    column_names,
+    read_columns,
+    read_texts,
+    write_rows,
+)
 
 COLUMNS = ("arch", "predicted_mean", "predicted_std")
 
@@ -38,7 +50,7 @@ class Files:
     ----------
     values
         Parquet file with columns arch (published strings) and value (percent): the trials.parquet
-        of a run, or what trainers.evaluate writes.
+        of a run, or what trainers.evaluate writes; may be repeated.
     out
         Parquet file to write: arch, predicted mean and std (percent) and constrained quantities,
         the most promising first.
@@ -46,7 +58,7 @@ class Files:
         Device of the generator: cpu, cuda, or auto (the GPU where there is one).
     """
 
-    values: Path
+    values: Annotated[tuple[Path, ...], Parameter(negative=())]
     out: Path
     device: str = "auto"
 
@@ -60,7 +72,9 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     a value or without. Statistics go to stdout as JSON. The rows of --values are in no order, so no
     evaluation of them is the last: guided is guided-gen here.
     """
-    check_output(files.out, ".parquet")
+    check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
+    if config.surrogate == NONE:
+        raise UserError("--surrogate none, nor a method without one, ranks no candidates")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space, unit = find_space(config.space), unit_of(config.evaluator_name)
@@ -96,36 +110,42 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 
 
 def read_observations(
-    space: StagedSpace, path: Path, unit: Unit = PERCENT
+    space: StagedSpace, paths: Sequence[Path], unit: Unit = PERCENT
 ) -> tuple[Observations, frozenset[Architecture]]:
-    """Architectures with values, in a unit, of a parquet file, and all that it names.
+    """Architectures with values, in a unit, of parquet files, and all that these name.
 
     Evaluations that failed have no value; those of low fidelity or stopped early have another.
     """
-    columns = user_errors(read_columns, path, ["arch", "value"])
-    for name in set(PARTIAL) & set(column_names(path)):
-        partial = read_columns(path, [name])[name]
-        columns["value"] = [
-            value if epoch is None else None
-            for value, epoch in zip(columns["value"], partial, strict=True)
-        ]
-    if not all(x is None or isinstance(x, int | float) for x in columns["value"]):
-        raise UserError(f"{path}: column value does not hold numbers")
     archs, values, seen = [], [], set()
-    for number, (text, value) in enumerate(zip(columns["arch"], columns["value"], strict=True)):
-        known = value is not None and np.isfinite(value)
-        try:
-            seen.add(arch := space.from_str(text))
-        except (InvalidArchitectureError, AttributeError) as error:
+    for path in paths:
+        for number, (text, value) in enumerate(user_errors(_read, path)):
+            known = value is not None and np.isfinite(value)
+            try:
+                seen.add(arch := space.from_str(text or ""))
+            except InvalidArchitectureError as error:
+                if known:
+                    raise UserError(f"{path}, row {number}: {error}") from error
+                continue  # that may be why it has no value
             if known:
-                raise UserError(f"{path}, row {number}: {error}") from error
-            continue  # that may be why it has no value
-        if known:
-            archs.append(arch)
-            values.append(value / unit.times)
+                archs.append(arch)
+                values.append(value / unit.times)
     if len(values) < 2:
-        raise UserError(f"{path} holds {len(values)} values: at least 2 are needed")
+        named = ", ".join(map(str, paths))
+        raise UserError(f"{named} holds {len(values)} values: at least 2 are needed")
     return Observations(tuple(archs), np.array(values)), frozenset(seen)
+
+
+def _read(path: Path) -> list[tuple[str | None, float | None]]:
+    """Rows: the architecture, and the value of a whole evaluation."""
+    partial = sorted(set(PARTIAL) & set(column_names(path)))
+    columns = read_columns(path, ["arch", "value", *partial])
+    texts, values = read_texts(path), columns["value"]
+    if not all(x is None or isinstance(x, int | float) for x in values):
+        raise EvaluatorConfigError(f"{path}: column value does not hold numbers")
+    return [
+        (text, value if all(epoch is None for epoch in epochs) else None)
+        for text, value, *epochs in zip(texts, values, *(columns[n] for n in partial), strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def test_values_of_low_fidelity_are_kept_apart(tmp_path, config):
     assert rows.epochs.isna().sum() == len(full)
     assert set(rows.train_seconds[rows.epochs == 12]) == {120.0}
     assert set(rows.train_seconds[rows.epochs.isna()]) == {2000.0}
-    found, seen = read_observations(NASBENCH201, store.out / "trials.parquet")
+    found, seen = read_observations(NASBENCH201, [store.out / "trials.parquet"])
     assert len(found) == len(full)
     assert len(seen) == len({trial.arch for trial in store.trials})
 

@@ -189,13 +189,14 @@ def test_training_on_a_list_of_architectures(tmp_path):
     assert load_network(out, TOY).sde.mean[2] == pytest.approx((-1 / 3, -1, 1 / 3), abs=1e-5)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_a_list_is_read_back_as_written(space, tmp_path, rng):
-    """With the gaps that invalid samples leave."""
+def test_a_list_is_read_back_as_written(space, encoding, tmp_path, rng):
+    """With the gaps that invalid samples leave, and the mark that Windows puts first."""
     archs = space.sample(20, rng)
     lines = [space.to_str(arch) for arch in archs]
     path = tmp_path / "list.txt"
-    path.write_text("\n".join(["INVALID", *lines[:10], "", "INVALID", *lines[10:]]))
+    path.write_text("\n".join(["INVALID", *lines[:10], "", "INVALID", *lines[10:]]), encoding)
     assert read_architectures(path, space) == archs
 
 

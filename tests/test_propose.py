@@ -248,7 +248,6 @@ def test_what_is_left_of_a_space_may_be_little(capsys):
         {"guidance_form": "target", "target": 60},
         {"guidance_scale": "1,20"},
         pytest.param({"guidance": "noise-aware"}, marks=pytest.mark.slow),
-        {"values": "values.parquet", "out": "values.parquet"},
     ],
     ids=str,
 )
@@ -328,6 +327,17 @@ def test_what_was_sampled_and_evaluated(capsys):
     assert (len(table), found["observations"]) == (15, 12)
 
 
+def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(capsys):
+    first, _ = propose(capsys)
+    evaluated = {"--space": "toy", "--evaluator": "toy", "--archs": "next.parquet"}
+    assert run_here(capsys, evaluated, evaluate_app, out="more.parquet")[0] == 0
+    assert pd.read_parquet("more.parquet").arch.tolist() == first.arch.tolist()
+    values = ("values.parquet", "more.parquet")
+    second, found = propose(capsys, values=values, out="second.parquet")
+    assert found["observations"] == 29 + len(first)
+    assert not set(second.arch) & set(first.arch)
+
+
 # Bad input: exit code 2, one line, and nothing is written
 
 
@@ -340,6 +350,8 @@ def test_what_was_sampled_and_evaluated(capsys):
         ({"values": None}, "--values"),
         ({"out": None}, "--out"),
         ({"out": "no/such/next.parquet"}, "no such folder: no/such\n"),
+        ({"out": "values.parquet"}, "--out values.parquet is read, and would be overwritten"),
+        ({"method": "rea"}, "--surrogate none, nor a method without one, ranks no candidates"),
         ({"out": "next.csv"}, "--out next.csv must end in .parquet\n"),
         ({"space": "nowhere"}, f"unknown space 'nowhere': choose from {', '.join(SPACES)}\n"),
         ({"space": "nasbench201"}, "values.parquet, row 0: 'a-/a-' is not a NAS-Bench-201 cell"),
@@ -382,7 +394,8 @@ def test_bad_constraints(constraint, message, mobile_values, capsys):
         ({"arch": ["ab/c-", "ab/d-"], "value": [50.0, 60.0]}, "row 1: 'ab/d-' is not a toy arch"),
         ({"arch": ["-b/c-", "ab/c-"], "value": [50.0, 60.0]}, "row 0: '-b/c-' is not an archit"),
         ({"arch": ["ab/c-", None], "value": [50.0, 60.0]}, "values.parquet, row 1: "),
-        ({"arch": [1, 2], "value": [50.0, 60.0]}, "values.parquet, row 0: "),
+        ({"arch": [1, 2], "value": [50.0, 60.0]}, "column arch does not hold text\n"),
+        ({"arch": [b"ab/c-", b"aa/aa"], "value": [50.0, 60.0]}, "arch does not hold text\n"),
         ({"arch": ["ab/c-"], "value": [50.0]}, "holds 1 values: at least 2 are needed\n"),
         ({"arch": ["ab/c-", "aa/aa"], "value": [50.0, None]}, "holds 1 values: at least 2"),
         ({"arch": ["ab/c-", "aa/aa"], "value": [None, np.nan]}, "holds 0 values: at least 2"),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from trainers.base import EvaluationError, EvaluatorConfigError
 from trainers.build import EVALUATORS, Settings, build_evaluator
 from trainers.evaluate import app, conditions
 from trainers.images import LoaderError
+from trainers.rows import write_rows
 from trainers.training.task import NetworkOptions, known_of_images
 
 TOY_TEXTS = [
@@ -190,7 +192,9 @@ def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
     code, err, _ = flaky(faults)
     assert code == 0
     assert err[0].startswith("6 evaluated, 5 failed")
-    assert err[1] == "repeat the command to try again the 4 that the machine failed"
+    first = "the first that failed, " + TOY_TEXTS[0]
+    assert err[1] == f"{first}: a process that loads pictures has died"
+    assert err[2] == "repeat the command to try again the 4 that the machine failed"
     frame = pd.read_parquet("out.parquet")
     assert frame.status.tolist() == ["failed"] * 5 + ["ok"]
     assert frame.error.tolist()[:5] == [
@@ -204,6 +208,38 @@ def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
     assert (code, met) == (0, TOY_TEXTS[:4])  # the table would say the same again
     assert pd.read_parquet("out.parquet").status.tolist() == ["ok"] * 4 + ["failed", "ok"]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_where_all_failed_the_command_failed(flaky):
+    code, err, _ = flaky({text: EvaluationError("not in the table") for text in TOY_TEXTS[:6]})
+    assert (code, err[1]) == (1, f"the first that failed, {TOY_TEXTS[0]}: not in the table")
+
+
+@pytest.mark.parametrize("name", ["archs", "table", "weights"])
+def test_what_is_read_is_not_overwritten(name, flaky):
+    write_rows([{"arch": text} for text in TOY_TEXTS[:6]], ["arch"], Path("in.parquet"))
+    before = Path("in.parquet").read_bytes()
+    more = () if name == "archs" else (f"--{name}", "in.parquet")
+    archs = "in.parquet" if name == "archs" else "archs.txt"
+    code, err, _ = flaky((), *more, archs=archs, out="./in.parquet")
+    assert (code, len(err)) == (2, 1)
+    assert "--out in.parquet is read, and would be overwritten" in err[0]
+    assert Path("in.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [
+        (["ab/d-"], "in.parquet, row 0: 'ab/d-' is not a toy arch"),
+        ([None], "in.parquet lists no architecture"),
+        ([1], "in.parquet: column arch does not hold text"),
+    ],
+)
+def test_bad_tables_of_architectures(archs, message, flaky):
+    pd.DataFrame({"arch": archs}).to_parquet("in.parquet")
+    code, err, _ = flaky(archs="in.parquet")
+    assert (code, len(err)) == (2, 1)
+    assert message in err[0]
 
 
 def test_other_errors_are_not_hidden(flaky):

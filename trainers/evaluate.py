@@ -20,7 +20,6 @@ from nag.cli import (
     find_space,
     one_line,
     plain_console,
-    read_architectures,
     run,
     user_errors,
 )
@@ -29,7 +28,7 @@ from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
 from trainers.build import Settings, build_evaluator, unit_of
 from trainers.partial import Partial
-from trainers.rows import PERCENT, Unit, write_rows
+from trainers.rows import PERCENT, Unit, read_list, write_rows
 from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place, digest_of_images
 
@@ -60,7 +59,7 @@ def main(
     seed: WholeNumber = 0,
     networks: NetworkOptions = NetworkOptions(),
     place: Place = Place(),
-) -> None:
+) -> int:
     """Write one row per architecture, in the order of the list.
 
     Columns: arch, value (accuracies in percent), status ("ok" or "failed"), error, seconds, and one
@@ -69,7 +68,7 @@ def main(
 
     A command that was interrupted continues when it is repeated; until then its rows are in
     OUT.partial. There they also stay where the machine failed an architecture, whose memory was
-    short for example: repeated, the command tries it again.
+    short for example: repeated, the command tries it again. The exit code is 1 if all failed.
 
     Parameters
     ----------
@@ -78,7 +77,8 @@ def main(
     evaluator
         surrogate, table, supernet, train or toy.
     archs
-        Text file with one architecture per line, in the notation of the space.
+        Text file with one architecture per line, in the notation of the space, or parquet file with
+        a column arch, such as orchestrator.propose writes.
     out
         Parquet file to write.
     table
@@ -102,8 +102,8 @@ def main(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )
     built: Evaluator = user_errors(build_evaluator, search_space, evaluator, settings)
-    architectures = read_architectures(archs, search_space)
-    check_output(out, ".parquet")
+    architectures = read_list(archs, search_space)
+    check_output(out, ".parquet", (archs, table, networks.weights, networks.data))
 
     start = perf_counter()
     console = plain_console()
@@ -118,10 +118,13 @@ def main(
         write_rows(rows, COLUMNS, out)
         if not unlucky:
             partial.remove()
-    failed, seconds = sum(row["status"] == "failed" for row in rows), perf_counter() - start
-    console.print(f"{len(rows)} evaluated, {failed} failed, {seconds:.2f} s: {out}")
+    failed, seconds = [row for row in rows if row["status"] == "failed"], perf_counter() - start
+    console.print(f"{len(rows)} evaluated, {len(failed)} failed, {seconds:.2f} s: {out}")
+    if failed:
+        console.print(f"the first that failed, {failed[0]['arch']}: {failed[0]['error']}")
     if unlucky:
         console.print(f"repeat the command to try again the {unlucky} that the machine failed")
+    return 1 if len(failed) == len(rows) else 0
 
 
 def _evaluate(

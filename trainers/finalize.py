@@ -14,7 +14,6 @@ from nag.cli import (
     find_space,
     one_line,
     plain_console,
-    read_architectures,
     user_errors,
 )
 from nag.cli import run as run_command
@@ -28,6 +27,7 @@ from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.export import ONNX, ExportError, can_write_onnx
 from trainers.finished.finalists import Finalist, Search, read_search
 from trainers.finished.packaging import How, Packaging
+from trainers.rows import read_list
 from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place
 
@@ -68,7 +68,8 @@ def main(
     out
         Folder to write to.
     archs
-        Text file of architectures, instead of a run, the best first.
+        Architectures instead of a run, the best first: a text file, or a parquet file with a column
+        arch, such as orchestrator.propose writes.
     space
         Search space of --archs.
     top
@@ -97,7 +98,7 @@ def main(
     else:
         assert archs is not None
         found = find_space(space)
-        finalists = tuple(map(Finalist, read_architectures(archs, found)[:top]))
+        finalists = tuple(map(Finalist, read_list(archs, found)[:top]))
     packaging = _packaging(
         found, search, networks, place, out, train=train, seeds=seeds, all_images=with_held_out
     )

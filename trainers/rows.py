@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nag.cli import parse_architectures, read_architectures, user_errors
 from nag.files import write_bytes
+from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluatorConfigError
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
@@ -105,6 +107,21 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
         return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
     except (pa.ArrowInvalid, OSError):
         raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+
+
+def read_texts(path: Path) -> list[str | None]:
+    """The column arch of a parquet file; raises EvaluatorConfigError."""
+    texts = read_columns(path, ["arch"])["arch"]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise EvaluatorConfigError(f"{path}: column arch does not hold text")
+    return texts
+
+
+def read_list(path: Path, space: StagedSpace) -> list[Architecture]:
+    """Architectures of a text file, or of the column arch of a parquet file; raises UserError."""
+    if path.suffix != ".parquet":
+        return read_architectures(path, space)
+    return parse_architectures(path, "row", 0, user_errors(read_texts, path), space)
 
 
 def _type(name: str) -> pa.DataType:
