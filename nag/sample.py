@@ -64,7 +64,7 @@ def main(
     num
         Number of samples.
     out
-        Text file to write.
+        Text file to write, which is not there yet.
     seed
         Seed of the samples.
     score
@@ -90,9 +90,11 @@ def main(
     """
     search_space = find_space(space)
     check_seed(seed)
-    if min(num, batch_size, threads, steps or 1) < 1:
+    if min(num, batch_size, threads, 1 if steps is None else steps) < 1:
         raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
     check_output(out)
+    if out.exists():
+        raise UserError(f"--out {out} is there: delete it or choose another")
     config = GeneratorConfig(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )

@@ -189,6 +189,29 @@ def test_an_interrupted_table_continues(clock, tmp_path, monkeypatch):
     assert json.loads(out.read_text()) == json.loads(whole.read_text())
 
 
+def test_a_table_that_is_there_is_not_overwritten(clock, tmp_path, monkeypatch):
+    out = tmp_path / "T.json"
+    code, text, _ = build(out, repeats=1)
+    assert (code, "half of the times" in text) == (0, False)  # one time has no spread
+    before = out.read_bytes()
+    monkeypatch.setattr(BlockTimer, "measure", None)
+    code, again, err = build(out, repeats=1)
+    assert (code, again) == (0, text)
+    assert "T.json is there already, measured so" in err
+    for changes, message in (
+        ({"width": 0.75}, "(width is 1.0 there, 0.75 here)"),
+        ({"networks": 3}, "(networks is 2 there, 3 here)"),
+        ({"repeats": 2}, "(passes is {'32': 1} there, {'32': 2} here)"),
+    ):
+        code, _, err = build(out, **{"repeats": 1, **changes})
+        assert (code, message in err) == (2, True)
+    assert out.read_bytes() == before
+    out.write_text("mine")
+    code, _, err = build(out)
+    assert (code, "is there, and no table of this command" in err) == (2, True)
+    assert out.read_text() == "mine"
+
+
 def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
     path = tmp_path / "T.json.partial"
     partial = Partial(path, ABOUT)
@@ -210,6 +233,8 @@ def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
         (("--width", 0.123), "--width must be more than 0, at most 4, and in hundredths"),
         (("--width", "nan"), "--width must be more than 0, at most 4, and in hundredths"),
         (("--resolution", 224, 4), "--resolution must be at least 8"),
+        (("--resolution",), "--resolution must be at least 8"),
+        (("--threads", 100_000), "--threads must be at most"),
         (("--repeats", 0), "--batch-size, --threads and --repeats must be at least 1"),
         (("--threads", 0), "--batch-size, --threads and --repeats must be at least 1"),
         (("--batch-size", 0), "--batch-size, --threads and --repeats must be at least 1"),
@@ -244,6 +269,14 @@ def test_a_table_of_no_width(width, tmp_path):
     path = tmp_path / "synthetic.json"
     path.write_text(json.dumps({"width": width, "tables": {}}))
     with pytest.raises(EvaluatorConfigError, match=r"is for networks of width .*: expected"):
+        latency_property(MOBILENETV3, str(path))
+
+
+@pytest.mark.parametrize("unit", ["us", "\u00b5s", "s"])
+def test_a_table_in_another_unit(unit, tmp_path):
+    path = tmp_path / "synthetic.json"
+    path.write_text(json.dumps({"unit": unit, "tables": {}}))
+    with pytest.raises(EvaluatorConfigError, match=f"has times in {unit!r}: expected ms"):
         latency_property(MOBILENETV3, str(path))
 
 

@@ -437,6 +437,7 @@ def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
         (["--space", "toy", "--schedule", "odd"], "unknown schedule 'odd': choose from geometric,"),
         (["--space", "toy", "--score", "guess"], "guess"),
         (["--space", "toy", "--num", "0"], "must be at least 1"),
+        (["--space", "toy", "--score", "exact", "--steps", "0"], "must be at least 1"),
         (["--space", "toy", "--score", "exact", "--sigma-min", "-1"], "sigma_min -1 must be pos"),
         (["--space", "toy", "--score", "exact", "--device", "meta"], "device 'meta' is not avail"),
         (["--space", "toy", "--seed", "-1"], "--seed -1 must not be negative, and must be below"),
@@ -453,6 +454,14 @@ def test_bad_sampling_options(options, message, tmp_path, capsys):
             options = [*options, name, value]
     assert message in refusal(capsys, sample_app, *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_are_there_are_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "samples.txt"
+    out.write_text("mine")
+    options = ["--space", "toy", "--num", "3", "--score", "exact", "--out", out]
+    assert f"--out {out} is there: delete it" in refusal(capsys, sample_app, *options)
+    assert out.read_text() == "mine"
 
 
 def test_weights_of_another_space_or_sigma(trained, tmp_path, capsys):

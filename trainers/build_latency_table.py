@@ -1,6 +1,7 @@
 """Measure a latency table on this device: `python -m trainers.build_latency_table --help`."""
 
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, WholeNumber, check_output, command_line, plain_console, run
+from nag.cli import (
+    UserError,
+    WholeNumber,
+    check_output,
+    command_line,
+    difference,
+    plain_console,
+    run,
+)
 from nag.devices import resolve_device
 from nag.files import write_json
+from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.cost import check_width
 from trainers.latency.block_times import BlockTimer
@@ -62,7 +72,7 @@ def main(
     one core.
 
     A command that was interrupted continues when it is repeated; until then its measurements are
-    in OUT.partial.
+    in OUT.partial. A table that is there is not overwritten.
 
     Parameters
     ----------
@@ -77,7 +87,7 @@ def main(
     batch_size
         Images at a time; a latency is that of a batch.
     threads
-        Threads on a CPU; by default as many as PyTorch chooses.
+        Threads on a CPU, at most as many as it has processors; by default as PyTorch chooses.
     repeats
         Times that every block is measured; the table has medians.
     networks
@@ -85,10 +95,13 @@ def main(
     """
     check_output(out, ".json")
     check_width(width)
-    if min(resolution) < 8:
+    if not resolution or min(resolution) < 8:
         raise UserError("--resolution must be at least 8")
     if min(batch_size, repeats, 1 if threads is None else threads) < 1:
         raise UserError("--batch-size, --threads and --repeats must be at least 1")
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise UserError(f"--threads must be at most {processors}, the processors here")
     if networks < 0:
         raise UserError("--networks must not be negative")
     place = resolve_device(device)
@@ -104,11 +117,51 @@ def main(
     }
     console = plain_console()
     console.print(f"{about['device']}, width {width:g}, batches of {batch_size}")
-    partial = Partial(out.with_name(f"{out.name}.partial"), about | {"networks": networks})
+    sides = list(dict.fromkeys(resolution))
+    if _is_there(out, about, sides, repeats, networks):
+        console.print(f"{out} is there already, measured so")
+    else:
+        _build(out, about, archs, sides, repeats, place, console)
+    for side in sides:
+        for line in report(out, side):
+            sys.stdout.write(f"{line}\n")
+    console.print(f"table: {out}")
+
+
+def _is_there(
+    out: Path, about: Mapping[str, Any], sides: Sequence[int], repeats: int, networks: int
+) -> bool:
+    """Whether OUT is the table that is asked for; UserError where it is something else."""
+    if not out.exists():
+        return False
+    asked = {**about, "passes": {str(side): repeats for side in sides}, "networks": networks}
+    try:
+        content = json.loads(out.read_bytes())
+        numbers = {len(measured) for measured in content["networks"].values()}
+        known = {name: content[name] for name in asked} | {"networks": max(numbers)}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{out} is there, and no table of this command: choose another") from None
+    if changes := difference(known, asked):
+        raise UserError(f"{out} has another table ({changes}): delete it or choose another --out")
+    return True
+
+
+def _build(
+    out: Path,
+    about: Mapping[str, Any],
+    archs: Sequence[Architecture],
+    sides: Sequence[int],
+    repeats: int,
+    place: torch.device,
+    console: Console,
+) -> None:
+    """Measure, and write OUT; an interruption ends the process."""
+    width, batch_size = about["width"], about["batch_size"]
+    partial = Partial(out.with_name(f"{out.name}.partial"), {**about, "networks": len(archs)})
     with closing(partial):
         passes = Passes(partial)
         try:
-            for side in dict.fromkeys(resolution):
+            for side in sides:
                 timer = BlockTimer(
                     archs, resolution=side, width=width, batch_size=batch_size, device=place
                 )
@@ -120,12 +173,8 @@ def main(
             if not out_of_memory(error):
                 raise
             raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
-        write_json(out, about | _tables(passes, resolution))
+        write_json(out, {**about, **_tables(passes, sides)})
         partial.remove()
-    for side in dict.fromkeys(resolution):
-        for line in report(out, side):
-            sys.stdout.write(f"{line}\n")
-    console.print(f"table: {out}")
 
 
 class Passes:
@@ -210,7 +259,8 @@ def report(path: Path, resolution: int) -> Iterator[str]:
     table, spread = (content[name][str(resolution)] for name in ("tables", "spread"))
     share = float(np.median([spread[layer] / table[layer] for layer in table if table[layer] > 0]))
     advice = ": was the machine busy? Measure again" if share > _UNSTEADY else ""
-    yield f"  half of the times of a layer are within {100 * share:.1f} % of its median{advice}"
+    if content["passes"][str(resolution)] > 1:
+        yield f"  half of the times of a layer are within {100 * share:.1f} % of its median{advice}"
     measured = content["networks"][str(resolution)]
     if not measured:
         return

@@ -33,6 +33,7 @@ from trainers.rows import column_names, read_columns
 Array = NDArray[np.float64]
 
 RESOLUTION = 224  # pixels
+_OTHER_UNITS = ("s", "us", "\u00b5s", "\u03bcs", "ns")  # "unit" may hold any remark, too
 _FOLDS = 5
 _PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
 
@@ -44,8 +45,9 @@ def latency_property(space: SearchSpace, table: str, width: float | None = None)
 
     * JSON {"tables": {resolution: {layer: ms}}}, the format of once-for-all, for networks of width
       1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0; "width" in
-      the JSON says otherwise, as it does in tables of `trainers.build_latency_table`. KEY is the
-      resolution, 224 by default. Latency is the sum over the layers, so the property is exact.
+      the JSON says otherwise, as it does in tables of `trainers.build_latency_table`. "unit" must
+      not be another one. KEY is the resolution, 224 by default. Latency is the sum over the layers,
+      so the property is exact.
     * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224
       where there is no such column) and latencies `lat_*` in ms. KEY is one of these, by default
       the only one. A sum over the layers is fitted and holds at 224 pixels; `std` is the root mean
@@ -191,6 +193,8 @@ def _layer_tables(path: Path) -> tuple[_Format, float, dict[str, Mapping[str, An
         raise EvaluatorConfigError(
             f"{path} is no latency table: expected an object named {' or '.join(_FORMATS)}"
         )
+    if content.get("unit") in _OTHER_UNITS:
+        raise EvaluatorConfigError(f"{path} has times in {content['unit']!r}: expected ms")
     form, tables = _FORMATS[named[0]], content[named[0]]
     width = content.get("width", form.width)
     if not _is_time(width) or not 0 < width <= MAX_WIDTH:
@@ -241,18 +245,9 @@ def _measured(path: Path, column: str) -> tuple[Array, Array, Array]:
     """
     sized = ["r"] if "r" in column_names(path) else []
     columns = read_columns(path, ["ks", "e", "d", *sized, column])
-    y = _numbers(path, column, columns[column])
-    r = _numbers(path, "r", columns["r"]) if sized else np.full(len(y), float(RESOLUTION))
-    try:
-        if not all(set(d) <= set(DEPTHS) for d in columns["d"]):
-            raise ValueError
-        networks = zip(columns["ks"], columns["e"], columns["d"], strict=True)
-        archs = [Architecture(MOBILENETV3.name, ops_from_ofa(*network)) for network in networks]
-    except (IndexError, TypeError, ValueError):
-        raise EvaluatorConfigError(
-            f"{path} has a row that is no network: allowed are ks in {KERNELS}, e in {EXPANDS} "
-            f"and d in {DEPTHS}"
-        ) from None
+    y = numbers(path, column, columns[column])
+    r = numbers(path, "r", columns["r"]) if sized else np.full(len(y), float(RESOLUTION))
+    archs = once_for_all_networks(path, columns)
     kept = np.isfinite(y) & np.isfinite(r)
     if kept.sum() < _FOLDS:
         raise EvaluatorConfigError(
@@ -274,8 +269,22 @@ def _areas(resolution: int) -> Array:
     return np.array([slot.size_out for slot in mobilenetv3_plan(resolution).slots]) ** 2.0
 
 
-def _numbers(path: Path, column: str, values: list) -> Array:
-    """(n,), nan for null."""
+def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Architecture]:
+    """Those of the columns ks, e and d of a file; raises EvaluatorConfigError."""
+    try:
+        if not all(set(d) <= set(DEPTHS) for d in columns["d"]):
+            raise ValueError
+        networks = zip(columns["ks"], columns["e"], columns["d"], strict=True)
+        return [Architecture(MOBILENETV3.name, ops_from_ofa(*network)) for network in networks]
+    except (IndexError, TypeError, ValueError):
+        raise EvaluatorConfigError(
+            f"{path} has a row that is no network: allowed are ks in {KERNELS}, e in {EXPANDS} "
+            f"and d in {DEPTHS}"
+        ) from None
+
+
+def numbers(path: Path, column: str, values: list) -> Array:
+    """(n,) of a column of a file, nan for null; raises EvaluatorConfigError for anything else."""
     if not all(x is None or isinstance(x, int | float) for x in values):
         raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
     return np.array(values, np.float64)
