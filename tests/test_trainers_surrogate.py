@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
 from nag.spaces import SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
+from trainers import fit_surrogate
 from trainers.base import EvaluatorConfigError
 from trainers.cost import cost
 from trainers.evaluators.surrogate import WEIGHTS, SurrogateEvaluator, features, operator_matrix
@@ -117,6 +119,53 @@ def test_changed_or_missing_weights_are_refused(tmp_path):
 def test_other_spaces_are_refused(surrogate, rng):
     with pytest.raises(EvaluatorConfigError, match="knows the space mobilenetv3, not toy"):
         surrogate.evaluate(SPACES["toy"].sample(1, rng)[0], seed=0)
+
+
+ROW = {"ks": [3] * 20, "e": [3] * 20, "d": [2] * 5, "r": 224, "top1": 75.0, "source": "made up"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has 0 networks with top1 at r=224, from 0 sources: at least 5, from 2, are needed"),
+        ([{}, {"r": 192}, {"d": [3] * 5}], "has 2 networks with top1"),
+        ([{"d": [2, 2, 2, 2, d]} for d in (2, 3, 4)], "has 3 networks with top1"),
+        ([{"top1": None}] * 2, "has 0 networks with top1"),
+        ([{"top1": "75"}], "column top1 does not hold numbers"),
+        ([{"r": "224"}], "column r does not hold numbers"),
+        ([{"ks": [9] * 20}], r"has a row that is no network: allowed are ks in \(3, 5, 7\)"),
+        ([{"d": [5] * 5}], "has a row that is no network"),
+        ([{"e": None}], "has a row that is no network"),
+    ],
+    ids=str,
+)
+def test_tables_that_cannot_be_fitted(rows, message, tmp_path):
+    path = tmp_path / "synthetic.parquet"
+    pd.DataFrame([{**ROW, **row} for row in rows], columns=list(ROW)).to_parquet(path)
+    with pytest.raises(EvaluatorConfigError, match=message):
+        measured(path)
+
+
+def test_measurements_of_one_network_are_averaged(tmp_path):
+    path = tmp_path / "synthetic.parquet"
+    depths = [[2, 2, 2, a, b] for a in (2, 3, 4) for b in (2, 3)]
+    rows = [{"d": d, "top1": 70.0 + i, "source": f"{i % 2}"} for i, d in enumerate(depths)]
+    rows += [{"d": depths[0], "top1": 72.0}, {"d": [4] * 5, "top1": None}]
+    pd.DataFrame([{**ROW, **row} for row in rows]).to_parquet(path)
+    archs, y, search = measured(path)
+    assert len(archs) == 6
+    assert sorted(y) == [71, 71, 72, 73, 74, 75]
+    assert sorted(search) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_file_is_no_folder_for_weights(tmp_path, monkeypatch):
+    """Said before the fit, which takes its time."""
+    out = tmp_path / "weights"
+    out.write_text("mine")
+    monkeypatch.setattr(fit_surrogate, "measured", lambda path: ([], np.ones(1), None))
+    monkeypatch.setattr(fit_surrogate, "load_predictor", lambda path: None)
+    with pytest.raises(FileExistsError):
+        fit_surrogate.main(table=out, ofa_predictor=out, out=out)
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ from nag.spaces.mobilenetv3 import (
     RANKS,
     ops_from_ofa,
 )
+from trainers.base import EvaluatorConfigError
 from trainers.evaluators.surrogate import WEIGHTS, features, operator_matrix
+from trainers.latency.tables import numbers, once_for_all_networks
 from trainers.rows import read_columns
 
 Array = NDArray[np.float64]
@@ -189,16 +191,22 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
 def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
     """Distinct measured sub-networks, their mean top-1 in percent, and the search they come from.
 
-    The order is fixed. Searches are numbered; a network found by several counts for the first.
+    The order is fixed. Searches are numbered; a network found by several counts for the first. Rows
+    at another resolution or without top-1 are left out. Raises EvaluatorConfigError.
     """
     columns = read_columns(path, ["ks", "e", "d", "r", "top1", "source"])
+    found = once_for_all_networks(path, columns)
+    r, top1 = (numbers(path, name, columns[name]) for name in ("r", "top1"))
     values: dict[tuple[int, ...], list[float]] = {}
     sources: dict[tuple[int, ...], str] = {}
-    for ks, e, d, r, top1, source in zip(*columns.values(), strict=True):
-        if r == RESOLUTION:
-            ops = ops_from_ofa(ks, e, d)
-            values.setdefault(ops, []).append(top1)
-            sources.setdefault(ops, source)
+    for i in np.flatnonzero((r == RESOLUTION) & np.isfinite(top1)):
+        values.setdefault(found[i].ops, []).append(top1[i])
+        sources.setdefault(found[i].ops, str(columns["source"][i]))
+    if len(values) < FOLDS or len({*sources.values()}) < 2:
+        raise EvaluatorConfigError(
+            f"{path} has {len(values)} networks with top1 at r={RESOLUTION}, from "
+            f"{len({*sources.values()})} sources: at least {FOLDS}, from 2, are needed"
+        )
     archs = [Architecture(MOBILENETV3.name, ops) for ops in sorted(values)]
     y = np.array([np.mean(values[arch.ops]) for arch in archs])
     search = np.unique([sources[arch.ops] for arch in archs], return_inverse=True)[1]
@@ -261,6 +269,7 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
     """
     archs, y, search = user_errors(measured, table)
     label = load_predictor(ofa_predictor)
+    out.mkdir(parents=True, exist_ok=True)
     _say(f"{len(archs)} distinct measured sub-networks, {y.min():.2f} to {y.max():.2f} %")
 
     rng = np.random.default_rng(1)
@@ -273,7 +282,7 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
     held_out_search = cross_validate(*data, search)
     model = fit(*data)
     found = errors(model, held_out, held_out_search, archs, y, label)
-    numbers = {name: round(number, 4) for name, number in found.items()}
+    rounded = {name: round(number, 4) for name, number in found.items()}
     weights = safetensors.numpy.save(
         {"offset": np.array(model.offset / 100), "coefficients": model.coefficients / 100}
     )
@@ -285,12 +294,11 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
         f"--table {table.name} --ofa-predictor {ofa_predictor.name} --out trainers/weights",
         "inputs_sha256": {path.name: sha256_of(path) for path in (table, ofa_predictor)},
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "errors": numbers,
+        "errors": rounded,
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / WEIGHTS.name, weights)
     write_text(out / WEIGHTS.with_suffix(".json").name, json.dumps(description, indent=2))
-    _say("\n".join(f"{name}: {number}" for name, number in numbers.items()))
+    _say("\n".join(f"{name}: {number}" for name, number in rounded.items()))
 
 
 def _rmse(a: Array, b: Array) -> float:
