@@ -55,7 +55,6 @@ def test_a_lost_worker_is_an_attempt():
     second = FIRST.result(LOST, lost=True, retries=1)
     assert second == Attempt(FIRST.trial, number=2)
     assert second.result(LOST, lost=True, retries=1).attempts == 2
-    assert FIRST.result(LOST).attempts == 1  # Tune has tried it again itself
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.ray_core import RayExecutor
+from orchestrator.executors.ray_tune import TuneExecutor
 from orchestrator.executors.tasks import RayTasks
 from orchestrator.runtime import Runtime
 from orchestrator.search import trial as trial_module
@@ -110,14 +111,17 @@ class Where(ToyEvaluator):
         return Measurement(super().evaluate(arch, seed=seed).value, {"node": int(node[:8], 16)})
 
 
+@pytest.mark.parametrize("executor_of", [RayExecutor, TuneExecutor])
 @pytest.mark.parametrize("cluster", [1], indirect=True)
 def test_machines_that_join_are_used_and_those_that_leave_are_survived(
-    cluster: Nodes, tmp_path: Path
+    cluster: Nodes, executor_of: type[RayExecutor | TuneExecutor], tmp_path: Path
 ) -> None:
     archs = [TOY.from_str(f"{a}{b}/{c}-") for a in "abc" for b in "abc" for c in "abc"]
     trials = iter([Trial(i, 0, arch, "initial", seed=i) for i, arch in enumerate(archs)])
-    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", timeout=300)
-    with closing(RayExecutor(CONFIG, runtime, partial(Where, tmp_path))) as executor:
+    begun, out = tmp_path / "begun", tmp_path / "run"
+    begun.mkdir()
+    runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", timeout=300, out=out)
+    with closing(executor_of(CONFIG, runtime, partial(Where, begun))) as executor:
         assert "room for 2 evaluation(s)" in executor.description
         outcomes = []
         for outcome in executor.run(lambda room: [*islice(trials, room)]):
@@ -126,6 +130,7 @@ def test_machines_that_join_are_used_and_those_that_leave_are_survived(
                 cluster.add()
             machines = {outcome.metrics.get("node") for outcome in outcomes}
             if len(machines) == 2 and len(cluster._nodes) == 2:
+                assert executor.slots == 4
                 cluster.kill(0)
     assert len(machines) == 2, "the new machine was not used"
     assert len(cluster._nodes) == 1, "no machine was killed"

@@ -1,5 +1,6 @@
 """`run_bo --executor tune`: the trials of a local run, whatever happens to it."""
 
+import os
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ from nag.spaces.toy import TOY
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.ray_tune import TuneExecutor
 from orchestrator.runtime import Runtime
+from trainers.base import Measurement
 from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -90,8 +92,27 @@ def test_faults_are_outcomes(executor_of, tmp_path):
             if RAISES in archs:
                 assert outcomes[2].error.startswith("RuntimeError: the training diverged (")
                 assert outcomes[2].attempts == 2
+                assert outcomes[1].attempts == 2
             else:
                 assert outcomes[0].error == "the worker was lost"
+                assert [outcome.attempts for outcome in outcomes] == [2, 1]
+
+
+class Where(ToyEvaluator):
+    """Synthetic: says which process it was in."""
+
+    def evaluate(self, arch, *, seed):
+        return Measurement(super().evaluate(arch, seed=seed).value, {"pid": os.getpid()})
+
+
+def test_an_idle_worker_that_died_costs_an_attempt(executor_of, tmp_path):
+    """Tune gives the next trial to it, and would not try that again."""
+    with executor_of(Where, tmp_path) as executor:
+        (before,) = _outcomes(executor, _trials("aa/aa"))
+        os.kill(int(before.metrics["pid"]), signal.SIGKILL)
+        (after,) = _outcomes(executor, _trials("ab/aa"))
+    assert (after.status, after.attempts) == ("ok", 2)
+    assert after.metrics["pid"] != before.metrics["pid"]
 
 
 @pytest.mark.timeout(300)  # without the last resort it would take for ever

@@ -8,7 +8,7 @@ would have it. OUT/tune holds what Tune's loggers write of each trial; nothing i
 import logging
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 _HEARTBEAT_SECONDS = 1.0
 _REDUCTION = 3  # of the trainings that came as far, one in so many goes on
 _CLOSE_SECONDS = 30.0  # for Tune to end when it is told to
+_LOST = "the worker was lost"  # the error of an outcome
 
 
 class TuneExecutor:
@@ -57,14 +58,15 @@ class TuneExecutor:
         dashboard = connect(runtime)
         self._asynchronous = config.schedule == "async"
         self._most = runtime.workers or sys.maxsize
-        if not self._asynchronous:
-            self._most = min(self._most, config.batch_size * config.window)
         self._room = Room(runtime)
         self.evaluation_request = self._room.request  # of every trial, to the end
         if is_own(runtime) and self._room.lack:
             ray.shutdown()
             raise ClusterError(self._room.lack)
         self._grace = config.grace_epochs if config.early_stopping == "asha" else None
+        # To the scheduler a trial that is begun again must be the same one, so then Tune does it.
+        # Else it is done here: Tune gives up a trial at once if the actor kept for it has died.
+        self._retries = runtime.retries if self._grace is None else 0
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
             f"room for {self.slots} evaluation(s) at a time, dashboard {dashboard or 'off'}"
@@ -97,7 +99,8 @@ class TuneExecutor:
             if not running:
                 return
             for outcome in self._ended():
-                found = running.pop(outcome.trial).result(outcome)
+                attempt, lost = running.pop(outcome.trial), outcome.error == _LOST
+                found = attempt.result(outcome, lost=lost, retries=self._retries)
                 if isinstance(found, Attempt):
                     again.append(found)
                 else:
@@ -152,8 +155,7 @@ class TuneExecutor:
                     scheduler=scheduler or None,
                     num_samples=-1,
                     max_concurrent_trials=self._most,
-                    # A trial that Tune gives a dead actor again fails by it again and again;
-                    # trainings that are worth watching are worth the start of a process.
+                    # Trainings that are worth watching are worth the start of a process.
                     reuse_actors=self._grace is None,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
@@ -162,7 +164,8 @@ class TuneExecutor:
                     name="tune",
                     storage_path=str(self._out),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=runtime.retries),
+                    failure_config=tune.FailureConfig(max_failures=runtime.retries - self._retries),
+                    callbacks=[_Lost(self._queues)],
                     stop=_StopAll(self._queues),
                     verbose=0,
                 ),
@@ -250,6 +253,7 @@ class _Queues(Searcher):
         self.waiting: SimpleQueue[Trial | None] = SimpleQueue()  # None: there will be no more
         self.outcomes: SimpleQueue[Outcome | ClusterError] = SimpleQueue()
         self.closed = Event()
+        self.lost: Counter[str] = Counter()  # attempts of trials that Tune has begun again
         self._running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -269,8 +273,11 @@ class _Queues(Searcher):
         trial = self._running.pop(trial_id)
         if self.closed.is_set():
             return
-        lost = Outcome(trial.trial, "failed", error="the worker was lost")
-        self.outcomes.put(result["outcome"] if result and not error else lost)
+        lost = Outcome(trial.trial, "failed", error=_LOST)
+        outcome = result["outcome"] if result and not error else lost
+        if isinstance(outcome, Outcome):
+            outcome = replace(outcome, attempts=outcome.attempts + self.lost[trial_id])
+        self.outcomes.put(outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store of the run is what it continues from."""
@@ -278,6 +285,16 @@ class _Queues(Searcher):
     def __reduce__(self) -> tuple[type, tuple[str]]:
         """Tune pickles it now and then: a copy is empty."""
         return _Queues, (self._space,)
+
+
+class _Lost(tune.Callback):
+    """Counts the attempts that were lost, where Tune begins the trial again."""
+
+    def __init__(self, queues: _Queues) -> None:
+        self._queues = queues
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._queues.lost[trial.trial_id] += 1
 
 
 class _StopAll(Stopper):
