@@ -80,7 +80,7 @@ class Snapshot:
     def rate(self, now: float) -> float | None:
         """Evaluations per second since the last few outcomes; None where there are too few."""
         store = self.store
-        ends = sorted((at, trial) for trial, at in store.finished_at.items() if at)[-_NUM_RATE:]
+        ends = sorted((at, trial) for trial, at in store.finished_at.items())[-_NUM_RATE:]
         if len(ends) < 2 or now <= ends[0][0]:
             return None
         return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
@@ -109,7 +109,10 @@ class Snapshot:
         if store.best is not None:
             trial, value = store.best
             when = _ago(store.finished_at[trial.trial], now)
-            yield "best", f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy}){when}"
+            yield (
+                "best",
+                f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy}), {when}",
+            )
             yield "", store.space.to_str(trial.arch)
         rate = self.rate(now)
         if rate and not self.finished:
@@ -117,7 +120,7 @@ class Snapshot:
             yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at that"
         if pending := store.pending():
             since = [
-                f"trial {trial.trial}{_ago(store.proposed_at[trial.iteration], now)}"
+                f"trial {trial.trial}, {_ago(store.proposed_at[trial.iteration], now)}"
                 for trial in pending[:_NUM_LAST]
             ]
             more = ["…"] if len(pending) > _NUM_LAST else []
@@ -128,9 +131,8 @@ class Snapshot:
                 phases[phase] += seconds
         phases["evaluate"] = sum(outcome.seconds for outcome in store.outcomes.values())
         yield "seconds", ", ".join(f"{phase} {total:.1f}" for phase, total in phases.items())
-        events = [at for at in (*store.proposed_at, *store.finished_at.values()) if at]
-        if events:
-            yield "last event", f"{duration(now - max(events))} ago"
+        if events := [*store.proposed_at, *store.finished_at.values()]:
+            yield "last event", _ago(max(events), now)
 
     def _last(self, now: float) -> Table:
         """The last outcomes, in the order in which they came."""
@@ -145,7 +147,7 @@ class Snapshot:
                 store.unit.number(outcome.value),
                 store.unit.number(proposal.predicted_mean),
                 f"{outcome.seconds:.3g}",
-                _ago(store.finished_at[trial], now).removeprefix(", "),
+                _ago(store.finished_at[trial], now),
                 outcome.error or "",
             )
         return table
@@ -162,9 +164,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
-def _ago(at: float | None, now: float) -> str:
-    """Nothing where an older version did not journal when."""
-    return "" if at is None else f", {duration(now - at)} ago"
+def _ago(at: float, now: float) -> str:
+    return f"{duration(now - at)} ago"
 
 
 if __name__ == "__main__":

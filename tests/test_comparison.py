@@ -559,16 +559,6 @@ def test_split_makes_panels_of_a_setting(make: Make) -> None:
         _panels(out.parent, split=["colour"])
 
 
-def test_old_configurations_are_understood(make: Make) -> None:
-    path = make("a", [0.3, 0.2], strategy="mutation")
-    make("b", [0.3, 0.2], strategy="mutation", seed=1)
-    record = json.loads((path / "config.json").read_text())
-    del record["config"]["surrogate"]
-    _break(path, "config.json", json.dumps(record))
-    (panel,) = _panels(path.parent)
-    assert [(m.label, sorted(m.runs)) for m in panel.methods] == [("mutation", [0, 1])]
-
-
 def test_the_longer_of_two_equal_runs_counts(make: Make, tmp_path: Path) -> None:
     short = make("a", [0.3, 0.2], budget=4)
     shutil.copytree(short, tmp_path / "runs" / "copy")

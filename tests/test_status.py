@@ -1,7 +1,6 @@
 """How a run is going, as seen by a process that does not drive it."""
 
 import io
-import json
 
 import pytest
 from rich.console import Console
@@ -111,16 +110,6 @@ def test_a_run_that_has_only_begun(tmp_path, clock):
     store.propose(batch("aa/aa"))
     assert "pending 1, proposed: trial 0, 0 s ago" in shown(store.out, clock[0])
     store.close()
-
-
-def test_times_of_an_older_version_are_left_out(store, clock):
-    path = store.out / "journal.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(event.pop("at") for event in events)
-    path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    text = "\n".join(shown(store.out, clock[0]))
-    assert "best 87.500 %, trial 3 (guided)\n" in text
-    assert "ago" not in text
 
 
 @pytest.mark.parametrize(

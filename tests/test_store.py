@@ -357,10 +357,11 @@ def test_a_damaged_line_in_the_middle_does_not_delete_what_follows(store):
         "{}",
         "[]",
         "null",
-        '{"event": "paused"}',
-        '{"event": "finished", "trial": 1}',
-        '{"event": "finished", "trial": 77, "status": "failed"}',
-        '{"event": "proposed", "trials": [{"arch": "zz/zz"}]}',
+        '{"event": "exhausted"}',
+        '{"at": 1.0, "event": "paused"}',
+        '{"at": 1.0, "event": "finished", "trial": 1}',
+        '{"at": 1.0, "event": "finished", "trial": 77, "status": "failed"}',
+        '{"at": 1.0, "event": "proposed", "trials": [{"arch": "zz/zz"}]}',
     ],
 )
 def test_a_line_that_is_no_event_is_named(store, line):
@@ -397,17 +398,6 @@ def test_what_was_journalled_when(store, monkeypatch):
     assert (seen.finished_at[4], seen.proposed_at[2]) == (1000.0, 1000.0)
     assert min(seen.finished_at[0], seen.proposed_at[0]) > 1000.0
     assert (seen.finished_at, seen.proposed_at) == (store.finished_at, store.proposed_at)
-
-
-def test_a_journal_of_an_older_version_has_no_times(store):
-    path = store.out / "journal.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(event.pop("at") for event in events)
-    path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    seen = RunStore.read(store.out)
-    assert state(seen) == state(store)
-    assert seen.proposed_at == [None, None]
-    assert set(seen.finished_at.values()) == {None}
 
 
 @pytest.mark.parametrize("missing", ["config.json", "journal.jsonl"])

@@ -18,11 +18,7 @@ from trainers.rows import ACCURACIES
 
 Numbers = NDArray[np.float64]
 
-_UNSAID: Mapping[str, Any] = {  # what a record need not say
-    "surrogate": "gp",
-    "latency_table": None,
-    "prior": [],
-}
+_NEEDED = {"space", "evaluator", "surrogate", "strategy", "acq", "seed", "budget", "hash"}
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
@@ -114,8 +110,8 @@ class Run:
 
 
 def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with what an older one does not say; of its files only the names."""
-    config = {**_UNSAID, **record["config"]}
+    """A configuration with its data set and earlier runs, none or some; of files only the names."""
+    config = {"prior": [], **record["config"]}
     names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
     dataset = config.get("dataset") or _DATASETS.get(config["evaluator"])
     return {**config, **names, "dataset": dataset}
@@ -138,9 +134,7 @@ def read_run(path: Location) -> Run:
         raise DamagedRunError("config.json is damaged") from None
     if schema != SCHEMA:
         raise DamagedRunError(f"schema {schema}, this version reads {SCHEMA}")
-    if missing := {"space", "evaluator", "strategy", "acq", "seed", "budget", "hash"} - (
-        known | record.keys()
-    ):
+    if missing := _NEEDED - (known | record.keys()):
         raise DamagedRunError(f"config.json lacks {', '.join(sorted(missing))}")
     trials: list[dict[str, Any]] = []
     outcomes: dict[int, dict[str, Any]] = {}

@@ -71,7 +71,7 @@ class RunStore:
 
     unit: of the values, in files and where they are shown.
     proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
-    epoch; None for what an older version journalled.
+    epoch.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class RunStore:
         self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
         self._target = None if target is None else target / unit.times
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
-        self.proposed_at: list[float | None] = []
-        self.finished_at: dict[int, float | None] = {}
+        self.proposed_at: list[float] = []
+        self.finished_at: dict[int, float] = {}
         self._first: list[int] = []  # trial of each round
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
@@ -350,7 +350,7 @@ class RunStore:
         self._num_saved = self.num_finished
 
     def _apply(self, event: Any) -> None:
-        at = event.pop("at", None)
+        at = event.pop("at")
         match event.pop("event"):
             case "proposed":
                 found = event.pop("trials")
@@ -370,7 +370,7 @@ class RunStore:
             case other:
                 raise ValueError(f"unknown event {other!r}")
 
-    def _finish(self, outcome: Outcome, at: float | None) -> None:
+    def _finish(self, outcome: Outcome, at: float) -> None:
         if not 0 <= outcome.trial < len(self.trials):
             raise ValueError(f"trial {outcome.trial} was never proposed")
         if outcome.trial in self.outcomes:
