@@ -296,6 +296,8 @@ class Benchmark:
         samples: Samples,
         keep: Callable[[Sequence[Architecture]], Sequence[Architecture]] = lambda archs: archs,
     ) -> Group:
+        if not samples.valid:
+            raise UserError(f"none of {len(samples.archs):,} samples is valid: raise --steps")
         kept = keep(samples.valid)
         evaluations = samples.score_evaluations * len(samples.archs) // max(len(kept), 1)
         return Group(kept, self._accuracies(kept), samples.validity, evaluations, samples.seconds)

@@ -25,6 +25,7 @@ app = command_line(
 
 _NUM_LAST = 8  # outcomes that are shown, and pending trials
 _NUM_RATE = 20  # the last outcomes, which the rate is of
+_UNWRAPPED = 10_000  # columns, where no terminal is: no line is broken
 _POLL_SECONDS = 1.0
 _SHARE = 0.1  # of the time, at most, goes to reading
 
@@ -41,6 +42,8 @@ def main(out: PathOrURI, *, watch: bool = False) -> None:
         Look again and again, until the budget is spent or Ctrl-C.
     """
     console = plain_console(stderr=False)
+    if not console.is_terminal:
+        console.width = _UNWRAPPED
     state = Snapshot.read(out)
     if not watch:
         console.print(state.shown(time.time()))

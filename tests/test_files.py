@@ -142,11 +142,12 @@ def test_a_partial_file_loses_a_torn_end_and_nothing_else(tmp_path):
     path = tmp_path / "partial"
     path.write_text('{"seed": 0}\n{"row": 1}\n{"ro')
     assert Partial(path, {"seed": 0}).found == [{"row": 1}]
-    damaged = '{"seed": 0}\ngarbage\n{"row": 2}\n'
-    path.write_text(damaged)
-    with pytest.raises(UserError, match="line 2 is damaged: delete or repair it"):
-        Partial(path, {"seed": 0})
-    assert path.read_text() == damaged
+    for line in ("garbage", "[1]", "null"):
+        damaged = f'{{"seed": 0}}\n{line}\n{{"row": 2}}\n'
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="line 2 is damaged: delete or repair it"):
+            Partial(path, {"seed": 0})
+        assert path.read_text() == damaged
     path.write_text('{"seed": 0}\n')
     with pytest.raises(UserError, match="seed is 0 there, 1 here"):
         Partial(path, {"seed": 1})

@@ -6,6 +6,7 @@ Tables are synthetic: the accuracy of a cell is a sum over its edges.
 import itertools
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from nag.cli import run
+from nag.generator import DiffusionGenerator
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
 from orchestrator.guided_quality import GROUPS, PUBLISHED, Benchmark, app
@@ -368,6 +370,20 @@ def test_more_labels_than_the_space_holds(capsys):
     code, out, err = run_here(capsys, TOYS, labels="145")
     assert (code, out) == (2, "")
     assert err == "error: no 145 distinct architectures found in toy\n"
+
+
+def test_too_few_steps_for_a_valid_sample(capsys, monkeypatch):
+    """Synthetic: no sample is valid."""
+    generate = DiffusionGenerator.generate
+
+    def invalid(self, *given, **more):
+        samples = generate(self, *given, **more)
+        return replace(samples, archs=(None,) * len(samples.archs))
+
+    monkeypatch.setattr(DiffusionGenerator, "generate", invalid)
+    code, out, err = run_here(capsys, TOYS)
+    assert (code, out) == (2, "")
+    assert err == "error: none of 200 samples is valid: raise --steps\n"
 
 
 def test_a_folder_that_is_a_file(capsys):

@@ -108,9 +108,10 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
     assert images.split("train").labels.tolist() == sorted(
         images.split("train").labels.tolist(), reverse=True
     )  # sorted by name: bear first
-    path = parquet_of(root, tmp_path / "y.parquet", label=[7 * i for i in label])
-    with pytest.raises(EvaluatorConfigError, match="labels must be 0, 1, 2"):
-        open_images(path)
+    for wrong in ([7 * i for i in label], [[i] for i in label], [str(i) for i in label]):
+        path = parquet_of(root, tmp_path / "y.parquet", label=wrong)
+        with pytest.raises(EvaluatorConfigError, match="labels must be 0, 1, 2"):
+            open_images(path)
 
 
 @pytest.mark.parametrize(

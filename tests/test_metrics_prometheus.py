@@ -208,6 +208,23 @@ def test_targets_and_ray_s_own_files(tmp_path, capsys):
     assert f"kept {provisioning}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["a", ":80", "a:", "http://a:80", "a:80/metrics", "a b:80", "a:99999", "a:0", "b:a:80"],
+)
+def test_targets_that_are_none(target, tmp_path):
+    with pytest.raises(UserError, match="must be HOST:PORT"):
+        dashboards.main(out=tmp_path, target=("node-1.local:80", "[::1]:80", target))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["foo", "127.0.0.1:9090", "http://", "http://a:99999", "ftp://a"])
+def test_addresses_that_are_none(url, tmp_path):
+    with pytest.raises(UserError, match="must be http://HOST:PORT"):
+        dashboards.main(out=tmp_path, prometheus=url)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_kept_is_not_what_was_asked_for(tmp_path):
     """Another target than that of the configuration that is there is refused, not ignored."""
     dashboards.main(out=tmp_path, target=("127.0.0.1:8080",))

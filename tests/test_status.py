@@ -139,6 +139,13 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
     assert err == f"error: no run in {tmp_path}: give the --out of a run\n"
 
 
+def test_in_a_pipe_no_line_is_broken(store, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    _, out, _ = command(capsys, store.out)
+    assert "best        87.500 %, trial 3 (guided), 0 s ago" in out
+    assert ERROR in out
+
+
 def test_a_damaged_run_is_one_line(store, capsys):
     with (store.out / "journal.jsonl").open("a") as journal:
         journal.write("garbage\n{}\n")

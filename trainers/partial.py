@@ -59,6 +59,9 @@ def _read(path: Path, lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     """Raises UserError."""
     for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
+            found = json.loads(line)
         except ValueError:
-            raise UserError(f"{path}, line {number} is damaged: delete or repair it") from None
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path}, line {number} is damaged: delete or repair it")
+        yield found

@@ -1,9 +1,11 @@
 """`python -m orchestrator.dashboards`: write what Prometheus and Grafana need to show runs."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
@@ -15,6 +17,7 @@ app = command_line(
     "python -m orchestrator.dashboards --out /tmp/ray/session_latest/metrics",
 )
 
+_TARGET = r"([\w.-]+|\[[\da-fA-F:.]+\]):\d+"
 _PROMETHEUS = "http://127.0.0.1:9090"
 _SCRAPE_INTERVAL = "10s"  # as often as Ray reports
 _RAYS_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # kept by the last Ray started here
@@ -43,8 +46,10 @@ def main(
         Address of Prometheus, for Grafana.
     """
     for one in target:
-        if not one.rpartition(":")[0] or not one.rpartition(":")[2].isdigit():
+        if not re.fullmatch(_TARGET, one) or not _is_address(f"http://{one}"):
             raise UserError(f"--target {one!r} must be HOST:PORT")
+    if not _is_address(prometheus):
+        raise UserError(f"--prometheus {prometheus!r} must be http://HOST:PORT or https://HOST")
     console = plain_console(stderr=False)
     grafana = out.resolve() / "grafana"
     dashboards, provisioning = grafana / "dashboards", grafana / "provisioning"
@@ -69,6 +74,14 @@ def main(
     dashboards.mkdir(exist_ok=True)
     write_bytes(dashboards / "nag.json", files(__package__).joinpath("nag.json").read_bytes())
     console.print(f"wrote {dashboards / 'nag.json'}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is none
+        return False
 
 
 def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:

@@ -197,9 +197,10 @@ def _scan_parquet(path: Path) -> Listing:
     names = [str(name) for name in table.get("class", labels)]
     classes = None
     if labels:
-        pairs = sorted({(labels[row], names[row]) for row in pictures})
+        numbers = all(isinstance(labels[row], int | float) for row in pictures)
+        pairs = sorted({(labels[row], names[row]) for row in pictures}) if numbers else []
         classes = [name for _, name in pairs]
-        if [label for label, _ in pairs] != list(range(len(set(classes)))):
+        if not numbers or [label for label, _ in pairs] != list(range(len(set(classes)))):
             raise EvaluatorConfigError(
                 f"{path}: labels must be 0, 1, 2, ... and each the label of one class"
             )
