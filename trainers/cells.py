@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
-
-CHANNELS, CELLS = (16, 32, 64), 5  # of the stacks, in each of them
+from trainers.cost import CELLS, CHANNELS
 
 
 class CellNetwork(nn.Module):

@@ -18,7 +18,6 @@ from nag.spaces import ABSENT, Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
-from trainers.cells import CELLS, CHANNELS
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
 COSTS = ("macs", "params")
@@ -245,6 +244,7 @@ def _mobilenetv3(task: Task) -> _Network:
 
 
 # NAS-Bench-201: three stacks of five equal cells with a residual reduction block between stacks.
+CHANNELS, CELLS = (16, 32, 64), 5  # of the stacks, in each of them
 _KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 

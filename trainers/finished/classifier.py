@@ -15,7 +15,8 @@ from nag.files import write_json
 from nag.spaces import SPACES, InvalidArchitectureError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.base import EvaluatorConfigError
-from trainers.cells import CELLS, CHANNELS, CellNetwork
+from trainers.cells import CellNetwork
+from trainers.cost import CELLS, CHANNELS
 from trainers.ofa import build_network
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
