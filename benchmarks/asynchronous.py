@@ -27,7 +27,8 @@ from jobs import run_all
 from numpy.typing import NDArray
 from simulated import SimulatedWorkers, log_normal
 
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import command_line, find_space, run
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig

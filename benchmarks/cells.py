@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from jobs import run_all
 
-from nag.cli import UserError, command_line, run, user_errors
+from nag.cli import command_line, run
+from nag.errors import UserError
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Measurement
 from trainers.build import Settings, build_evaluator
@@ -82,7 +83,7 @@ def main(
             workers=0, cache=(keep / "cache").resolve(), checkpoints=(keep / "nets").resolve()
         ),
     )
-    user_errors(build_evaluator, NASBENCH201, "train", settings)
+    build_evaluator(NASBENCH201, "train", settings)
     found = run_all([partial(train, row["arch"], settings) for row in chosen], jobs, "cells")
     ours = np.array([100 * one.value for one in found])
     theirs = np.array([row["c10_valid_12"] for row in chosen])

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import command_line, find_space, run
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.guidance import Ladder
 from nag.predictors.base import FittedPredictor, Observations

@@ -13,7 +13,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from nag.cli import UserError, command_line, run
+from nag.cli import command_line, run
+from nag.errors import UserError
 from orchestrator.comparison.panels import Method, make_panels
 from orchestrator.comparison.statistics import compare, evaluations_to
 from orchestrator.comparison.summary import Settings, Summary, summarise

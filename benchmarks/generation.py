@@ -33,8 +33,9 @@ import numpy as np
 import torch
 
 from nag.checkpoint import load_network
-from nag.cli import UserError, command_line, find_space, run, user_errors
+from nag.cli import command_line, find_space, run
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import (
     DiffusionGenerator,
@@ -132,7 +133,7 @@ def main(
         raise UserError(f"--reference-levels must be 2 to {levels}, the other numbers at least 1")
     chosen = resolve_device(device)
     weights = paper_weights if paper_weights.is_file() else None
-    if weights and user_errors(load_network, weights, SPACE).config != preset("paper", SPACE):
+    if weights and load_network(weights, SPACE).config != preset("paper", SPACE):
         raise UserError(f"{weights} does not hold a network of the paper preset")
     common: dict[str, Any] = {"device": str(chosen), "threads": threads}
     kinds: tuple[GuidanceKind, ...] = ("denoised", "noise-aware")

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from acquisition.functions import ExpectedImprovement
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import command_line, find_space, run
+from nag.errors import UserError
 from nag.predictors.base import FittedPredictor, Observations, Prediction
 from nag.predictors.gp import GaussianProcess
 from nag.spaces import Architecture

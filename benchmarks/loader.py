@@ -26,7 +26,8 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from nag.cli import UserError, command_line, run, user_errors
+from nag.cli import command_line, run
+from nag.errors import UserError
 from trainers.images import Crop, Loader, open_images
 from trainers.images import decode as decoding
 from trainers.images.sets import Split
@@ -70,7 +71,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         made = _make(Path(folder, "made"))
         for path in (made, *data):
-            split = user_errors(open_images, path).split("train")
+            split = open_images(path).split("train")
             height = decoding.decode(split.read(0)).shape[0]
             title = "made, 500 x 375, like ImageNet's" if path == made else path.name
             resolution = 224 if path == made else height

@@ -27,7 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import command_line, find_space, run
+from nag.errors import UserError
 from nag.exact_score import posterior
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import GeneratorConfig, load_score

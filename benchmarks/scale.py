@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from simulated import Duration, SimulatedWorkers, log_normal
 
-from nag.cli import UserError, command_line, run
+from nag.cli import command_line, run
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Generator, Guidance, Part
 from nag.guidance import Ladder
 from nag.predictors.base import Observations

@@ -21,7 +21,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, command_line, run, user_errors
+from nag.cli import command_line, run
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.reporting.figures import BLUE, GREY, STYLE, standalone, to_svg
 from trainers.base import Measurement
@@ -94,7 +95,7 @@ def main(
             workers=0, cache=(keep / "cache").resolve(), checkpoints=(keep / "nets").resolve()
         ),
     )
-    user_errors(build_evaluator, MOBILENETV3, "supernet", settings)
+    build_evaluator(MOBILENETV3, "supernet", settings)
     archs = MOBILENETV3.sample(networks, np.random.default_rng(0))
     texts = [MOBILENETV3.to_str(arch) for arch in archs]
     calls = [partial(f, text, settings) for f in (inherited, trained) for text in texts]

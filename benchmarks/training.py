@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from nag.cli import UserError, command_line, find_space, run
+from nag.cli import command_line, find_space, run
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.laws import UniformLaw, sde_of
 from nag.score_net import ScoreNetwork, preset
 from nag.training import (

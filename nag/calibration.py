@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nag.errors import UserError
 from nag.guidance import Ladder
 
 PILOT_SIZE = 64
@@ -32,7 +33,7 @@ class Calibrated:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < 1:
-            raise ValueError(f"progress must be 0 < low <= high < 1, not {self.low}, {self.high}")
+            raise UserError(f"progress must be 0 < low <= high < 1, not {self.low}, {self.high}")
 
     def ladder(
         self, reference: NDArray[np.float64], pilot: Callable[[Ladder], NDArray[np.float64]]

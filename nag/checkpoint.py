@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nag.errors import UserError
 from nag.files import sha256_of, write_bytes, write_json
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.sde import VESDE
@@ -22,7 +23,7 @@ FORMAT = 1
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """Weights that cannot be used: missing, damaged, or made for something else."""
 
 

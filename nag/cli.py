@@ -1,7 +1,7 @@
 """What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
@@ -10,13 +10,10 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
 from rich.console import Console
 
+from nag.errors import UserError, choose
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
 
 INVALID = "INVALID"  # stands for an invalid sample in a list of architectures
-
-
-class UserError(ValueError):
-    """Something the user asked for cannot be done: says what was wrong and what is allowed."""
 
 
 def package_version(package: str = "diffusionnag-bo") -> str:
@@ -70,14 +67,6 @@ def check_seed(seed: int) -> None:
     """Raise UserError for a seed that a generator of numpy or PyTorch does not take."""
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed} must not be negative, and must be below 2^63")
-
-
-def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Return `name` if it is allowed, else raise a UserError that lists what is."""
-    allowed = list(allowed)
-    if name not in allowed:
-        raise UserError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
-    return name
 
 
 def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()) -> None:
@@ -171,11 +160,3 @@ def one_line(error: Exception) -> str:
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.exit(2)
-
-
-def user_errors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call `function`, turning the ValueErrors it documents into UserErrors."""
-    try:
-        return function(*args, **kwargs)
-    except ValueError as error:
-        raise UserError(str(error)) from error

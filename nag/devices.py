@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from nag.cli import UserError
+from nag.errors import UserError
 
 
 def is_device(name: str) -> bool:

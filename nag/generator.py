@@ -15,6 +15,7 @@ from torch import Tensor
 from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
 from nag.devices import resolve_device
+from nag.errors import UserError, choose
 from nag.exact_score import exact_score
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.guidance import (
@@ -114,7 +115,7 @@ class Generator(Protocol):
 
 
 class DiffusionGenerator:
-    """The generator itself. Weights are loaded once; raises CheckpointError or ValueError."""
+    """The generator itself. Weights are loaded once; raises UserError."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -228,16 +229,15 @@ class DiffusionGenerator:
 def load_score(
     config: GeneratorConfig, space: SearchSpace, device: torch.device
 ) -> tuple[ScoreFn, VESDE]:
-    """The score a configuration names; raises CheckpointError when its weights do not fit."""
+    """The score a configuration names; raises UserError, also when weights do not fit."""
     for kind, name, allowed in (
         ("sampler", config.sampler, SAMPLERS),
         ("schedule", config.schedule, SCHEDULES),
     ):
-        if name not in allowed:
-            raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
+        choose(kind, name, allowed)
     if config.score == "exact":
         if config.weights is not None:
-            raise ValueError(f"the exact score takes no weights, and {config.weights} is given")
+            raise UserError(f"the exact score takes no weights, and {config.weights} is given")
         sde = sde_of(UniformLaw(space), config.sigma_min, config.sigma_max)
         return exact_score(space, sde), sde
     sigmas = config.sigma_min, config.sigma_max

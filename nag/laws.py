@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nag.errors import UserError
 from nag.exact_score import posterior, posterior_mean_of_samples, uniform_mean
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, centre, uncentre
 from nag.spaces import Architecture, SearchSpace
@@ -100,7 +101,7 @@ class ListLaw:
 def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
     """`num` distinct uniform draws, the same for the same seed: a random part of the space.
 
-    Raises ValueError when the space does not hold so many.
+    Raises UserError when the space does not hold so many.
     """
     rng = np.random.default_rng([seed, 2])
     found: dict[Architecture, None] = {}
@@ -108,7 +109,7 @@ def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
         found |= dict.fromkeys(space.sample(num, rng))
         if len(found) >= num:
             return ListLaw(space, tuple(found)[:num], {"random": num, "seed": seed})
-    raise ValueError(f"no {num} distinct architectures found in {space.name}")
+    raise UserError(f"no {num} distinct architectures found in {space.name}")
 
 
 def sde_of(law: Law, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> VESDE:

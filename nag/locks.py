@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from nag.cli import UserError
+from nag.errors import UserError
 
 _PATIENCE = 10.0  # seconds; processes that load images outlive one that was killed
 

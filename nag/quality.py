@@ -16,17 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
-from nag.cli import (
-    UserError,
-    WholeNumber,
-    choose,
-    command_line,
-    find_space,
-    plain_console,
-    run,
-    user_errors,
-)
+from nag.cli import WholeNumber, command_line, find_space, plain_console, run
 from nag.devices import resolve_device
+from nag.errors import UserError, choose
 from nag.exact_score import exact_score, exact_score_of_samples
 from nag.files import kept
 from nag.generate import DEFAULT_SAMPLER, generate
@@ -290,7 +282,7 @@ class Benchmark:
     def _load(self, path: Path, expected: ScoreNetConfig | None = None) -> Source:
         """Weights on disk, as a source whose known architectures are those of the list."""
         device = torch.device(self.settings.device)
-        network = user_errors(load_network, path, self.space, device=device)
+        network = load_network(path, self.space, device=device)
         if expected is not None and network.config != expected:
             raise UserError(f"{path} holds another network than that of its row")
         record = json.loads(path.with_suffix(".json").read_text())

@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from nag.cli import (
     INVALID,
-    UserError,
     WholeNumber,
     check_output,
     check_seed,
@@ -19,8 +18,8 @@ from nag.cli import (
     find_space,
     plain_console,
     run,
-    user_errors,
 )
+from nag.errors import UserError
 from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
@@ -98,7 +97,7 @@ def main(
     config = GeneratorConfig(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )
-    generator: DiffusionGenerator = user_errors(DiffusionGenerator, config)
+    generator = DiffusionGenerator(config)
     console = plain_console()
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         advance = None

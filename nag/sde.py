@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nag.errors import UserError
+
 SIGMA_MIN, SIGMA_MAX = 0.1, 5.0
 """Noise levels unless other ones are asked for, in the coding -1/+1."""
 
@@ -49,7 +51,7 @@ class VESDE:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"sigma_min {self.sigma_min:g} must be positive and below sigma_max "
                 f"{self.sigma_max:g}, which must be finite"
             )

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from nag.checkpoint import save_network, save_tensors
 from nag.cli import (
-    UserError,
     WholeNumber,
     check_seed,
     command_line,
@@ -25,9 +24,9 @@ from nag.cli import (
     plain_console,
     read_architectures,
     run,
-    user_errors,
 )
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.generate import generate
 from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import pack, summary
@@ -158,7 +157,7 @@ def main(
         net_config,
         config,
         out,
-        sde=user_errors(sde_of, law, sigma_min, sigma_max),
+        sde=sde_of(law, sigma_min, sigma_max),
         seed=seed,
         device=resolve_device(device),
         report_every=report_every,
@@ -174,7 +173,7 @@ def _law(space: StagedSpace, archs: Path | None, num_archs: int | None, seed: in
     if num_archs is not None:
         if num_archs < 1:
             raise UserError("--num-archs must be at least 1")
-        return user_errors(random_list, space, num_archs, seed)
+        return random_list(space, num_archs, seed)
     return UniformLaw(space)
 
 

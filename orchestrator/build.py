@@ -9,7 +9,8 @@ import numpy as np
 from acquisition.functions import ACQUISITIONS, AcquisitionFunction, TargetLikelihood
 from acquisition.parzen import ParzenEstimator
 from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
-from nag.cli import UserError, find_space, user_errors
+from nag.cli import find_space
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
 from nag.predictors.baselines import SURROGATES
@@ -46,10 +47,8 @@ def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
     config, space = config.absolute(), find_space(config.space)
     task: Task | str | None = None
     if config.constraint:
-        task = user_errors(network_task, space, config.evaluator_name, _settings(config))
-    return user_errors(
-        build_constraints, space, config.constraint, task or config.dataset, config.latency_table
-    )
+        task = network_task(space, config.evaluator_name, _settings(config))
+    return build_constraints(space, config.constraint, task or config.dataset, config.latency_table)
 
 
 def _settings(config: RunConfig, place: Place = Place()) -> Settings:
@@ -198,10 +197,7 @@ def build_evaluator_here(config: RunConfig, runtime: Runtime) -> Evaluator:
     place = place_of(runtime)
     if runtime.executor != "local":
         place = replace(place, device="cpu")
-    try:
-        return make_evaluator(config.absolute(), place)
-    except EvaluatorConfigError as error:
-        raise UserError(str(error)) from error
+    return make_evaluator(config.absolute(), place)
 
 
 def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) -> Executor:
@@ -212,12 +208,9 @@ def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) ->
     build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
     here, anywhere = config.generator(runtime.device), config.generator("cpu")
     if runtime.executor == "local":
-        local: LocalExecutor = user_errors(
-            LocalExecutor, here, evaluator, runtime.retries, runtime.timeout
-        )
-        return local
+        return LocalExecutor(here, evaluator, runtime.retries, runtime.timeout)
     # bad settings of the generator are found here, not where it will be
-    user_errors(DiffusionGenerator, anywhere if wants_gpu(runtime.device) else here)
+    DiffusionGenerator(anywhere if wants_gpu(runtime.device) else here)
     make = partial(make_evaluator, config.absolute(), place_of(runtime))
     if runtime.executor == "tune":
         from orchestrator.executors.ray_tune import TuneExecutor

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nag.calibration import Calibrated
-from nag.cli import UserError, WholeNumber, check_seed, find_space, section, user_errors
+from nag.cli import WholeNumber, check_seed, find_space, section
+from nag.errors import UserError
 from nag.files import sha256_of
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
@@ -360,9 +361,7 @@ class RunConfig:
             record[name] = str(record[name]).replace(str(path), path.name)
         if paths:
             record["sha256"] = {
-                name: user_errors(digest_of_images, path.resolve())
-                if name == "data"
-                else sha256_or_none(path)
+                name: digest_of_images(path.resolve()) if name == "data" else sha256_or_none(path)
                 for name, path in paths.items()
             }
         if self.prior:

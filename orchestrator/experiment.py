@@ -12,7 +12,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from nag.cli import UserError, WholeNumber, command_line, plain_console, run
+from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.errors import UserError
 from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch

@@ -20,15 +20,8 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from nag.calibration import Calibrated
-from nag.cli import (
-    UserError,
-    WholeNumber,
-    command_line,
-    find_space,
-    plain_console,
-    run,
-    user_errors,
-)
+from nag.cli import WholeNumber, command_line, find_space, plain_console, run
+from nag.errors import UserError
 from nag.files import kept, write_text
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, Guidance
@@ -150,18 +143,17 @@ def main(
         steps=steps,
         threads=threads,
     )
-    evaluator: Evaluator = user_errors(
-        build_evaluator,
+    evaluator = build_evaluator(
         search_space,
         config.evaluator_name,
         Settings(table=table, dataset=dataset),
     )
-    generator = user_errors(DiffusionGenerator, config.generator(device))
+    generator = DiffusionGenerator(config.generator(device))
     bench = Benchmark(
         search_space,
         evaluator,
         generator,
-        user_errors(Calibrated, progress, progress),
+        Calibrated(progress, progress),
         num,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -255,7 +247,7 @@ class Benchmark:
     ) -> dict[str, dict[str, Any]]:
         """As JSON, by name, in the order of GROUPS."""
         rng = np.random.default_rng([seed, labels])
-        archs = user_errors(random_list, self.space, labels, seed).archs
+        archs = random_list(self.space, labels, seed).archs
         values = np.array([self._evaluate(arch).value for arch in archs])
         observations = Observations(archs, values)
         predictor = GaussianProcess(self.space).fit(observations, rng)

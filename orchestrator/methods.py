@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
-from nag.cli import UserError, choose
+from nag.errors import UserError, choose
 
 SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
 StrategyName = Literal[

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from nag.cli import UserError, check_output, command_line, find_space, run, user_errors
+from nag.cli import check_output, command_line, find_space, run
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
@@ -80,7 +81,7 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     space, unit = find_space(config.space), unit_of(config.evaluator_name)
     torch.set_num_threads(config.threads)
     observations, seen = read_observations(space, files.values, unit)
-    generator = user_errors(DiffusionGenerator, config.generator(files.device))
+    generator = DiffusionGenerator(config.generator(files.device))
     optimizer = build_single_fidelity(config, generator)
     started = perf_counter()
     suggestion = optimizer.suggest(
@@ -118,17 +119,17 @@ def read_observations(
     """
     archs, values, seen = [], [], set()
     for path in paths:
-        for number, (text, value) in enumerate(user_errors(_read, path)):
-            known = value is not None and np.isfinite(value)
+        for number, (text, value) in enumerate(_read(path)):
+            known = None if value is None or not np.isfinite(value) else value
             try:
                 seen.add(arch := space.from_str(text or ""))
             except InvalidArchitectureError as error:
-                if known:
+                if known is not None:
                     raise UserError(f"{path}, row {number}: {error}") from error
                 continue  # that may be why it has no value
-            if known:
+            if known is not None:
                 archs.append(arch)
-                values.append(value / unit.times)
+                values.append(known / unit.times)
     if len(values) < 2:
         named = ", ".join(map(str, paths))
         raise UserError(f"{named} holds {len(values)} values: at least 2 are needed")

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from nag.cli import UserError, WholeNumber, command_line, run
+from nag.cli import WholeNumber, command_line, run
+from nag.errors import UserError
 from orchestrator.comparison.page import write_comparison
 from orchestrator.comparison.panels import make_panels
 from orchestrator.comparison.summary import Settings, summarise

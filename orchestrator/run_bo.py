@@ -9,7 +9,8 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from nag.cli import UserError, command_line, find_space, plain_console, run
+from nag.cli import command_line, find_space, plain_console, run
+from nag.errors import UserError
 from orchestrator.build import (
     build_evaluator_here,
     build_executor,

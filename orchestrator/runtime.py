@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from nag.cli import UserError, WholeNumber, section
+from nag.cli import WholeNumber, section
 from nag.devices import is_device
+from nag.errors import UserError
 from orchestrator.storage.location import OptionalPathOrURI
 from trainers.training.task import Place
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nag.cli import UserError, WholeNumber, command_line, plain_console, run, user_errors
+from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.runtime import Auth, Runtime, wants_gpu
 from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
@@ -63,7 +64,7 @@ def main(
     options.recipe_in(workers)  # bad settings are found here
     # nothing is trained here: this machine need not have the devices of its workers
     here = replace(place, device="cpu") if wants_gpu(place.device) else place
-    task = user_errors(ImageTask, images, MOBILENETV3, here)
+    task = ImageTask(images, MOBILENETV3, here)
     if is_there(options.out, how_made(options, task, workers), plain_console()):
         return
     fit(

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from ray.tune.search import Searcher
 
-from nag.cli import UserError, choose, find_space, user_errors
+from nag.cli import find_space
+from nag.errors import UserError, choose
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import Architecture
@@ -109,7 +110,7 @@ class BOSearcher(Searcher):
 
     @cached_property
     def _optimizer(self) -> BayesianOptimizer:
-        generator = user_errors(DiffusionGenerator, self._config.generator(self._device))
+        generator = DiffusionGenerator(self._config.generator(self._device))
         return build_single_fidelity(self._config, generator)
 
     def __getstate__(self) -> dict[str, Any]:

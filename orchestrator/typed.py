@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nag.cli import UserError, choose
+from nag.errors import UserError, choose
 
 
 def typed(record: Any, but: Container[str] = ()) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import boxcox, kendalltau, multivariate_normal, norm, yeojohnson
 
 import nag.predictors.baselines.extra as extra
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.predictors.baselines import SURROGATES
 from nag.predictors.baselines.ensemble import MEMBERS, forward, initial, path_encoding, paths

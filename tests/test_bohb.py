@@ -17,7 +17,8 @@ from toy_law import ARCHS as TOY_ARCHS
 from acquisition.base import Pool, Unwanted
 from acquisition.decisions import one_hot
 from acquisition.parzen import ParzenEstimator, kernels, log_density
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import SPACES, Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT

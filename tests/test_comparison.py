@@ -20,7 +20,8 @@ import pytest
 from report_page import check_page, svgs
 from scipy import stats
 
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.spaces import SPACES
 from orchestrator.comparison.checklist import panel_checklist
 from orchestrator.comparison.diagnostics import diagnose

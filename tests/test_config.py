@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.run_bo import main

@@ -21,7 +21,7 @@ import pytest
 from processes import marked
 from rich.console import Console
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.locks import lock
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nag.checkpoint import save_tensors
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.files import aside, write_bytes, write_text
 from trainers.ofa import Supernet, save_supernet
 from trainers.partial import Partial

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.locks import claim
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo

@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 from s3 import s3_bucket
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run

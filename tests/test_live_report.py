@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.reporting import live_report as module

@@ -11,7 +11,8 @@ import pytest
 
 from acquisition.functions import ACQUISITIONS
 from acquisition.strategies import STRATEGIES
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.predictors.baselines import SURROGATES
 from nag.spaces.toy import TOY
 from orchestrator import build

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("ray")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from orchestrator.dashboards import __main__ as dashboards
 from orchestrator.executors.metrics import METRICS

@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from nag.cli import UserError, run
+from nag.cli import run
+from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.predictors.gp import Features, GaussianProcess
 from nag.spaces.mobilenetv3 import MOBILENETV3

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pictures import colours
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator import build
 from orchestrator.build import build_evaluator_here, build_executor
 from orchestrator.config import RunConfig
@@ -81,4 +81,8 @@ def test_a_bug_is_no_error_of_the_user(monkeypatch):
     monkeypatch.setattr(build, "build_evaluator", broken)
     with pytest.raises(ValueError, match="not enough values") as found:
         build_evaluator_here(config, runtime)
+    assert not isinstance(found.value, UserError)
+    monkeypatch.setattr(build, "DiffusionGenerator", broken)
+    with pytest.raises(ValueError, match="not enough values") as found:
+        build_executor(config, runtime, evaluator)
     assert not isinstance(found.value, UserError)

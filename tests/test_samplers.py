@@ -13,8 +13,8 @@ import pytest
 import torch
 from toy_law import ARCHS, law
 
-from nag.cli import UserError
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.exact_score import exact_score
 from nag.generate import Samples, generate
 from nag.guidance import Ladder, guided

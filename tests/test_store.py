@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import EarlierRun

@@ -14,7 +14,7 @@ pytest.importorskip("ray")
 
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.spaces import SPACES
 from nag.spaces.toy import TOY

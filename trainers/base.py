@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from nag.errors import UserError
 from nag.spaces import Architecture
 
 LOW_EPOCHS, FULL_EPOCHS = 12, 200  # of the fidelities of NAS-Bench-201
@@ -13,7 +14,7 @@ class EvaluationError(Exception):
     """The architecture itself cannot be evaluated; trying again would not help."""
 
 
-class EvaluatorConfigError(ValueError):
+class EvaluatorConfigError(UserError):
     """The evaluator cannot be set up as asked: a one-line message for the user."""
 
 

@@ -16,16 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import spearmanr
 
-from nag.cli import (
-    UserError,
-    WholeNumber,
-    check_output,
-    command_line,
-    difference,
-    plain_console,
-    run,
-)
+from nag.cli import WholeNumber, check_output, command_line, difference, plain_console, run
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.files import write_json
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3

@@ -12,7 +12,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.properties import Property
 from nag.spaces import ABSENT, Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nag.cli import (
-    UserError,
     WholeNumber,
     check_output,
     check_seed,
@@ -21,11 +20,10 @@ from nag.cli import (
     one_line,
     plain_console,
     run,
-    user_errors,
 )
 from nag.files import sha256_of
 from nag.spaces import Architecture, StagedSpace
-from trainers.base import EvaluationError, Evaluator, EvaluatorConfigError
+from trainers.base import EvaluationError, Evaluator
 from trainers.build import Settings, build_evaluator, unit_of
 from trainers.partial import Partial
 from trainers.rows import PERCENT, Unit, read_list, write_rows
@@ -101,7 +99,7 @@ def main(
     settings = Settings(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )
-    built: Evaluator = user_errors(build_evaluator, search_space, evaluator, settings)
+    built = build_evaluator(search_space, evaluator, settings)
     architectures = read_list(archs, search_space)
     check_output(out, ".parquet", (archs, table, networks.weights, networks.data))
 
@@ -154,8 +152,6 @@ def _evaluate(
                     partial.add(rows[text])
                 unlucky += not final
                 advance()
-    except EvaluatorConfigError as error:
-        raise UserError(str(error)) from None
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue")
         sys.exit(130)
@@ -168,7 +164,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
     found = {"dataset": settings.dataset, "objective": settings.objective, **asdict(networks)}
     for name, path in (("table", settings.table), ("weights", networks.weights)):
         found[name] = path and sha256_of(path)
-    found["data"] = networks.data and user_errors(digest_of_images, networks.data)
+    found["data"] = networks.data and digest_of_images(networks.data)
     return found
 
 

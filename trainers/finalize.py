@@ -7,20 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nag.cli import (
-    UserError,
-    WholeNumber,
-    command_line,
-    find_space,
-    one_line,
-    plain_console,
-    user_errors,
-)
+from nag.cli import WholeNumber, command_line, find_space, one_line, plain_console
 from nag.cli import run as run_command
+from nag.errors import UserError
 from nag.files import sha256_of
 from nag.locks import claim
 from nag.spaces import StagedSpace
-from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.base import EvaluationError
 from trainers.build import Settings, build_evaluator
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
@@ -118,8 +111,6 @@ def main(
                         raise
                     failed, said = failed + 1, f"failed: {one_line(error)}"
                 console.print(f"{rank} of {len(finalists)}: {said}")
-    except EvaluatorConfigError as error:
-        raise UserError(str(error)) from None
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue")
         sys.exit(130)
@@ -170,12 +161,12 @@ def _packaging(
     how: How = "train" if train else "supernet"
     if not train and search is not None and search.evaluator == "train":
         how = "search"
-    evaluator: TrainingEvaluator | SupernetEvaluator = user_errors(
-        build_evaluator,
+    evaluator = build_evaluator(
         space,
         "supernet" if how == "supernet" else "train",
         Settings(networks=networks, place=place),
     )
+    assert isinstance(evaluator, TrainingEvaluator | SupernetEvaluator)
     weights = None
     if networks.weights is not None:
         weights = {"name": networks.weights.name, "sha256": sha256_of(networks.weights)}

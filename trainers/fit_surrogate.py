@@ -24,7 +24,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from nag.cli import UserError, command_line, run, user_errors
+from nag.cli import command_line, run
+from nag.errors import UserError
 from nag.files import sha256_of, write_bytes, write_text
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import (
@@ -267,7 +268,7 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
     out
         Folder for the weights and their description.
     """
-    archs, y, search = user_errors(measured, table)
+    archs, y, search = measured(table)
     label = load_predictor(ofa_predictor)
     out.mkdir(parents=True, exist_ok=True)
     _say(f"{len(archs)} distinct measured sub-networks, {y.min():.2f} to {y.max():.2f} %")

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nag.cli import UserError, difference
+from nag.cli import difference
+from nag.errors import UserError
 from nag.locks import claim
 
 

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nag.cli import UserError, WholeNumber, command_line, plain_console, run, user_errors
+from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.errors import UserError
 from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
 from trainers.images.index import FILE, Listing, prepared_folder, save
 from trainers.images.pixels import locked, write_pixels
 from trainers.images.scan import scan
-from trainers.images.sets import Images, build_images
+from trainers.images.sets import build_images
 
 SHOWN = 20  # names of pictures, and classes, in the report
 CORRUPT, LEAKS, CLASSES = "corrupt.txt", "leaks.txt", "classes.csv"
@@ -62,10 +63,10 @@ def main(
         raise UserError("--size and --workers must be at least 1")
     console = plain_console()
     with console.status(Text(f"scanning {data}")):  # a status of type str is read as markup
-        listing: Listing = user_errors(scan, data)
+        listing = scan(data)
         if imagenet:
-            user_errors(check_imagenet, listing)
-        user_errors(build_images, listing, data)  # classes and splits fit, before the long work
+            check_imagenet(listing)
+        build_images(listing, data)  # classes and splits fit, before the long work
     folder = out or prepared_folder(data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def main(
 
     with _bar(console, "checking", len(listing.pictures)) as progress:
         found = look_at_all(listing, workers, progress)
-    images: Images = user_errors(build_images, found.listing, folder)
+    images = build_images(found.listing, folder)
     with locked(folder):
         for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
             old.unlink()

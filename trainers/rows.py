@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nag.cli import parse_architectures, read_architectures, user_errors
+from nag.cli import parse_architectures, read_architectures
 from nag.files import write_bytes
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluatorConfigError
@@ -121,7 +121,7 @@ def read_list(path: Path, space: StagedSpace) -> list[Architecture]:
     """Architectures of a text file, or of the column arch of a parquet file; raises UserError."""
     if path.suffix != ".parquet":
         return read_architectures(path, space)
-    return parse_architectures(path, "row", 0, user_errors(read_texts, path), space)
+    return parse_architectures(path, "row", 0, read_texts(path), space)
 
 
 def _type(name: str) -> pa.DataType:

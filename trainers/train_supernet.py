@@ -12,16 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from torch import nn
 
-from nag.cli import (
-    UserError,
-    WholeNumber,
-    check_output,
-    check_seed,
-    command_line,
-    plain_console,
-    run,
-    user_errors,
-)
+from nag.cli import WholeNumber, check_output, check_seed, command_line, plain_console, run
+from nag.errors import UserError
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.cost import check_width
@@ -90,7 +82,7 @@ class SupernetOptions:
 
     def recipe_in(self, processes: int) -> Recipe:
         """What so many processes do together; raises UserError."""
-        recipe: Recipe = user_errors(find_recipe, self.recipe, self.epochs)
+        recipe = find_recipe(self.recipe, self.epochs)
         batch_size = self.batch_size or recipe.batch_size
         if batch_size % processes:
             raise UserError(
@@ -134,7 +126,7 @@ def train_supernet(
     options: SupernetOptions, images: ImageOptions, place: Machine, console: Console
 ) -> None:
     """What `main` does, in each of the processes that do it together; raises UserError."""
-    task: ImageTask = user_errors(ImageTask, images, MOBILENETV3, place)
+    task = ImageTask(images, MOBILENETV3, place)
     recipe = options.recipe_in(parallel.world())
     made = how_made(options, task, parallel.world())
     if is_there(options.out, made, console):
@@ -187,7 +179,7 @@ def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
     """Whether a supernet made so is there, and says so; raises UserError for another one."""
     if not out.exists():
         return False
-    found = user_errors(load_supernet, out).meta
+    found = load_supernet(out).meta
     if others := [name for name in made if found.get(name) != made[name]]:
         raise UserError(
             f"{out} was made with other {', '.join(others)}: delete it or choose another --out"

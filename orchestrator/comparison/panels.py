@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.history.earlier import task_of_prior
 from orchestrator.history.find import Skipped
 from orchestrator.history.run import Run

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.comparison.diagnostics import WINDOW, diagnose
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import (

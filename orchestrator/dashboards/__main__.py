@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
-from nag.cli import UserError, command_line, plain_console, run
+from nag.cli import command_line, plain_console, run
+from nag.errors import UserError
 from nag.files import write_bytes, write_text
 
 app = command_line(

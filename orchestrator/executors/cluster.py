@@ -23,7 +23,7 @@ from ray._private.utils import get_num_cpus
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.runtime import Runtime, wants_gpu
 from trainers.images.parallel import cores
 

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from nag.cli import UserError, user_errors
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
@@ -50,9 +50,7 @@ class TuneExecutor:
     ) -> None:
         if not isinstance(runtime.out, Path):
             raise UserError("--executor tune writes to a folder: --out must not be a URI")
-        self.generator: DiffusionGenerator = user_errors(
-            DiffusionGenerator, config.generator(runtime.device)
-        )
+        self.generator = DiffusionGenerator(config.generator(runtime.device))
         self.generators = 1
         self.generator_request: dict[str, float] = {}
         dashboard = connect(runtime)

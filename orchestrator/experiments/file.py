@@ -14,7 +14,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from nag.cli import UserError, choose
+from nag.errors import UserError, choose
 from orchestrator.config import PATHS, RunConfig
 from orchestrator.experiments.jobs import COMMANDS, Command, Job, Search, needed_files
 from orchestrator.history.earlier import EarlierRun, read_earlier_run

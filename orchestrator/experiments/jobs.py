@@ -20,7 +20,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 import torch
 
-from nag.cli import UserError, find_space
+from nag.cli import find_space
+from nag.errors import UserError
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, file_name, sha256_or_none

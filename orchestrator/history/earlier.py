@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cyclopts import Token
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
 from orchestrator.history.run import DamagedRunError, read_run

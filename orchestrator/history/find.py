@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.history.run import DAMAGE, DamagedRunError, Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.storage.journal import SCHEMA, read_journal
 from orchestrator.storage.location import Location, reason
 from trainers.base import FULL_EPOCHS

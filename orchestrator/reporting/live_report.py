@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.pace import NowAndThen

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.history.run import best_so_far
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist

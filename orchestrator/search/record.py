@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from nag.cli import UserError, difference, package_version
+from nag.cli import difference, package_version
+from nag.errors import UserError
 from orchestrator.config import RunConfig
 from orchestrator.storage.journal import SCHEMA
 from orchestrator.storage.local_journal import FILE

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nag.cli import UserError, find_space
+from nag.cli import find_space
+from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig

@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.storage.location import URI
 
 DURATION = 60.0  # seconds since the last renewal

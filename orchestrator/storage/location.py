@@ -17,7 +17,7 @@ import pyarrow as pa
 from cyclopts import Parameter, Token
 from pyarrow import fs as pafs
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.files import write_bytes
 
 # Filesystems, of pyarrow or fsspec, on which a file is never seen half written.

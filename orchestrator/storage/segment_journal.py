@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
-from nag.cli import UserError
+from nag.errors import UserError
 from orchestrator.storage.events import Event, Events, parse, to_line
 from orchestrator.storage.lease import Lease
 from orchestrator.storage.location import URI

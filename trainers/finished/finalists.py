@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nag.cli import UserError, find_space
+from nag.cli import find_space
+from nag.errors import UserError
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from trainers.rows import PARTIAL
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nag.cli import UserError
+from nag.errors import UserError
 from nag.spaces import Architecture
 from trainers.base import Measurement
 from trainers.evaluators.supernet import SupernetEvaluator

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from nag.cli import UserError, package_version
+from nag.cli import package_version
+from nag.errors import UserError
 from nag.spaces import SearchSpace
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator

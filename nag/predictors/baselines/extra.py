@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from nag.cli import UserError
+from nag.errors import UserError
 
 
 def require(name: str) -> Any:
