@@ -400,7 +400,10 @@ def test_a_damaged_state_is_one_line(tmp_path, text):
         ({"grace_period": 0}, "grace_period 0 must be positive"),
         ({"max_t": 2, "grace_period": 3}, "max_t 2 is smaller than grace_period 3"),
         ({"config": RunConfig(method="bohb")}, "bohb trains briefly by itself"),
-        ({"config": replace(CONFIG, guidance_form="target", target=90.0)}, "a target is in perc"),
+        (
+            {"config": replace(CONFIG, guidance_form="target", target=90.0, acq="target")},
+            "a target is in perc",
+        ),
         ({"config": replace(CONFIG, score="network")}, "no trained weights ship for space 'toy'"),
         ({"config": RunConfig(constraint=("macs<=1",))}, "no architecture of mobilenetv3"),
         (
