@@ -135,6 +135,11 @@ def _environment_folders() -> str:
     return " ".join(str(f) for f in kept)
 
 
+def _hosts(*arguments: str) -> None:
+    environment = os.environ | {"KEEP": _environment_folders()}
+    subprocess.run([HOSTS, *arguments], check=True, env=environment)
+
+
 @pytest.fixture(scope="module")
 def person() -> Iterator[Person]:
     """Hosts laptop and node1 to node3; the person's home on laptop has a copy of the project."""
@@ -146,8 +151,7 @@ def person() -> Iterator[Person]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one set of hosts on a machine, until the guard ends
         shared = {"pass_fds": [lock.fileno()], "start_new_session": True}
         with subprocess.Popen(guard, stdin=subprocess.PIPE, **shared):
-            environment = os.environ | {"KEEP": _environment_folders()}
-            subprocess.run([HOSTS, "start", "3"], check=True, env=environment)
+            _hosts("start", "3")
             person = Person()
             without = ["--exclude-vcs", "--exclude=.venv", "--exclude=./runs"]
             tar = ["tar", "-c", *without, "--exclude=__pycache__", "-C", str(ROOT), "."]
@@ -195,12 +199,16 @@ def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float
         time.sleep(pause)
 
 
-def test_up(person: Person) -> None:
-    said = person.types(command("^ray get-auth-token"))
-    assert _token() not in said
+def _up(person: Person) -> None:
     person.types(command("^ray up"))
     status = command("^ray exec .*ray status")
     _until(lambda: person.reads(status, " 3 local.cluster.node"), 600, "three machines", 5)
+
+
+def test_up(person: Person) -> None:
+    said = person.types(command("^ray get-auth-token"))
+    assert _token() not in said
+    _up(person)
 
 
 def test_exec(person: Person) -> None:
@@ -234,7 +242,7 @@ def test_a_host_loses_its_power_during_a_job(person: Person, tunnel: None, tmp_p
     job = person.popen(command("ray job submit"), log.open("w"))
     begun = lambda: _finished("job") > 12 or job.poll() is not None  # noqa: E731
     _until(begun, 600, f"the job does not get on: see {log}")
-    subprocess.run([HOSTS, "kill", "node3"], check=True)
+    _hosts("kill", "node3")
     at_that_time = _finished("job")
     assert job.wait(600) == 0, log.read_text()[-3000:]
     assert at_that_time < 60, "the job was faster than the power cut"
@@ -243,6 +251,12 @@ def test_a_host_loses_its_power_during_a_job(person: Person, tunnel: None, tmp_p
     assert _found("job")[:20] == _found("exec")
     nodes = f"ray exec {FILE} 'ray list nodes --filter state=ALIVE'"
     _until(lambda: person.reads(nodes, "Total: 2"), 300, "node3 is dead", 5)
+
+
+def test_up_on_a_running_cluster(person: Person) -> None:
+    """It brings back a machine that has its power again, and has lost its disk."""
+    _hosts("boot", "node3")
+    _up(person)
 
 
 def test_down(person: Person) -> None:
