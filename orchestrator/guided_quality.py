@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
 from nag.calibration import Calibrated
 from nag.cli import WholeNumber, command_line, find_space, plain_console, run
@@ -340,7 +340,7 @@ def report(
             if name.startswith("guided") and seeds > 1:
                 rival = "uncond+sort, distinct" if name.endswith("distinct") else "uncond+sort"
                 gain = means[name] - means[rival]
-                p = f"{wilcoxon(gain, alternative='greater').pvalue:.3f}"
+                p = f"{scipy.stats.wilcoxon(gain, alternative='greater').pvalue:.3f}"
             spread = f" ± {of['mean'].std():.2f}" if seeds > 1 else ""
             lines.append(
                 f"| {count} | {name} | {of['max'].mean():.2f} | {of['mean'].mean():.2f}{spread} "

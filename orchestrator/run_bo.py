@@ -20,7 +20,6 @@ from orchestrator.build import (
 )
 from orchestrator.config import RunConfig
 from orchestrator.reporting.live_report import live_report
-from orchestrator.reporting.run_report import write_report
 from orchestrator.reporting.view import View, print_result
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study
@@ -103,6 +102,8 @@ def _search(
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.spent < config.budget:
         console.print(f"the space is exhausted after {store.num_finished} trials")
+    from orchestrator.reporting.run_report import write_report  # slow to import: it draws
+
     print_result(console, store, write_report(store), config.constraint)
     return 0 if store.best else 1
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import scipy
 import torch
 from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.stats import spearmanr
 
 from nag.cli import WholeNumber, check_output, command_line, difference, plain_console, run
 from nag.devices import resolve_device
@@ -265,7 +265,7 @@ def report(path: Path, resolution: int) -> Iterator[str]:
         f"whole, {ratios.min():.3f} to {ratios.max():.3f}"
     )
     if len(whole) >= _ENOUGH_TO_RANK:
-        yield f"  rank correlation (Spearman) {spearmanr(sums, whole).statistic:.3f}"
+        yield f"  rank correlation (Spearman) {scipy.stats.spearmanr(sums, whole).statistic:.3f}"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 import safetensors.numpy
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from nag.cli import command_line, run
 from nag.errors import UserError
@@ -307,7 +307,7 @@ def _rmse(a: Array, b: Array) -> float:
 
 
 def _rank_correlation(a: Array, b: Array) -> float:
-    return float(spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def _say(line: str) -> None:

@@ -27,9 +27,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -236,7 +236,9 @@ def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor
     starts = [mean.numpy(), *(mean.numpy() + std.numpy() * draw for draw in draws)]
     bounds = [(m - 4 * s, m + 4 * s) for m, s in zip(mean.tolist(), std.tolist(), strict=True)]
     runs = [
-        minimize(objective, s, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+        scipy.optimize.minimize(
+            objective, s, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
+        )
         for s in starts
     ]
     return torch.from_numpy(min(runs, key=lambda run: run.fun).x)

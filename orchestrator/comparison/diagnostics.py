@@ -4,7 +4,7 @@ R rounds, W windows of evaluations.
 """
 
 import numpy as np
-from scipy.stats import kendalltau
+import scipy
 
 from orchestrator.comparison.statistics import Numbers
 from orchestrator.history.run import Run
@@ -47,7 +47,7 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
             found["within 2 std"][window] = np.mean(errors[trials] <= 2)
             found["nll"][window] = np.mean(losses[trials])
         if trials.sum() > 2:
-            found["tau"][window] = kendalltau(mean[trials], value[trials]).statistic
+            found["tau"][window] = scipy.stats.kendalltau(mean[trials], value[trials]).statistic
         rounds = np.flatnonzero((first >= initial) & ((first - initial) // WINDOW == window))
         if len(rounds):
             for phase in PHASES:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
-from scipy.optimize import isotonic_regression
 
 from orchestrator.comparison.panels import Method
 from orchestrator.comparison.statistics import Numbers, Ranking
@@ -305,7 +305,7 @@ def _name_at_end(axes: Axes, lines: Sequence[Line]) -> None:
     order = sorted(ends, key=lambda label: ends[label])
     steps = _LABEL * np.arange(len(order))
     heights = np.array([min(max(ends[label], 0.02), 0.98) for label in order])
-    places = isotonic_regression(heights - steps).x + steps
+    places = scipy.optimize.isotonic_regression(heights - steps).x + steps
     places += max(0.0, 0.02 - places[0]) - max(0.0, places[-1] - 1.02)
     by_label = {line.label: line.look for line in lines}
     for label, place in zip(order, places, strict=True):

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import (
-    CensoredData,
-    ecdf,
-    friedmanchisquare,
-    rankdata,
-    studentized_range,
-)
-from scipy.stats import t as student
 
 LEVEL = 0.95  # of every interval
 ALPHA = 1 - LEVEL  # of every test
@@ -62,7 +55,7 @@ def pointwise_interval(curves: Numbers) -> tuple[Numbers, Numbers]:
     squares = np.where(known, (curves - mean) ** 2, 0.0).sum(axis=0)
     free = np.maximum(count - 1, 1)
     error = np.sqrt(squares / free / np.maximum(count, 1))
-    half = student.ppf((1 + LEVEL) / 2, free) * error
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, free) * error
     return mean, np.where(count > 1, half, np.nan)
 
 
@@ -91,7 +84,9 @@ def censored_quantiles(
     Without censoring the median is the usual one: where the share is met exactly between two times,
     their mean. Infinite where too few are known.
     """
-    left = ecdf(CensoredData.right_censored(times, np.asarray(censored, dtype=bool))).sf
+    left = scipy.stats.ecdf(
+        scipy.stats.CensoredData.right_censored(times, np.asarray(censored, dtype=bool))
+    ).sf
     found = []
     for share in shares:
         over = left.probabilities - (1 - share)
@@ -151,7 +146,8 @@ def signed_rank_test(differences: Numbers) -> tuple[float, float]:
     rank by rank.
     """
     kept = differences[differences != 0]
-    ranks = (2 * rankdata(np.abs(kept))).astype(int)  # twice, so that they are whole numbers
+    # twice, so that they are whole numbers
+    ranks = (2 * scipy.stats.rankdata(np.abs(kept))).astype(int)
     share = np.zeros(ranks.sum() + 1)
     share[0] = 1.0
     for rank in ranks:
@@ -224,9 +220,9 @@ def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
         return None
     table = np.array([[by_seed[seed] for by_seed in values.values()] for seed in seeds])
     table = np.round(table, _DIGITS)  # (S, M)
-    ranks = rankdata(-table, axis=1)
+    ranks = scipy.stats.rankdata(-table, axis=1)
     alike = bool((ranks == ranks[0, 0]).all())
-    p = 1.0 if alike else float(friedmanchisquare(*table.T).pvalue)
+    p = 1.0 if alike else float(scipy.stats.friedmanchisquare(*table.T).pvalue)
     means = ranks.mean(axis=0)
     order = np.argsort(means, kind="stable")
     names = list(values)
@@ -241,7 +237,7 @@ def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
 
 def nemenyi_difference(methods: int, seeds: int) -> float:
     """Least difference of two mean ranks that is significant at ALPHA (Nemenyi, 1963)."""
-    q = studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
+    q = scipy.stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * seeds)))
 
 

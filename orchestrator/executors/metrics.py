@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ray
+import scipy
 from ray.util.metrics import Counter, Gauge, Histogram
-from scipy.stats import kendalltau
 
 from orchestrator.config import RunConfig
 from orchestrator.search.bayesopt import Suggestion
@@ -203,7 +203,7 @@ def rank_correlation(store: RunStore) -> float | None:
     ]
     if len(pairs) < 2:
         return None
-    tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
+    tau = float(scipy.stats.kendalltau(*zip(*pairs, strict=True)).statistic)
     return tau if isfinite(tau) else None
 
 

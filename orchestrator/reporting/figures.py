@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
 from trainers.rows import PERCENT, Unit
 
@@ -258,7 +258,9 @@ def draw_densities(groups: Mapping[str, Numbers]) -> str:
                 axes.axvline(percent[0], color=colour, lw=1.4, label=name)
                 continue
             width = 0.04 * (high - low) / percent.std()
-            axes.plot(x, gaussian_kde(percent, width)(x), color=colour, lw=1.4, label=name)
+            axes.plot(
+                x, scipy.stats.gaussian_kde(percent, width)(x), color=colour, lw=1.4, label=name
+            )
         axes.set(xlabel="accuracy, %", ylabel="density", ylim=(0, None))
         axes.legend(loc="upper left")
         return to_svg(figure, "densities")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nag.errors import UserError
-from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.pace import NowAndThen
 from orchestrator.search.store import RunStore
@@ -30,7 +29,7 @@ class LiveReport:
         self._rewrite()
 
     def _write(self) -> None:
-        write_report(self._store, live=True)
+        _write_report(self._store, live=True)
         self.written = True
 
 
@@ -43,5 +42,11 @@ def live_report(store: RunStore) -> Iterator[LiveReport]:
     except BaseException:
         if report.written:
             with suppress(UserError):  # as that which broke it off may say: a full disk
-                write_report(store)
+                _write_report(store)
         raise
+
+
+def _write_report(store: RunStore, live: bool = False) -> None:
+    from orchestrator.reporting.run_report import write_report  # slow to import: it draws
+
+    write_report(store, live)

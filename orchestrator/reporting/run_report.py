@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 
 from nag.errors import UserError
 from nag.spaces import Architecture, SearchSpace
@@ -81,7 +81,7 @@ class Calibration:
         """Kendall's tau-b; None where ranks mean nothing."""
         if min(len(set(self.mean)), len(set(self.observed))) < 2:
             return None
-        return float(kendalltau(self.mean, self.observed).statistic)
+        return float(scipy.stats.kendalltau(self.mean, self.observed).statistic)
 
     def coverage(self, stds: float) -> float:
         """Share of observations within that many predicted standard deviations."""

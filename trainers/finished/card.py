@@ -5,8 +5,8 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+import scipy
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from scipy.stats import t as student
 
 _LEVEL = 0.95
 
@@ -30,7 +30,7 @@ def accuracy(values: Sequence[float]) -> str:
     mean = f"{np.mean(values):.2f}"
     if len(values) == 1:
         return mean
-    half = student.ppf((1 + _LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1)
+    half = scipy.stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1)
     each = ", ".join(f"{value:.2f}" for value in values)
     return f"{mean} ± {half / sqrt(len(values)):.2f} ({each})"
 

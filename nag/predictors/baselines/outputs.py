@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import boxcox, boxcox1p, inv_boxcox, inv_boxcox1p
-from scipy.stats import boxcox_normmax, yeojohnson_normmax
 
 from nag.predictors.base import Prediction
 
@@ -85,13 +85,13 @@ def _box_cox(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Map]:
     top = float(values.max())
     if values.min() <= 0:
         return np.full_like(values, np.nan), lambda u: u
-    exponent = float(boxcox_normmax(values / top, method="mle"))
+    exponent = float(scipy.stats.boxcox_normmax(values / top, method="mle"))
     return _float(boxcox(values / top, exponent)), lambda u: top * _float(inv_boxcox(u, exponent))
 
 
 def _yeo_johnson(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Map]:
     scale = float(values.std())
-    exponent = float(yeojohnson_normmax(values / scale))
+    exponent = float(scipy.stats.yeojohnson_normmax(values / scale))
 
     def forward(y: NDArray[np.float64]) -> NDArray[np.float64]:
         up, down = np.maximum(y, 0), np.maximum(-y, 0)
