@@ -120,7 +120,9 @@ def _acquisition(name: str, target: float | None) -> AcquisitionFunction | None:
 
 
 def plan_of(config: RunConfig) -> Plan:
-    """What the loop has to know of a configuration."""
+    """What the loop has to know of a configuration; raises UserError where it would not search."""
+    if config.budget < config.n_init:
+        raise UserError(f"--budget {config.budget} is smaller than --n-init {config.n_init}")
     return Plan(
         budget=config.budget,
         n_init=config.n_init,

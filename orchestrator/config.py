@@ -238,8 +238,6 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.budget < self.n_init:
-            raise UserError(f"--budget {self.budget} is smaller than --n-init {self.n_init}")
         if self.surrogate != NONE and self.pool_size < self.batch_size:
             raise UserError(
                 f"--pool-size {self.pool_size} is smaller than --batch-size {self.batch_size}"

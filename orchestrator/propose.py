@@ -70,8 +70,10 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 
     One round of run_bo without the evaluation: --pool-size candidates, of which the best
     --batch-size by the acquisition function are written, none of which is in --values already, with
-    a value or without. Statistics go to stdout as JSON. The rows of --values are in no order, so no
-    evaluation of them is the last: guided is guided-gen here.
+    a value or without. Statistics go to stdout as JSON. Two values are enough for a fit; with fewer
+    the candidates are random ones that keep the constraints, like the first of a run, and without
+    predictions. --n-init, --budget and what else is of many rounds change nothing. The rows of
+    --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
     """
     check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
     if config.surrogate == NONE:
@@ -130,9 +132,6 @@ def read_observations(
             if known is not None:
                 archs.append(arch)
                 values.append(known / unit.times)
-    if len(values) < 2:
-        named = ", ".join(map(str, paths))
-        raise UserError(f"{named} holds {len(values)} values: at least 2 are needed")
     return Observations(tuple(archs), np.array(values)), frozenset(seen)
 
 

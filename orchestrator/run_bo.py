@@ -22,7 +22,7 @@ from orchestrator.config import RunConfig
 from orchestrator.reporting.live_report import live_report
 from orchestrator.reporting.view import View, print_result
 from orchestrator.runtime import Runtime
-from orchestrator.search.loop import Observer, run_study
+from orchestrator.search.loop import Observer, Plan, run_study
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
@@ -43,6 +43,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     Without options: ImageNet-1K top-1 (embedded estimate) over the once-for-all MobileNetV3 space.
     All results are in --out; a run that was interrupted continues when its command is repeated.
     """
+    plan = plan_of(config)
     out = runtime.out or Path("runs", config.name)
     console = plain_console(stderr=False)
     for earlier in config.prior:
@@ -61,13 +62,14 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
             observers = build_observers(
                 out.resolve().name, config, runtime, executor, evaluator, store
             )
-            return _search(config, executor, store, observers, console)
+            return _search(config, plan, executor, store, observers, console)
     finally:
         executor.close()
 
 
 def _search(
     config: RunConfig,
+    plan: Plan,
     executor: Executor,
     store: RunStore,
     observers: tuple[Observer, ...],
@@ -88,7 +90,7 @@ def _search(
                 optimizer,
                 executor,
                 store,
-                plan_of(config),
+                plan,
                 observers=(view, report, *observers),
             )
     except KeyboardInterrupt:

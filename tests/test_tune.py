@@ -123,7 +123,7 @@ def test_constraints_hold_for_all_trials():
 
 
 def test_the_end_of_the_space():
-    found = searcher(replace(MUTATION, n_init=141, budget=141))
+    found = searcher(replace(MUTATION, n_init=141))
     assert len(set(search(found, 144))) == 144
     assert found.suggest("t144") == Searcher.FINISHED
 
@@ -315,7 +315,7 @@ def test_what_low_fidelity_tells_is_learned():
     Four of forty are trained in full: what the others tell is worth more than their absence.
     """
     values = {TOY.to_str(arch): ToyEvaluator().evaluate(arch, seed=0).value for arch in ARCHS}
-    config = replace(CONFIG, strategy="random", pool_size=144, acq="pi", n_init=40, budget=40)
+    config = replace(CONFIG, strategy="random", pool_size=144, acq="pi", n_init=40)
     found = searcher(config, max_t=MAX_T, grace_period=GRACE_PERIOD)
     without, seen = searcher(config, max_t=None), set()
     for number in range(40):

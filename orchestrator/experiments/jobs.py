@@ -96,9 +96,12 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """A run of the search, as `orchestrator.run_bo` makes it."""
+    """A run of the search, as `orchestrator.run_bo` makes it; raises UserError where it cannot."""
 
     config: RunConfig
+
+    def __post_init__(self) -> None:
+        plan_of(self.config)
 
     @property
     def name(self) -> str:
