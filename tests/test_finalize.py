@@ -24,6 +24,7 @@ from nag.locks import claim
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
+from trainers.build import Settings, build_evaluator
 from trainers.finalize import app
 from trainers.finished import export as export_module
 from trainers.finished.card import accuracy, caveats
@@ -34,6 +35,7 @@ from trainers.rows import write_rows
 from trainers.training.augment import Normalisation
 from trainers.training.loop import DivergedError, Training
 from trainers.training.sandwich import SMALLEST
+from trainers.training.task import NetworkOptions, digest_of_images
 
 ROOT = Path(__file__).parent.parent
 POOL, SKIP, CONV = (
@@ -473,6 +475,19 @@ class TestCommandsThatCannotBeDone:
         save_supernet(Supernet(7), other, {})
         err = refusal(capsys, *argv, "--weights", other)
         assert "tells 7 classes apart" in err
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_a_supernet_that_has_seen_what_is_held_out(self, capsys, data, tmp_path, train):
+        made = {"images": digest_of_images(data), "held_out": 9, "resolution": 32}
+        save_supernet(Supernet(3, width=0.25), tmp_path / "W.pt", made)
+        (tmp_path / "archs.txt").write_text(MOBILENETV3.to_str(SMALLEST))
+        argv = ["--archs", tmp_path / "archs.txt", "--weights", tmp_path / "W.pt", "--data", data]
+        argv += [] if train else ["--no-train"]
+        err = refusal(capsys, *self.argv(*argv, "--held-out", 12))
+        assert "was trained with 9 of these images held out: --held-out 12 would" in err
+        networks = NetworkOptions(data=data, weights=tmp_path / "W.pt", held_out=12)
+        settings = Settings(networks=networks, with_held_out=True)  # measures by none of them
+        assert len(build_evaluator(MOBILENETV3, "train", settings).task.train) == 45
 
     def test_nothing_to_report(self, capsys, cells, data, tmp_path):
         other = tmp_path / "other"

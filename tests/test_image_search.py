@@ -246,13 +246,22 @@ class TestSupernetsThatDoNotFit:
         message = self.refusal("--weights", supernet, "--data", data, "--held-out", 12)
         assert "was trained with 9 of these images held out: --held-out 12 would" in message
 
+    def test_images_that_what_trainings_begin_with_has_seen(self, supernet, data):
+        argv = ("--evaluator", "train", "--data", data, "--weights", supernet, "--held-out", 12)
+        code, _, err = outcome(run_bo, *argv, *SEARCH)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "was trained with 9 of these images held out: --held-out 12 would" in err
+
     def test_images_that_it_has_seen_where_val_has_gone(self, supernet, data, tmp_path):
         (tmp_path / "train").symlink_to(data / "train")
         message = self.refusal("--weights", supernet, "--data", tmp_path, "--held-out", 12)
         assert "was trained with 9 of these images held out: --held-out 12 would" in message
 
     @pytest.mark.parametrize("change", ["of another picture", "by an earlier version"])
-    def test_images_that_it_may_have_seen(self, supernet, data, tmp_path, caplog, change):
+    @pytest.mark.parametrize("evaluator", ["supernet", "train"])
+    def test_images_that_it_may_have_seen(
+        self, supernet, data, tmp_path, caplog, evaluator, change
+    ):
         weights = supernet
         shutil.copytree(data / "train", tmp_path / "train")
         if change == "of another picture":
@@ -264,7 +273,7 @@ class TestSupernetsThatDoNotFit:
         for path, warned in ((data, False), (tmp_path, True)):
             caplog.clear()
             networks = NetworkOptions(data=path, weights=weights, held_out=9)
-            build_evaluator(MOBILENETV3, "supernet", Settings(networks=networks))
+            build_evaluator(MOBILENETV3, evaluator, Settings(networks=networks))
             assert ("it may have seen some held out here" in caplog.text) == warned
 
     def test_no_checkpoint(self, data, tmp_path):

@@ -32,6 +32,7 @@ class Settings:
     objective: "valid", or "test" where the evaluator may search on test accuracies.
     networks: of the `supernet` and `train` evaluators.
     place: where these work.
+    with_held_out: whether these train on held-out images, too, which then measure nothing.
     """
 
     table: Path | None = None
@@ -39,6 +40,7 @@ class Settings:
     objective: str = "valid"
     networks: NetworkOptions = NetworkOptions()
     place: Place = Place()
+    with_held_out: bool = False
 
 
 def build_evaluator(
@@ -110,7 +112,6 @@ def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
     networks, weights = settings.networks, _weights(settings.networks)
     supernet = load_supernet(weights)
     task = _task("supernet", space, settings, supernet)
-    _check_unseen(task, supernet, weights)
     if supernet.num_classes != len(task.classes):
         raise EvaluatorConfigError(
             f"{weights} tells {supernet.num_classes} classes apart, {networks.data} has "
@@ -123,7 +124,7 @@ def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
     )
 
 
-def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path) -> None:
+def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> None:
     """Raise EvaluatorConfigError where the supernet was trained on some of the held-out images.
 
     One of ours that may have been is a warning; official ones say nothing of how they were made.
@@ -170,6 +171,10 @@ def _task(
     task = ImageTask(networks, space, settings.place)
     if networks.latency_batch is not None and networks.latency_batch < 1:
         raise EvaluatorConfigError("--latency-batch must be at least 1")
+    if settings.with_held_out:
+        return task.with_all_images()
+    if supernet is not None:
+        _check_unseen(task, supernet, networks.weights)
     return task
 
 

@@ -164,7 +164,7 @@ def _packaging(
     evaluator = build_evaluator(
         space,
         "supernet" if how == "supernet" else "train",
-        Settings(networks=networks, place=place),
+        Settings(networks=networks, place=place, with_held_out=all_images),
     )
     assert isinstance(evaluator, TrainingEvaluator | SupernetEvaluator)
     weights = None
@@ -178,10 +178,8 @@ def _packaging(
             )
         if weights and not train and search.sha256.get("weights") not in (None, weights["sha256"]):
             raise UserError(f"{networks.weights} is not what {search.path} took its weights from")
-    if all_images:
-        if not evaluator.task.has_test:
-            raise UserError(f"{networks.data} has no val: --with-held-out would leave no accuracy")
-        evaluator = replace(evaluator, task=evaluator.task.with_all_images())
+    if all_images and not evaluator.task.has_test:
+        raise UserError(f"{networks.data} has no val: --with-held-out would leave no accuracy")
     here = search.path if how == "search" and search else out
     return Packaging(
         space=space,
