@@ -91,10 +91,11 @@ def fit(
     from orchestrator.executors.cluster import connect
 
     connect(runtime)
+    backend = parallel.backend(settings["place"].device, gpus="GPU" in request)
     trainer = TorchTrainer(
         _work,
         train_loop_config=settings,
-        torch_config=TorchConfig(timeout_s=int(parallel.TIMEOUT.total_seconds())),
+        torch_config=TorchConfig(backend=backend, timeout_s=int(parallel.TIMEOUT.total_seconds())),
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu="GPU" in request, resources_per_worker=request
         ),

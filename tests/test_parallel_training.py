@@ -184,13 +184,33 @@ def four_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: [0, *calls][-1])
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
     return calls
 
 
-def test_each_process_has_a_gpu_of_its_own(four_gpus, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    parallel.join()
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend"),
+    [
+        ("auto", True, "nccl"),
+        ("cuda", True, "nccl"),
+        ("cuda:1", True, "nccl"),
+        ("cpu", True, "gloo"),
+        ("auto", False, "gloo"),
+        ("cpu", False, "gloo"),
+    ],
+)
+def test_the_backend_follows_the_device(device, gpus, backend):
+    assert parallel.backend(device, gpus) == backend
+
+
+def test_processes_on_cpus_take_no_gpu(four_gpus):
+    parallel.join("cpu")
+    assert four_gpus == []
+
+
+def test_each_process_has_a_gpu_of_its_own(four_gpus):
+    parallel.join("auto")
     for device in ("auto", "cuda"):
         assert resolve_device(device) == torch.device("cuda", 3)
     four_gpus.append(2)  # as Ray Train does, which may give a process more than one

@@ -113,7 +113,7 @@ def main(
     ended does nothing more. OUT.jsonl gets a line for each epoch. OUT is for --evaluator supernet,
     which needs no more options than --data.
     """
-    parallel.join()
+    parallel.join(place.device)
     console = plain_console(quiet=parallel.rank() > 0)
     try:
         train_supernet(options, images, place, console)

@@ -16,13 +16,24 @@ from torch import nn
 TIMEOUT = timedelta(hours=2)  # of waiting for each other: others wait while one measures
 
 
-def join() -> None:
-    """Join the processes that torchrun has started, if it was that, each with a GPU of its own."""
+def backend(device: str, gpus: bool) -> str:
+    """By which processes talk that compute on a device of that name; gpus: whether there are any.
+
+    NCCL knows no tensors on a CPU.
+    """
+    return "nccl" if gpus and device != "cpu" else "gloo"
+
+
+def join(device: str) -> None:
+    """Join the processes that torchrun has started, if it was that.
+
+    device: what they compute on; where that is a GPU, each gets its own.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        on_gpus = torch.cuda.is_available()
-        if on_gpus:
+        found = backend(device, torch.cuda.is_available())
+        if found == "nccl":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(found, timeout=TIMEOUT)
 
 
 def rank() -> int:
