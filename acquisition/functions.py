@@ -24,6 +24,11 @@ class AcquisitionFunction(Protocol):
     """Scores predictions; only the order of the scores has a meaning."""
 
     @property
+    def what(self) -> str:
+        """It is, in a few words of help."""
+        ...
+
+    @property
     def is_logarithm(self) -> bool:
         """Whether the scores are logarithms, to which that of a probability can be added."""
         ...
@@ -66,6 +71,7 @@ class ExpectedImprovement:
     Jones et al., J. Global Optimization 1998; Ament et al., NeurIPS 2023.
     """
 
+    what: ClassVar[str] = "expected improvement"
     is_logarithm: ClassVar[bool] = True
     xi: float = 0.0
 
@@ -86,6 +92,7 @@ class ProbabilityOfImprovement:
     Kushner, J. Basic Engineering 1964.
     """
 
+    what: ClassVar[str] = "probability of improvement"
     is_logarithm: ClassVar[bool] = True
     xi: float = 0.0
 
@@ -105,6 +112,7 @@ class UpperConfidenceBound:
     Note that beta multiplies the standard deviation. Srinivas et al., ICML 2010.
     """
 
+    what: ClassVar[str] = "upper confidence bound"
     is_logarithm: ClassVar[bool] = False
     beta: float = 0.5
 
@@ -124,6 +132,7 @@ class IndependentThompsonSampling:
     White et al., "BANANAS", AAAI 2021.
     """
 
+    what: ClassVar[str] = "independent Thompson sampling"
     is_logarithm: ClassVar[bool] = False
 
     def __call__(
@@ -146,6 +155,7 @@ class MultiObjectiveEnsemble:
     for improvement on the mean predicted of the best, and lets beta grow with the evaluations.
     """
 
+    what: ClassVar[str] = "Pareto front of several"
     is_logarithm: ClassVar[bool] = False
     members: tuple[AcquisitionFunction, ...] = (
         ExpectedImprovement(),
@@ -172,6 +182,7 @@ class TargetLikelihood:
     means a larger std is better only where the mean is more than one std away.
     """
 
+    what: ClassVar[str] = "likelihood of --target, and all that goes with it"
     is_logarithm: ClassVar[bool] = True
     target: float
 

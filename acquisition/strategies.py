@@ -7,11 +7,12 @@ Strategies without a predictor have modules of their own; STRATEGIES lists them 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, cycle
-from typing import Protocol
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -337,18 +338,75 @@ def _guided(
     return NearAfterFailure(guided, Mutation(space), initial, patience)
 
 
-STRATEGIES: dict[str, StrategyBuilder] = {
-    "bohb": lambda space, guided, **_: ParzenEstimator(space),
-    "guided": _guided,
-    "guided-gen": lambda space, guided, **_: guided,
-    "local-search": lambda space, guided, **_: LocalSearch(space),
-    "mutation": lambda space, guided, **_: Mutation(space),
-    "mutation+random": lambda space, guided, **_: Union(Mutation(space), RandomSearch(space)),
-    "mutation-top10+random": lambda space, guided, **_: Union(
-        Mutation(space, parents=10), RandomSearch(space)
-    ),
-    "random": lambda space, guided, **_: RandomSearch(space),
-    "rea": lambda space, guided, **_: RegularizedEvolution(space),
-    "reinforce": lambda space, guided, **_: Reinforce(space),
-    "uncond+sort": lambda space, guided, **_: UnconditionalSorted(guided.generator),
-}
+class Strategy(NamedTuple):
+    """A strategy that has a name.
+
+    what: it does, in a line of help.
+    generates: whether it asks the diffusion model.
+    surrogate: what one is to it. One that is climbed needs a gradient, and can be led to a value
+        instead of the best.
+    """
+
+    build: StrategyBuilder
+    what: str
+    generates: bool = False
+    surrogate: Literal["climbed", "needed", "optional", "refused"] = "optional"
+
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        "guided": Strategy(
+            _guided,
+            "the diffusion model steered by the surrogate, and mutants of the best as long as the "
+            "last batch brought nothing better",
+            generates=True,
+            surrogate="climbed",
+        ),
+        "guided-gen": Strategy(
+            lambda space, guided, **_: guided,
+            "the steered diffusion model alone, as in the paper",
+            generates=True,
+            surrogate="climbed",
+        ),
+        "uncond+sort": Strategy(
+            lambda space, guided, **_: UnconditionalSorted(guided.generator),
+            "the diffusion model alone; the surrogate sorts what it brings",
+            generates=True,
+            surrogate="needed",
+        ),
+        "mutation": Strategy(
+            lambda space, guided, **_: Mutation(space),
+            "mutants of the best",
+        ),
+        "mutation+random": Strategy(
+            lambda space, guided, **_: Union(Mutation(space), RandomSearch(space)),
+            "one half mutants of the best, one half uniform draws",
+        ),
+        "mutation-top10+random": Strategy(
+            lambda space, guided, **_: Union(Mutation(space, parents=10), RandomSearch(space)),
+            "one half mutants of the ten best, one half uniform draws",
+        ),
+        "random": Strategy(
+            lambda space, guided, **_: RandomSearch(space),
+            "uniform draws",
+        ),
+        "rea": Strategy(
+            lambda space, guided, **_: RegularizedEvolution(space),
+            "regularized evolution",
+        ),
+        "local-search": Strategy(
+            lambda space, guided, **_: LocalSearch(space),
+            "neighbours until one is better",
+        ),
+        "reinforce": Strategy(
+            lambda space, guided, **_: Reinforce(space),
+            "policy gradient",
+        ),
+        "bohb": Strategy(
+            lambda space, guided, **_: ParzenEstimator(space),
+            "a Parzen estimator, with brief training first: needs the train evaluator, or a table "
+            "with accuracies after 12 epochs",
+            surrogate="refused",
+        ),
+    }
+)

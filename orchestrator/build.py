@@ -13,14 +13,15 @@ from nag.cli import find_space
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
-from nag.predictors.baselines import SURROGATES
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
+from nag.predictors.registry import SURROGATES
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.earlier import EarlierRun
-from orchestrator.methods import MULTI_FIDELITY, NONE
+from orchestrator.methods import NONE
+from orchestrator.parts import MULTI_FIDELITY
 from orchestrator.runtime import Runtime, place_of, wants_gpu
 from orchestrator.search.bayesopt import BayesianOptimizer
 from orchestrator.search.halving import SuccessiveHalving
@@ -65,13 +66,11 @@ def build_predictor(
     name: str, space: SearchSpace, prior: Sequence[EarlierRun] = ()
 ) -> SurrogatePredictor | None:
     """The surrogate of that name; raises UserError where it needs what is not installed."""
-    match name:
-        case "none":
-            return None
-        case "gp":
-            return GaussianProcess(space, tuple(_fitted(run, space) for run in prior))
-        case _:
-            return SURROGATES[name](space)
+    if name == NONE:
+        return None
+    if prior:  # this surrogate alone learns from earlier runs
+        return GaussianProcess(space, tuple(_fitted(run, space) for run in prior))
+    return SURROGATES[name].build(space)
 
 
 def _fitted(run: EarlierRun, space: SearchSpace) -> FittedGaussianProcess:
@@ -99,7 +98,7 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         scale=config.scale(),
         constraints=constraints,
     )
-    build = STRATEGIES[parts.strategy]
+    build = STRATEGIES[parts.strategy].build
     strategy = build(space, guided, initial=config.n_init, patience=config.batch_size)
     return BayesianOptimizer(
         space=space,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from acquisition.strategies import STRATEGIES
 from nag.calibration import Calibrated
 from nag.cli import WholeNumber, check_seed, find_space, section
 from nag.errors import UserError
@@ -21,21 +22,8 @@ from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from nag.sde import SIGMA_MAX, SIGMA_MIN
 from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
-from orchestrator.methods import (
-    AIMING,
-    DEFAULT,
-    GENERATING,
-    METHODS,
-    MULTI_FIDELITY,
-    NONE,
-    TARGET,
-    AcquisitionName,
-    MethodName,
-    Parts,
-    StrategyName,
-    SurrogateName,
-    resolve,
-)
+from orchestrator.methods import DEFAULT, NONE, Parts
+from orchestrator.parts import CHOICES, MULTI_FIDELITY, TARGET, resolve
 from orchestrator.typed import path_names, typed
 from trainers.build import EVALUATORS
 from trainers.latency.tables import file_and_key
@@ -43,13 +31,23 @@ from trainers.training.task import NetworkOptions, digest_of_images
 
 _DIFFUSION = Parameter(group=section("Diffusion"))
 _ROUNDS = Parameter(group=section("Rounds"))
-_LISTED = Parameter(show_choices=False)  # the help says what each is
-_METHOD_HELP = (
+
+
+def _part(option: str, text: str) -> Parameter:
+    """An option that names a part of a search: its help says what each of its choices is."""
+    choices = "\n".join(f"- {name}: {what}" for name, what in CHOICES[option].items())
+    return Parameter(help=f"{text}\n\n{choices}")
+
+
+_METHOD = _part(
+    "method",
     "A published method: it says which surrogate, strategy and acquisition function are taken "
-    f"where they are not named themselves; by default {DEFAULT}.\n\n"
-    + "\n".join(f"- {name}: {method.what}" for name, method in METHODS.items())
-    + "\n\nSources and departures from them: docs/methods.md."
+    f"where they are not named themselves; by default {DEFAULT}. Sources and departures from them: "
+    "docs/methods.md.",
 )
+_SURROGATE = _part("surrogate", "Predictor of values, by default gp.")
+_STRATEGY = _part("strategy", "What fills the pool of candidates, by default guided.")
+_ACQ = _part("acq", "Acquisition function, by default ei; ignored without a surrogate.")
 
 
 @Parameter(name="*", group=section("Search"))
@@ -79,32 +77,6 @@ class RunConfig:
         Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
     objective
         Accuracy that is searched on: validation or test. The test accuracy is always reported.
-    surrogate
-        Predictor of values, by default gp.
-
-        - gp: Gaussian process on structural features, which guided needs
-        - gp-plain, ensemble, wl-gp, hebo-gp: those of published methods (gp-plain and hebo-gp need
-          the extra baselines)
-        - none: fits nothing and evaluates what the strategy proposes
-    strategy
-        What fills the pool of candidates, by default guided.
-
-        - guided: the diffusion model steered by the surrogate, and mutants of the best as long as
-          the last batch brought nothing better
-        - guided-gen: the steered diffusion model alone
-        - uncond+sort, random, mutation, mutation+random, mutation-top10+random: the baselines of
-          the paper and of published methods
-        - rea, local-search, reinforce, bohb: need no surrogate; bohb needs the train evaluator, or
-          a table with accuracies after 12 epochs
-    acq
-        Acquisition function, by default ei; ignored without a surrogate.
-
-        - ei: expected improvement
-        - pi: probability of improvement
-        - its: independent Thompson sampling
-        - ucb: upper confidence bound
-        - mace: Pareto front of several
-        - target: likelihood of --target, and all that goes with it
     networks
         What networks are trained on and measured by, for the evaluators supernet and train.
     score
@@ -180,10 +152,10 @@ class RunConfig:
     table: Path | None = None
     dataset: str | None = None
     objective: Literal["valid", "test"] = "valid"
-    method: Annotated[MethodName | None, _LISTED, Parameter(help=_METHOD_HELP)] = None
-    surrogate: Annotated[SurrogateName | None, _LISTED] = None
-    strategy: Annotated[StrategyName | None, _LISTED] = None
-    acq: Annotated[AcquisitionName | None, _LISTED] = None
+    method: Annotated[str | None, _METHOD] = None
+    surrogate: Annotated[str | None, _SURROGATE] = None
+    strategy: Annotated[str | None, _STRATEGY] = None
+    acq: Annotated[str | None, _ACQ] = None
     networks: NetworkOptions = NetworkOptions()
     score: Annotated[Literal["network", "exact"], _DIFFUSION] = "network"
     score_weights: Annotated[Path | None, _DIFFUSION] = None
@@ -253,9 +225,10 @@ class RunConfig:
         check_seed(self.seed)
         if (self.guidance_form == TARGET) != (self.target is not None):
             raise UserError("--target and --guidance-form target go together")
-        if self.target is not None and self.strategy not in AIMING:
+        aiming = [name for name, found in STRATEGIES.items() if found.surrogate == "climbed"]
+        if self.target is not None and self.strategy not in aiming:
             raise UserError(
-                f"--target goes with --strategy {' or '.join(AIMING)}, not with {self.strategy}"
+                f"--target goes with --strategy {' or '.join(aiming)}, not with {self.strategy}"
             )
         if (self.acq == TARGET) != (self.target is not None):
             raise UserError("--target and --acq target go together")
@@ -306,7 +279,7 @@ class RunConfig:
 
     def generator(self, device: str) -> GeneratorConfig:
         """The generator this run asks for; one that has nothing to do needs no weights."""
-        used = self.strategy in GENERATING or self.constraint
+        used = STRATEGIES[self.parts.strategy].generates or self.constraint
         return GeneratorConfig(
             space=self.space,
             score=self.score if used else "exact",

@@ -6,45 +6,10 @@ docs/methods.md says of each what it takes from its source and where it departs 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
-
-from nag.errors import UserError, choose
-
-SurrogateName = Literal["gp", "gp-plain", "ensemble", "wl-gp", "hebo-gp", "none"]
-StrategyName = Literal[
-    "guided",
-    "guided-gen",
-    "bohb",
-    "local-search",
-    "mutation",
-    "mutation+random",
-    "mutation-top10+random",
-    "random",
-    "rea",
-    "reinforce",
-    "uncond+sort",
-]
-AcquisitionName = Literal["ei", "pi", "its", "ucb", "mace", "target"]
-MethodName = Literal[
-    "guided",
-    "random-search",
-    "rea",
-    "local-search",
-    "reinforce",
-    "bohb",
-    "gp-ucb",
-    "bananas",
-    "nasbowl",
-    "hebo",
-]
+from typing import NamedTuple
 
 DEFAULT = "guided"
 NONE = "none"  # the surrogate of a model-free method, and its acquisition function
-MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
-DIFFERENTIABLE = ("gp",)  # surrogates that guidance can climb
-TARGET = "target"  # the acquisition function of a search for a value, and its form of guidance
-AIMING = ("guided", "guided-gen")  # strategies that can go to a value instead of the best
-GENERATING = ("guided", "guided-gen", "uncond+sort")  # strategies that ask the diffusion model
 
 
 class Parts(NamedTuple):
@@ -123,39 +88,3 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
     }
 )
-
-
-def resolve(
-    method: str | None, surrogate: str | None, strategy: str | None, acq: str | None
-) -> Parts:
-    """The parts that are named, and of the others those of `method`; raises UserError.
-
-    Without a surrogate nothing is left to an acquisition function: it is `none` whatever is asked.
-    """
-    preset = METHODS[choose("method", method or DEFAULT, METHODS)].parts
-    named = (surrogate, strategy, acq)
-    if method and all(named) and named != preset:
-        raise UserError(
-            f"--method {method} has no say beside --surrogate {surrogate}, --strategy {strategy} "
-            f"and --acq {acq}: leave out what it is to decide"
-        )
-    surrogate = choose("surrogate", surrogate or preset.surrogate, get_args(SurrogateName))
-    strategy = choose("strategy", strategy or preset.strategy, get_args(StrategyName))
-    if surrogate == NONE:
-        acq = NONE
-    else:
-        given = next((name for name in (acq, preset.acq) if name not in (None, NONE)), "ei")
-        acq = choose("acquisition function", given, get_args(AcquisitionName))
-    if strategy.startswith("guided") and surrogate not in DIFFERENTIABLE:
-        raise UserError(
-            f"--strategy {strategy} climbs the surrogate, --surrogate {surrogate} has no gradient: "
-            f"choose --surrogate {' or '.join(DIFFERENTIABLE)}, or another strategy"
-        )
-    if strategy == MULTI_FIDELITY and surrogate != NONE:
-        raise UserError(
-            f"--strategy {strategy} has a model of its own: choose --surrogate none, or --method "
-            f"{strategy}"
-        )
-    if strategy == "uncond+sort" and surrogate == NONE:
-        raise UserError("--strategy uncond+sort sorts by a surrogate: --surrogate none is not one")
-    return Parts(surrogate, strategy, acq)

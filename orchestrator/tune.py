@@ -29,7 +29,7 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
-from orchestrator.methods import MULTI_FIDELITY
+from orchestrator.parts import MULTI_FIDELITY
 from orchestrator.search.bayesopt import BayesianOptimizer, with_early_values
 
 

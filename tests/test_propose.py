@@ -386,7 +386,7 @@ def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(cap
         ({"score_weights": "W.safetensors", "score": "network"}, "no such file: W.safetensors"),
         ({"device": "luck"}, "device 'luck' is not available"),
         ({"sampler": "luck"}, "unknown sampler 'luck'"),
-        ({"acq": "luck"}, '"luck" for --acq'),
+        ({"acq": "luck"}, "unknown acquisition function 'luck'"),
         ({"batch_size": 21}, "--pool-size 20 is smaller than --batch-size 21"),
         ({"pool_size": "6.5"}, "6.5"),
         ({"guidance_form": "target"}, "--target and --guidance-form target go together"),

@@ -125,7 +125,7 @@ class Spy:
 
 def build(name, space, generator, initial=0):
     """As the search builds it, for one evaluation at a time."""
-    return STRATEGIES[name](space, GuidedGeneration(generator), initial=initial, patience=1)
+    return STRATEGIES[name].build(space, GuidedGeneration(generator), initial=initial, patience=1)
 
 
 class BrokenGenerator:
@@ -460,11 +460,11 @@ def test_guided_search_generates_after_a_success_and_mutates_after_a_failure(net
 def test_what_runs_as_guided_knows_the_initial_design_and_the_batch():
     """And a target is aimed at in every round."""
     guided = GuidedGeneration(GENERATORS["toy"])
-    found = STRATEGIES["guided"](TOY, guided, initial=7, patience=3)
+    found = STRATEGIES["guided"].build(TOY, guided, initial=7, patience=3)
     assert found == NearAfterFailure(guided, Mutation(TOY), initial=7, patience=3)
     aimed = GuidedGeneration(GENERATORS["toy"], form="target", target=0.7)
-    assert STRATEGIES["guided"](TOY, aimed, initial=7, patience=3) is aimed
-    assert STRATEGIES["guided-gen"](TOY, guided, initial=7, patience=3) is guided
+    assert STRATEGIES["guided"].build(TOY, aimed, initial=7, patience=3) is aimed
+    assert STRATEGIES["guided-gen"].build(TOY, guided, initial=7, patience=3) is guided
 
 
 def test_draws_stop_when_they_bring_nothing_new():

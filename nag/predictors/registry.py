@@ -1,0 +1,52 @@
+"""Surrogate predictors by name.
+
+`gp-plain` and `hebo-gp` need the extra `baselines`: without it they raise a UserError when made.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from nag.predictors.base import SurrogatePredictor
+from nag.predictors.baselines.ensemble import Ensemble
+from nag.predictors.baselines.gp import PlainGaussianProcess
+from nag.predictors.baselines.hebo import HeboGaussianProcess
+from nag.predictors.baselines.wl import WeisfeilerLehmanGaussianProcess
+from nag.predictors.gp import GaussianProcess
+from nag.spaces import SearchSpace
+
+
+class Surrogate(NamedTuple):
+    """A surrogate predictor that has a name.
+
+    what: it is, in a line of help.
+    differentiable: whether guidance can climb it: it fits a `DifferentiablePredictor`.
+    """
+
+    build: Callable[[SearchSpace], SurrogatePredictor]
+    what: str
+    differentiable: bool = False
+
+
+SURROGATES: Mapping[str, Surrogate] = MappingProxyType(
+    {
+        "gp": Surrogate(
+            GaussianProcess,
+            "Gaussian process on structural features, which guided needs",
+            differentiable=True,
+        ),
+        "gp-plain": Surrogate(
+            PlainGaussianProcess,
+            "Gaussian process on one-hot encodings; needs the extra baselines",
+        ),
+        "ensemble": Surrogate(Ensemble, "that of BANANAS, of networks on path encodings"),
+        "wl-gp": Surrogate(
+            WeisfeilerLehmanGaussianProcess,
+            "that of NAS-BOWL, a Gaussian process with the Weisfeiler-Lehman kernel",
+        ),
+        "hebo-gp": Surrogate(
+            HeboGaussianProcess,
+            "that of HEBO, a Gaussian process on warped inputs; needs the extra baselines",
+        ),
+    }
+)

@@ -1,0 +1,69 @@
+"""The parts of a search: which there are, and what goes with what."""
+
+from collections.abc import Mapping
+
+from acquisition.functions import ACQUISITIONS, TargetLikelihood
+from acquisition.strategies import STRATEGIES
+from nag.errors import UserError, choose
+from nag.predictors.registry import SURROGATES
+from orchestrator.methods import DEFAULT, METHODS, NONE, Parts
+
+MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
+TARGET = "target"  # the acquisition function of a search for a value, and its form of guidance
+
+# Of each option that names a part, or all of them: what it can be, and what that is.
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "method": {name: method.what for name, method in METHODS.items()},
+    "surrogate": {
+        **{name: surrogate.what for name, surrogate in SURROGATES.items()},
+        NONE: "fits nothing: what the strategy proposes is evaluated",
+    },
+    "strategy": {name: strategy.what for name, strategy in STRATEGIES.items()},
+    "acq": {
+        **{name: acquisition.what for name, acquisition in ACQUISITIONS.items()},
+        TARGET: TargetLikelihood.what,
+    },
+}
+
+
+def resolve(
+    method: str | None, surrogate: str | None, strategy: str | None, acq: str | None
+) -> Parts:
+    """The parts that are named, and of the others those of `method`; raises UserError.
+
+    Without a surrogate nothing is left to an acquisition function: it is `none` whatever is asked.
+    """
+    preset = METHODS[choose("method", method or DEFAULT, CHOICES["method"])].parts
+    named = (surrogate, strategy, acq)
+    if method and all(named) and named != preset:
+        raise UserError(
+            f"--method {method} has no say beside --surrogate {surrogate}, --strategy {strategy} "
+            f"and --acq {acq}: leave out what it is to decide"
+        )
+    surrogate = choose("surrogate", surrogate or preset.surrogate, CHOICES["surrogate"])
+    strategy = choose("strategy", strategy or preset.strategy, CHOICES["strategy"])
+    if surrogate == NONE:
+        acq = NONE
+    else:
+        given = next((name for name in (acq, preset.acq) if name not in (None, NONE)), "ei")
+        acq = choose("acquisition function", given, CHOICES["acq"])
+    _check(surrogate, strategy)
+    return Parts(surrogate, strategy, acq)
+
+
+def _check(surrogate: str, strategy: str) -> None:
+    """Raise UserError where the strategy can do nothing with the surrogate."""
+    differentiable = [name for name, found in SURROGATES.items() if found.differentiable]
+    match STRATEGIES[strategy].surrogate:
+        case "climbed" if surrogate not in differentiable:
+            raise UserError(
+                f"--strategy {strategy} climbs the surrogate, --surrogate {surrogate} has no "
+                f"gradient: choose --surrogate {' or '.join(differentiable)}, or another strategy"
+            )
+        case "needed" if surrogate == NONE:
+            raise UserError(f"--strategy {strategy} needs a surrogate: --surrogate none is not one")
+        case "refused" if surrogate != NONE:
+            raise UserError(
+                f"--strategy {strategy} has a model of its own: choose --surrogate none, or "
+                f"--method {strategy}"
+            )
