@@ -40,16 +40,22 @@ from trainers.base import (
 from trainers.build import Settings, build_evaluator, network_task, unit_of
 from trainers.constraints import build_constraints
 from trainers.cost import Task
+from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
 from trainers.training.task import Place
 
 
-def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
-    """The constraints of a run, counted as its evaluator measures; raises UserError."""
+def constraints_of(config: RunConfig, dataset: str | None = None) -> tuple[Constraint, ...]:
+    """The constraints of a run, counted as its evaluator measures; raises UserError.
+
+    dataset: of what is evaluated, where the configuration does not say; None is not known.
+    """
     config, space = config.absolute(), find_space(config.space)
     task: Task | str | None = None
     if config.constraint:
         task = network_task(space, config.evaluator_name, _settings(config))
-    return build_constraints(space, config.constraint, task or config.dataset, config.latency_table)
+    return build_constraints(
+        space, config.constraint, task or config.dataset or dataset, config.latency_table
+    )
 
 
 def _settings(config: RunConfig, place: Place = Place()) -> Settings:
@@ -183,7 +189,8 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
             raise EvaluatorConfigError(
                 f"--grace-epochs {config.grace_epochs} must be less than the {whole} of a training"
             )
-    properties = tuple(constraint.quantity for constraint in constraints_of(config))
+    dataset = DATASET if isinstance(evaluator, SurrogateEvaluator) else None
+    properties = tuple(constraint.quantity for constraint in constraints_of(config, dataset))
     return WithProperties(evaluator, properties) if properties else evaluator
 
 

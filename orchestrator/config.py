@@ -111,8 +111,9 @@ class RunConfig:
         candidates satisfy it, and guidance steers to where it holds.
     latency_table
         Latency of the blocks on your device, for a constraint on latency: FILE or FILE:KEY, a
-        look-up table (JSON; KEY is the resolution; python -m trainers.build_latency_table makes
-        one) or measured networks (parquet; KEY is the column).
+        look-up table (JSON; KEY is the resolution, by default that of the networks evaluated;
+        python -m trainers.build_latency_table makes one) or measured networks (parquet; KEY is the
+        column). It must be of networks as wide as those evaluated.
     prior
         Folder or URI of an earlier run in the same space, on whatever data set or objective; may be
         repeated. The surrogate learns how much it tells about this one. Its evaluations are not

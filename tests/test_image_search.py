@@ -356,6 +356,13 @@ def test_a_latency_table_of_other_networks_is_refused(data, quarter, tmp_path):
         "",
         f"error: {table} is for networks of width 1, but those evaluated are of width 0.25\n",
     )
+    table.write_text(json.dumps({"width": 0.25, "tables": {"224": times}}))
+    argv[-1] = table
+    assert outcome(run_bo, *argv, "--out", tmp_path / "run") == (
+        2,
+        "",
+        f"error: {table} has no resolution '32': choose from 224\n",
+    )
 
 
 def test_a_search_by_training(data, tmp_path):

@@ -23,10 +23,10 @@ from nag.laws import UniformLaw, sde_of
 from nag.properties import Property
 from nag.score_net import ScoreNetConfig, ScoreNetwork
 from nag.spaces import SPACES
-from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
-from orchestrator.build import WithProperties
+from orchestrator.build import WithProperties, constraints_of
 from orchestrator.config import RunConfig
 from orchestrator.reporting.view import View
 from orchestrator.run_bo import app
@@ -34,9 +34,9 @@ from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import COLUMNS, RunStore
 from trainers.base import Measurement
-from trainers.cost import cost_property
+from trainers.cost import cost_property, mobilenetv3_plan
 from trainers.evaluators.toy import ToyEvaluator
-from trainers.latency.tables import latency_property
+from trainers.latency.tables import latency_property, once_for_all_block, once_for_all_ends
 from trainers.training.task import NetworkOptions
 
 ROOT = Path(__file__).parent.parent
@@ -781,6 +781,19 @@ def test_bad_guidance_scales(scale, capsys):
 )
 def test_bad_constraints(constraint, message, capsys):
     assert message in refusal(capsys, MOBILE, out="run", constraint=constraint)
+
+
+def test_a_latency_table_of_other_networks_than_the_surrogate_knows(capsys):
+    """It estimates networks of width 1.0; in Tune, and with values at hand, those are not known."""
+    plan = mobilenetv3_plan(224, 1.2)
+    blocks = [once_for_all_block(slot, k, e) for slot in plan.slots for k, e in LAYERS]
+    times = dict.fromkeys([*once_for_all_ends(plan), *blocks], 1.0)
+    Path("phone.json").write_text(json.dumps({"tables": {"224": times}}))
+    settings = {"constraint": "latency<=20", "latency_table": "phone.json"}
+    message = "phone.json is for networks of width 1.2, but those evaluated are of width 1\n"
+    assert message in refusal(capsys, MOBILE, out="run", **settings)
+    config = RunConfig(constraint=("latency<=20",), latency_table="phone.json")
+    assert [constraint.quantity.name for constraint in constraints_of(config)] == ["latency"]
 
 
 def test_a_latency_table_that_is_not_there(capsys):

@@ -10,6 +10,7 @@ import pytest
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import EXPANDS, KERNELS, LAYERS, MAX_DEPTH, MOBILENETV3, ops_from_ofa
 from trainers.base import EvaluatorConfigError
+from trainers.cost import Task
 from trainers.latency.tables import latency_property
 
 STRIDES, SQUEEZE_EXCITE, HARD_SWISH = (2, 2, 2, 1, 2), (0, 1, 0, 1, 1), (0, 0, 1, 1, 1)
@@ -118,6 +119,11 @@ def test_default_resolution_and_colons_in_names(tmp_path, rng):
     )
     assert (default == same).all()
     assert (default != other).all()
+    task = Task(10, resolution=192, width=1.2)
+    of_the_task = latency_property(MOBILENETV3, str(path), task)(archs)
+    assert (of_the_task == other).all()
+    asked_for = latency_property(MOBILENETV3, f"{path}:224", task)(archs)
+    assert (asked_for == default).all()
 
 
 def synthetic_networks(n, rng, noise=0.0):
@@ -127,21 +133,25 @@ def synthetic_networks(n, rng, noise=0.0):
     """
     archs = MOBILENETV3.sample(n, rng)
     resolution = rng.choice(np.arange(128, 228, 4), n)
-
-    def milliseconds(arch, r):
-        sizes, total = sizes_after(r), 1 + 1e-5 * r**2
-        for node, op in enumerate(arch.ops):
-            if op != ABSENT:
-                k, e = LAYERS[op]
-                total += 0.1 + 1e-4 * sizes[node // MAX_DEPTH + 1] ** 2 * k * e
-        return total
-
-    measured = [milliseconds(arch, r) for arch, r in zip(archs, resolution.tolist(), strict=True)]
+    measured = [synthetic_ms_of(*pair) for pair in zip(archs, resolution.tolist(), strict=True)]
     configs = [MOBILENETV3.to_config(arch) for arch in archs]
     table = pd.DataFrame({name: [c[name] for c in configs] for name in ("ks", "e", "d")})
     table["r"] = resolution
     table["lat_synthetic"] = measured + noise * rng.normal(size=n)
-    return table, archs, np.array([milliseconds(arch, 224) for arch in archs])
+    return table, archs, synthetic_latencies(archs, 224)
+
+
+def synthetic_latencies(archs, resolution):
+    return np.array([synthetic_ms_of(arch, resolution) for arch in archs])
+
+
+def synthetic_ms_of(arch, resolution):
+    sizes, total = sizes_after(resolution), 1 + 1e-5 * resolution**2
+    for node, op in enumerate(arch.ops):
+        if op != ABSENT:
+            k, e = LAYERS[op]
+            total += 0.1 + 1e-4 * sizes[node // MAX_DEPTH + 1] ** 2 * k * e
+    return total
 
 
 def test_fit_finds_a_synthetic_law_at_224_pixels(tmp_path, rng):
@@ -152,6 +162,18 @@ def test_fit_finds_a_synthetic_law_at_224_pixels(tmp_path, rng):
     error = latency(archs) - truth
     assert error.std() < 0.02 * truth.std()
     assert latency.std < 0.02 * truth.std()
+
+
+def test_fit_finds_a_synthetic_law_at_the_resolution_of_the_task(tmp_path, rng):
+    table, archs, _ = synthetic_networks(1500, rng)
+    table.to_parquet(tmp_path / "synthetic.parquet")
+    latency = latency_property(
+        MOBILENETV3, str(tmp_path / "synthetic.parquet"), Task(10, resolution=160)
+    )
+    truth = synthetic_latencies(archs, 160)
+    error = latency(archs) - truth
+    assert abs(error.mean()) < 0.02 * truth.std()
+    assert error.std() < 0.02 * truth.std()
 
 
 def test_std_of_the_fit_is_the_noise(tmp_path, rng):
@@ -211,6 +233,8 @@ def test_unknown_resolution(kind, tmp_path):
     assert message(f"{path}:large") == f"{path} has no resolution 'large': choose from 96, 192"
     empty = write(tmp_path / "empty.json", {kind: {}})
     assert message(empty) == f"{empty} has no resolution '224': choose from none"
+    with pytest.raises(EvaluatorConfigError, match=r"has no resolution '64': choose from 96, 192$"):
+        latency_property(MOBILENETV3, str(path), Task(10, resolution=64))
 
 
 @pytest.mark.parametrize("value", [None, "3.5", float("nan"), -1.0])

@@ -10,7 +10,7 @@ from nag.spaces import SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluatorConfigError
-from trainers.cost import COSTS, Task, cost_property
+from trainers.cost import COSTS, Task, cost_property, task_of_data_set
 from trainers.latency.tables import latency_property
 
 Builder = Callable[[SearchSpace, str | Task | None, str | None], Property]
@@ -37,7 +37,8 @@ def build_property(
 ) -> Property:
     """A property by name; raises EvaluatorConfigError for what is not known of the space.
 
-    task: what networks are for, or the name of a data set; None is the usual one of the space.
+    task: what networks are for, or the name of a data set; None is the usual one of the space, but
+        for a latency that of networks of any width.
     """
     known = PROPERTIES.get(space.name, {})
     if name not in known:
@@ -82,7 +83,9 @@ def _cost(name: str, by_default: str) -> Builder:
 def _latency(space: SearchSpace, task: str | Task | None, table: str | None) -> Property:
     if table is None:
         raise EvaluatorConfigError("a constraint on latency needs --latency-table")
-    return latency_property(space, table, task.width if isinstance(task, Task) else None)
+    if isinstance(task, str):
+        task = task_of_data_set(space.name, task)
+    return latency_property(space, table, task)
 
 
 # Space -> quantity -> how its property is built: from the space, what its networks are for, and

@@ -92,10 +92,14 @@ class _Network:
 
 @cache
 def _network(space: str, task: str | Task) -> _Network:
-    return _MODELS[space](task if isinstance(task, Task) else _task(space, task))
+    return _MODELS[space](task if isinstance(task, Task) else task_of_data_set(space, task))
 
 
-def _task(space: str, dataset: str) -> Task:
+def task_of_data_set(space: str, dataset: str) -> Task:
+    """What the networks of a space are for on a published data set, one of NUM_CLASSES.
+
+    Raises EvaluatorConfigError.
+    """
     if dataset not in NUM_CLASSES:
         raise EvaluatorConfigError(
             f"unknown data set {dataset!r}: choose from {', '.join(NUM_CLASSES)}"

@@ -27,7 +27,7 @@ from nag.spaces.mobilenetv3 import (
     ops_from_ofa,
 )
 from trainers.base import EvaluatorConfigError
-from trainers.cost import MAX_WIDTH, MobileNetV3Plan, Slot, mobilenetv3_plan
+from trainers.cost import MAX_WIDTH, MobileNetV3Plan, Slot, Task, mobilenetv3_plan
 from trainers.rows import column_names, read_columns
 
 Array = NDArray[np.float64]
@@ -38,7 +38,7 @@ _FOLDS = 5
 _PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
 
 
-def latency_property(space: SearchSpace, table: str, width: float | None = None) -> Property:
+def latency_property(space: SearchSpace, table: str, task: Task | None = None) -> Property:
     """Latency in milliseconds, from a `table` "FILE" or "FILE:KEY".
 
     FILE is one of
@@ -46,16 +46,16 @@ def latency_property(space: SearchSpace, table: str, width: float | None = None)
     * JSON {"tables": {resolution: {layer: ms}}}, the format of once-for-all, for networks of width
       1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0; "width" in
       the JSON says otherwise, as it does in tables of `trainers.build_latency_table`. "unit" must
-      not be another one. KEY is the resolution, 224 by default. Latency is the sum over the layers,
-      so the property is exact.
+      not be another one. KEY is the resolution, by default that of the task. Latency is the sum
+      over the layers, so the property is exact.
     * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224
       where there is no such column) and latencies `lat_*` in ms. KEY is one of these, by default
-      the only one. A sum over the layers is fitted and holds at 224 pixels; `std` is the root mean
-      square error of cross-validation, over networks at every resolution. Where computing takes the
-      time, e.g. in large batches on a GPU, the fit is all but exact; where starting the kernels
-      does, the measurements scatter widely around it and `std` says so.
+      the only one. A sum over the layers is fitted and holds at the resolution of the task; `std`
+      is the root mean square error of cross-validation, over networks at every resolution. Where
+      computing takes the time, e.g. in large batches on a GPU, the fit is all but exact; where
+      starting the kernels does, the measurements scatter widely around it and `std` says so.
 
-    width: of the networks that it is wanted for, where that is known.
+    task: of the networks that it is wanted for; None is one at 224 pixels, of whatever width.
 
     Raises EvaluatorConfigError, in one line, for another space, a table that is not as said, or one
     that says that it is for networks of another width.
@@ -69,11 +69,12 @@ def latency_property(space: SearchSpace, table: str, width: float | None = None)
         raise EvaluatorConfigError(
             f"{path} is no latency table: choose a file that ends in {' or '.join(_READERS)}"
         )
-    offset, coefficients, std, stated = _READERS[path.suffix](path, key)
-    if width is not None and stated not in (None, width):
+    resolution = RESOLUTION if task is None else task.resolution
+    offset, coefficients, std, stated = _READERS[path.suffix](path, key, resolution)
+    if task is not None and stated not in (None, task.width):
         raise EvaluatorConfigError(
             f"{path} is for networks of width {stated:g}, but those evaluated are of width "
-            f"{width:g}"
+            f"{task.width:g}"
         )
     return Property("latency", space, offset, coefficients, std)
 
@@ -156,15 +157,15 @@ _FORMATS = {
 }
 
 
-def _looked_up(path: Path, key: str) -> tuple[float, Array, float, float | None]:
+def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, float, float | None]:
     """Offset, coefficients (20, 9), standard deviation, 0, and width, from a table of layers."""
     form, width, tables = _layer_tables(path)
-    resolution = key or str(RESOLUTION)
-    if resolution not in tables:
+    key = key or str(resolution)
+    if key not in tables:
         raise EvaluatorConfigError(
-            f"{path} has no resolution {resolution!r}: choose from {', '.join(tables) or 'none'}"
+            f"{path} has no resolution {key!r}: choose from {', '.join(tables) or 'none'}"
         )
-    plan, times = mobilenetv3_plan(int(resolution), width), tables[resolution]
+    plan, times = mobilenetv3_plan(int(key), width), tables[key]
     ends = form.ends(plan)
     blocks = [[form.block(slot, k, e) for k, e in LAYERS] for slot in plan.slots]
     missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
@@ -215,7 +216,7 @@ def _is_time(value: object) -> bool:
 # Tables of networks.
 
 
-def _fitted(path: Path, key: str) -> tuple[float, Array, float, float | None]:
+def _fitted(path: Path, key: str, resolution: int) -> tuple[float, Array, float, float | None]:
     """Offset, coefficients (20, 9) and standard deviation of a fit to networks of some width."""
     latencies = [name for name in column_names(path) if name.startswith("lat_")]
     if not key and len(latencies) > 1:
@@ -227,21 +228,21 @@ def _fitted(path: Path, key: str) -> tuple[float, Array, float, float | None]:
         raise EvaluatorConfigError(
             f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}"
         )
-    one_hot, area, y = _measured(path, column)
+    one_hot, area, y = _measured(path, column, resolution)
     # A layer takes a time of its own, and one in proportion to the pixels it makes.
     x = np.stack([one_hot, one_hot * area[..., None]], axis=1).reshape(len(y), -1)  # (n, 2NF)
     errors = _cross_validate(x, y)  # (P,)
     offsets, weights = _ridge(x, y)
     best = int(errors.argmin())
-    at_224 = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # where every area is 1
-    return float(offsets[best]), at_224, float(errors[best]), None
+    there = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # where every area is 1
+    return float(offsets[best]), there, float(errors[best]), None
 
 
-def _measured(path: Path, column: str) -> tuple[Array, Array, Array]:
+def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, Array]:
     """Measured networks: operators (n, 20, 9) one-hot, areas (n, 20) and latencies (n,) in ms.
 
-    The area is that of the map a layer makes, in units of the one it makes at 224 pixels. Rows
-    without a latency or a resolution are left out.
+    The area is that of the map a layer makes, in units of the one it makes at the resolution, which
+    must not be beyond those measured. Rows without a latency or a resolution are left out.
     """
     sized = ["r"] if "r" in column_names(path) else []
     columns = read_columns(path, ["ks", "e", "d", *sized, column])
@@ -253,13 +254,13 @@ def _measured(path: Path, column: str) -> tuple[Array, Array, Array]:
         raise EvaluatorConfigError(
             f"{path} has {kept.sum()} networks with {column}: at least {_FOLDS} are needed"
         )
-    if not r[kept].min() <= RESOLUTION <= r[kept].max():
+    if not r[kept].min() <= resolution <= r[kept].max():
         raise EvaluatorConfigError(
             f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels: "
-            f"{RESOLUTION} is not among them"
+            f"{resolution} is not among them"
         )
     resolutions, which = np.unique(r[kept].astype(int), return_inverse=True)
-    areas = np.array([_areas(size) for size in resolutions.tolist()]) / _areas(RESOLUTION)
+    areas = np.array([_areas(size) for size in resolutions.tolist()]) / _areas(resolution)
     one_hot = MOBILENETV3.encode(archs).double().numpy()
     return one_hot[kept], areas[which], y[kept]
 
