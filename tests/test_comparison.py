@@ -1048,6 +1048,22 @@ def test_damaged_runs_are_named_and_left_out(
     assert "guided0" in made
 
 
+def test_searches_for_a_value_are_named_and_left_out(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The largest value tells nothing of them."""
+    aim = {"strategy": "guided-gen", "surrogate": "gp", "guidance_form": "target", "acq": "target"}
+    aimed = make("aimed", [0.1, 0.9], **aim, target=50.0, budget=2)
+    code, said = _report(capsys, aimed, "--out", tmp_path / "report")
+    assert code == 2
+    assert f"none of 1 runs can be compared: {aimed}: searches for a value" in said
+    make("other", [0.1, 0.5], budget=2)
+    code, said = _report(capsys, aimed.parent, "--out", tmp_path / "report")
+    assert code == 0
+    assert f"left out: {aimed}: searches for a value, by --target: runs are compared" in said
+    assert "1 runs, 1 of them finished" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -1107,7 +1123,7 @@ def test_nothing_left_to_report(
     _break(path, "config.json", "{")
     code, said = _report(capsys, path, "--out", tmp_path / "report")
     assert code == 2
-    assert "none of 1 runs can be read" in said
+    assert "none of 1 runs can be compared" in said
 
 
 def test_runs_whose_trials_all_failed(

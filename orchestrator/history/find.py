@@ -11,6 +11,8 @@ from nag.errors import UserError
 from orchestrator.history.run import DAMAGE, DamagedRunError, Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 
+_FOR_A_VALUE = "searches for a value, by --target: runs are compared by the largest they find"
+
 
 class Source(NamedTuple):
     """Where a run is, or will be.
@@ -115,9 +117,10 @@ class Skipped(NamedTuple):
 
 
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
-    """What can be read, with its group, and what cannot; raises UserError where nothing can.
+    """What can be compared, with its group, and what cannot; raises UserError where nothing can.
 
-    The budget of a run is the one that an experiment gives it: another may have prolonged the run.
+    A search for a value cannot: that of others is the largest. The budget of a run is the one that
+    an experiment gives it: another may have prolonged the run.
     """
     runs, skipped = [], []
     known: dict[Location, Run] = {}
@@ -125,12 +128,18 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
         try:
             if source.path not in known:
                 known[source.path] = _read(source)
-            runs.append((source.group, _as_asked(known[source.path], source.record)))
+            run = known[source.path]
+            if run.config.get("target") is not None:
+                skipped.append(Skipped(source.path, _FOR_A_VALUE))
+            else:
+                runs.append((source.group, _as_asked(run, source.record)))
         except DamagedRunError as error:
             skipped.append(Skipped(source.path, str(error)))
     if not runs:
         first = skipped[0]
-        raise UserError(f"none of {len(skipped)} runs can be read: {first.path}: {first.reason}")
+        raise UserError(
+            f"none of {len(skipped)} runs can be compared: {first.path}: {first.reason}"
+        )
     if not any(len(run) for _, run in runs):
         raise UserError("none of the runs has a finished trial yet")
     return runs, skipped
