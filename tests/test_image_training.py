@@ -459,6 +459,39 @@ class TestAugmentation:
         change = strength(found) - strength(before)
         assert min((change < -1e-3).sum(), (change > 1e-3).sum()) > 40
 
+    @pytest.mark.parametrize(
+        ("name", "twice"), [("solarize", [51, 153, 25]), ("solarize_add", [117, 153, 230])]
+    )
+    def test_randaugment_solarizes_little(self, name, twice, monkeypatch):
+        """As torchvision (from 178.5 on) and the authors (33 more below 128) have it."""
+        module = "kornia.augmentation.auto.rand_augment.rand_augment"
+        pytest.importorskip(module)
+        monkeypatch.setattr(f"{module}.default_policy", [[(name, 0.0, 1.0)]])
+        recipe = replace(RECIPE, policy="randaugment", cutout=0, flip=False)
+        augment = Augmentation(recipe, Normalisation((0, 0, 0), (1, 1, 1)))
+        before = torch.tensor([51, 153, 230], dtype=torch.uint8).view(1, 3, 1, 1)
+        found = (255 * augment(before.expand(-1, -1, 4, 4).contiguous())).round()
+        assert found[0, :, 0, 0].tolist() == twice
+
+    @pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10"])
+    def test_what_is_moved_into_a_picture_is_of_the_mean_colour(self, policy, monkeypatch):
+        """So a picture of that colour stays what it is wherever it is moved."""
+        auto = pytest.importorskip("kornia.augmentation.auto")
+        most = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.1}
+        ranges = [[(name, -one, one)] for name, one in (most | {"translate_y": 0.1}).items()]
+        rand_augment = "kornia.augmentation.auto.rand_augment.rand_augment"
+        monkeypatch.setattr(f"{rand_augment}.default_policy", ranges)
+        found = auto.AutoAugment([[(name, 0.9, 9)] for ((name, _, _),) in ranges])
+        monkeypatch.setattr(auto, "AutoAugment", lambda _: found)
+        augment = Augmentation(
+            replace(RECIPE, policy=policy, cutout=0, flip=False), Normalisation((0.25, 0.5, 0.75))
+        )
+        colour = torch.tensor([64, 128, 191], dtype=torch.uint8).view(1, 3, 1, 1)
+        images = colour.expand(64, -1, 16, 16).contiguous()
+        torch.manual_seed(0)
+        assert augment(images).abs().max() < 0.02
+        assert (augment(self.images) - Normalisation()(self.images)).abs().max() > 1
+
     def test_each_picture_stays_in_its_place(self):
         images = torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
         torch.manual_seed(0)

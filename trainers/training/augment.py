@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.base import EvaluatorConfigError
 from trainers.training.recipe import Policy, Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Without a sign of their own: a magnitude below 15 of 30 makes less of it, one above makes more.
-_BOTH_WAYS = ("color", "contrast", "brightness", "sharpness")
+# Other magnitudes of RandAugment than 9 of 30, as kornia counts them. Those without a sign of their
+# own make less of it below 15 and more above; what solarize inverts begins at the magnitude.
+_MAGNITUDES = {
+    **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (9, 21)),
+    "solarize": (21,),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Augmentation:
         """shard: (i, n) where this process has every n-th picture of a batch, from the i-th on."""
         self._shard = shard
         self._flip, self._cutout = recipe.flip, recipe.cutout
-        self._normalise, self._policy = normalise, _policy(recipe.policy)
+        self._normalise, self._policy = normalise, _policy(recipe.policy, normalise.mean)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) uint8 -> float32."""
@@ -116,7 +121,8 @@ class _Choice:
         return images
 
 
-def _policy(name: Policy) -> Callable[[Tensor], Tensor] | None:
+def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor] | None:
+    """fill: colour of what is not in the picture where a rotation, a shear or a shift shows it."""
     if name == "none":
         return None
     try:
@@ -127,10 +133,37 @@ def _policy(name: Policy) -> Callable[[Tensor], Tensor] | None:
             f"the augmentation {name} needs kornia: pip install 'diffusionnag-bo[imagenet]'"
         ) from None
     if name == "randaugment":
-        magnitudes = dict.fromkeys(_BOTH_WAYS, (9, 21))
-        operations = [
-            _Choice([RandAugment(n=1, m=m, policy=[one]) for m in magnitudes.get(one[0][0], (9,))])
-            for one in default_policy
-        ]
-        return _Choice(operations, times=2)
-    return _Choice(list(AutoAugment(name.removeprefix("autoaugment-")).children()))
+
+        def drawn(one: list[Any]) -> Callable[[Tensor], Tensor]:
+            what = one[0][0]
+            if what == "solarize_add":
+                return _lighten_shadows
+            magnitudes = _MAGNITUDES.get(what, (9,))
+            return _Choice([_filling(RandAugment(1, m, [one]), fill) for m in magnitudes])
+
+        return _Choice(list(map(drawn, default_policy)), times=2)
+    policy = _filling(AutoAugment(name.removeprefix("autoaugment-")), fill)
+    return _Choice(list(policy.children()))
+
+
+def _lighten_shadows(images: Tensor) -> Tensor:
+    """RandAugment's solarize_add at magnitude 9; kornia's inverts all that is light, besides."""
+    return torch.where(images < 0.5, images + 110 / 255 * 9 / 30, images)
+
+
+def _filling(policy: nn.Module, colour: tuple[float, ...]) -> nn.Module:
+    """Have what moves pixels, by kornia, fill in a colour where it would fill in black.
+
+    So do the authors of AutoAugment and timm, with the mean of the images. Moving is linear.
+    """
+    from kornia.augmentation import GeometricAugmentationBase2D
+    from kornia.augmentation.auto.operations import OperationBase
+
+    def shift(images: Tensor, sign: int) -> Tensor:
+        return images + sign * _on_device(torch.tensor(colour), images).view(3, 1, 1)
+
+    for module in policy.modules():
+        if isinstance(module, OperationBase) and isinstance(module.op, GeometricAugmentationBase2D):
+            module.register_forward_pre_hook(lambda _, given: (shift(given[0], -1), *given[1:]))
+            module.register_forward_hook(lambda _, __, moved: shift(moved, 1).clamp(0, 1))
+    return policy
