@@ -32,9 +32,9 @@ from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = (50, 100)  # evaluations of the sequential search

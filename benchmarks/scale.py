@@ -39,10 +39,10 @@ from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Trial
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Trial
 from trainers.base import Measurement
 from trainers.evaluators.surrogate import SurrogateEvaluator
 

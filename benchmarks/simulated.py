@@ -10,7 +10,8 @@ import numpy as np
 
 from nag.generator import Generator
 from orchestrator.executors.ray_core import in_flight
-from orchestrator.search.trial import Ask, Outcome, Trial, evaluate_trial
+from orchestrator.history.trials import Outcome, Trial
+from orchestrator.search.trial import Ask, evaluate_trial
 from trainers.base import Evaluator
 
 Duration = Callable[[Trial, Outcome], float]

@@ -28,9 +28,9 @@ import numpy as np
 from nag.cli import command_line, find_space, run
 from nag.spaces import Architecture
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, locate
 from orchestrator.storage.segment_journal import FOLDER, Segment

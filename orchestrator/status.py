@@ -83,7 +83,7 @@ class Snapshot:
     def rate(self, now: float) -> float | None:
         """Evaluations per second since the last few outcomes; None where there are too few."""
         store = self.store
-        ends = sorted((at, trial) for trial, at in store.finished_at.items())[-_NUM_RATE:]
+        ends = sorted((at, trial) for trial, at in store.history.finished_at.items())[-_NUM_RATE:]
         if len(ends) < 2 or now <= ends[0][0]:
             return None
         return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
@@ -111,7 +111,7 @@ class Snapshot:
         yield "", ProgressBar(config["budget"], float(store.spent), width=40)
         if store.best is not None:
             trial, value = store.best
-            when = _ago(store.finished_at[trial.trial], now)
+            when = _ago(store.history.finished_at[trial.trial], now)
             yield (
                 "best",
                 f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy}), {when}",
@@ -123,7 +123,7 @@ class Snapshot:
             yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at that"
         if pending := store.pending():
             since = [
-                f"trial {trial.trial}, {_ago(store.proposed_at[trial.iteration], now)}"
+                f"trial {trial.trial}, {_ago(store.history.proposed_at[trial.iteration], now)}"
                 for trial in pending[:_NUM_LAST]
             ]
             more = ["…"] if len(pending) > _NUM_LAST else []
@@ -134,7 +134,7 @@ class Snapshot:
                 phases[phase] += seconds
         phases["evaluate"] = sum(outcome.seconds for outcome in store.outcomes.values())
         yield "seconds", ", ".join(f"{phase} {total:.1f}" for phase, total in phases.items())
-        if events := [*store.proposed_at, *store.finished_at.values()]:
+        if events := [*store.history.proposed_at, *store.history.finished_at.values()]:
             yield "last event", _ago(max(events), now)
 
     def _last(self, now: float) -> Table:
@@ -150,7 +150,7 @@ class Snapshot:
                 store.unit.number(outcome.value),
                 store.unit.number(proposal.predicted_mean),
                 f"{outcome.seconds:.3g}",
-                _ago(store.finished_at[trial], now),
+                _ago(store.history.finished_at[trial], now),
                 outcome.error or "",
             )
         return table

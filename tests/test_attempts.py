@@ -6,7 +6,7 @@ import pytest
 
 from nag.spaces.toy import TOY
 from orchestrator.executors.attempts import Attempt, to_begin
-from orchestrator.search.trial import Outcome, Trial
+from orchestrator.history.trials import Outcome, Trial
 
 FIRST, SECOND, THIRD = (Attempt(Trial(i, 0, TOY.from_str("aa/aa"), "initial", i)) for i in range(3))
 NO_MEMORY = Outcome(0, "failed", error="MemoryError: too large")

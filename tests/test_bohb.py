@@ -34,6 +34,7 @@ from orchestrator.comparison.diagnostics import diagnose
 from orchestrator.config import RunConfig
 from orchestrator.experiments.jobs import Search
 from orchestrator.history.run import read_run
+from orchestrator.history.trials import Outcome
 from orchestrator.propose import read_observations
 from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
@@ -42,7 +43,6 @@ from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion
 from orchestrator.search.halving import SuccessiveHalving
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 from trainers.base import EvaluatorConfigError, at_epochs
 from trainers.evaluators.table import TableEvaluator
 from trainers.evaluators.toy import ToyEvaluator

@@ -45,12 +45,12 @@ from orchestrator.comparison.summary import Settings, Summary, summarise
 from orchestrator.comparison.tables import Cell, Table, accuracy_table, published, to_latex
 from orchestrator.config import RunConfig
 from orchestrator.history.find import Source, find_runs, read_runs
-from orchestrator.history.run import DamagedRunError, best_so_far, read_run
+from orchestrator.history.run import best_so_far, read_run
+from orchestrator.history.trials import DamagedRunError, Outcome
 from orchestrator.report import app
 from orchestrator.reporting.checklist import NOT_RECORDED
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 
 # q at 5 % for 2, 3, ... methods: Demsar, "Statistical comparisons of classifiers over multiple data
 # sets", JMLR 2006, table 5.
@@ -358,10 +358,13 @@ def _break(path: Path, name: str, text: str) -> Path:
 def test_damage_is_named(make: Make) -> None:
     path = make("a", [0.3, 0.2, 0.5])
     lines = (path / "journal.jsonl").read_text().splitlines(keepends=True)
+    second = json.loads(lines[1])
     for text, message in (
         (lines[0] + "garbage\n" + lines[1], "line 2 is damaged"),
         (lines[0] + "[]\n", "line 2 is damaged"),
-        (lines[0] + '{"event": "finished", "trial": 0, "metrics": {}}\n', "trials of this version"),
+        (lines[0] + '{"event": "finished", "at": 1, "trial": 0}\n', "line 2 is damaged"),
+        (lines[0] + json.dumps(second | {"value": "x"}) + "\n", "line 2 is damaged"),
+        (lines[0] + json.dumps(second | {"seconds": "x"}) + "\n", "trials of this version"),
     ):
         with pytest.raises(DamagedRunError, match=message):
             read_run(_break(path, "journal.jsonl", text))

@@ -22,12 +22,13 @@ from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.reporting.figures import BLUE
 from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
 from orchestrator.search.bayesopt import Suggestion, with_early_values
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import evaluate_trial
 from trainers.base import Measurement
 
 ROOT = Path(__file__).parent.parent

@@ -24,12 +24,12 @@ from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs
-from orchestrator.history.run import DamagedRunError, read_run
+from orchestrator.history.run import read_run
+from orchestrator.history.trials import DamagedRunError, Outcome
 from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 from orchestrator.storage import lease as leases
 from orchestrator.storage import segment_journal
 from orchestrator.storage.lease import InUseError

@@ -8,13 +8,13 @@ from nag.cli import run
 from nag.errors import UserError
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome
 from orchestrator.reporting import live_report as module
 from orchestrator.reporting.live_report import live_report
 from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 
 REFRESH = '<meta http-equiv="refresh"'
 OUTCOMES = (Outcome(0, "ok", 0.5, seconds=1.0), Outcome(1, "failed", error="Error: no"))

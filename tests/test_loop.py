@@ -20,10 +20,11 @@ from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.run import read_run
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial, evaluate_trial
+from orchestrator.search.trial import evaluate_trial
 from trainers.base import EvaluationError, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

@@ -5,7 +5,8 @@ import torch
 
 from nag.spaces.toy import TOY
 from orchestrator.executors.packing import GPUShare
-from orchestrator.search.trial import Outcome, Trial, evaluate_trial
+from orchestrator.history.trials import Outcome, Trial
+from orchestrator.search.trial import evaluate_trial
 from trainers.evaluators.toy import ToyEvaluator
 
 

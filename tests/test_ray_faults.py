@@ -25,10 +25,11 @@ from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.executors.ray_core import RayExecutor
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Executor, Outcome, Trial
+from orchestrator.search.trial import Executor
 from trainers.base import Evaluator, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

@@ -16,10 +16,10 @@ from orchestrator.config import RunConfig
 from orchestrator.executors import metrics as ray_metrics
 from orchestrator.executors.cluster import ClusterError, connect
 from orchestrator.executors.metrics import RayMetrics, rank_correlation
+from orchestrator.history.trials import Outcome
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 from trainers.evaluators.toy import ToyEvaluator
 
 pytestmark = pytest.mark.filterwarnings("error")  # a user would see them

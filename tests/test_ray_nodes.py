@@ -35,9 +35,9 @@ from orchestrator.executors.cluster import ClusterError, Machines
 from orchestrator.executors.ray_core import RayExecutor
 from orchestrator.executors.ray_tune import TuneExecutor
 from orchestrator.executors.tasks import RayTasks
+from orchestrator.history.trials import Trial
 from orchestrator.runtime import Runtime
 from orchestrator.search import trial as trial_module
-from orchestrator.search.trial import Trial
 from trainers.base import Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

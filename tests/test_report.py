@@ -19,6 +19,7 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.reporting.drawing import draw
 from orchestrator.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
 from orchestrator.reporting.run_report import (
@@ -31,7 +32,6 @@ from orchestrator.reporting.run_report import (
 from orchestrator.reporting.view import QUANTITIES
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial
 from trainers.base import EvaluationError, Evaluator, Measurement
 from trainers.evaluators.toy import ToyEvaluator
 

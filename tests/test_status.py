@@ -8,9 +8,9 @@ from rich.console import Console
 from nag.cli import run
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 from orchestrator.status import Snapshot, app, duration
 
 CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=3, batch_size=2, seed=7)

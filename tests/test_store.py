@@ -24,10 +24,10 @@ from nag.errors import UserError
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import EarlierRun
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import check_same_run
 from orchestrator.search.store import COLUMNS, RunStore
-from orchestrator.search.trial import Outcome
 from orchestrator.storage.journal import SCHEMA
 from trainers.training.task import NetworkOptions
 
@@ -361,7 +361,9 @@ def test_a_damaged_line_in_the_middle_does_not_delete_what_follows(store):
         '{"at": 1.0, "event": "paused"}',
         '{"at": 1.0, "event": "finished", "trial": 1}',
         '{"at": 1.0, "event": "finished", "trial": 77, "status": "failed"}',
-        '{"at": 1.0, "event": "proposed", "trials": [{"arch": "zz/zz"}]}',
+        '{"at": 1.0, "event": "finished", "trial": 4, "status": "ok", "value": "much"}',
+        '{"at": 1.0, "event": "proposed", "trials": [{"trial": 5, "arch": "zz/zz"}]}',
+        '{"at": 1.0, "event": "proposed", "trials": [{"trial": 77, "arch": "a"}]}',
     ],
 )
 def test_a_line_that_is_no_event_is_named(store, line):
@@ -395,9 +397,12 @@ def test_what_was_journalled_when(store, monkeypatch):
     store.record(success(4, 0.9))
     store.propose(suggestion("bb/bb"))
     seen = RunStore.read(store.out)
-    assert (seen.finished_at[4], seen.proposed_at[2]) == (1000.0, 1000.0)
-    assert min(seen.finished_at[0], seen.proposed_at[0]) > 1000.0
-    assert (seen.finished_at, seen.proposed_at) == (store.finished_at, store.proposed_at)
+    assert (seen.history.finished_at[4], seen.history.proposed_at[2]) == (1000.0, 1000.0)
+    assert min(seen.history.finished_at[0], seen.history.proposed_at[0]) > 1000.0
+    assert (seen.history.finished_at, seen.history.proposed_at) == (
+        store.history.finished_at,
+        store.history.proposed_at,
+    )
 
 
 @pytest.mark.parametrize("missing", ["config.json", "journal.jsonl"])

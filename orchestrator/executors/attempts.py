@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from orchestrator.search.trial import Ask, Outcome, Trial
+from orchestrator.history.trials import Outcome, Trial
+from orchestrator.search.trial import Ask
 
 
 @dataclass(frozen=True)

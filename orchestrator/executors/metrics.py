@@ -13,9 +13,9 @@ import scipy
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 
 _WINDOW = 100  # outcomes that the rank correlation is of
 _AGAIN_SECONDS = 5.0  # Ray forgets a gauge that is not set for a while

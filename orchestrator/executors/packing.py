@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 
 from orchestrator.executors.cluster import Machines, evaluation_request
+from orchestrator.history.trials import Outcome
 from orchestrator.runtime import GpusPerEval, Runtime
-from orchestrator.search.trial import Outcome
 
 _TO_SPARE = 1.25  # times the hungriest so far: others may be hungrier, and need a context besides
 _UNITS = 10_000  # Ray counts GPUs in so many parts

@@ -35,8 +35,9 @@ from orchestrator.executors.cluster import (
     options_of,
 )
 from orchestrator.executors.packing import Room
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.runtime import Runtime
-from orchestrator.search.trial import Ask, Outcome, Outcomes, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator
 
 _START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started

@@ -32,8 +32,9 @@ from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.cluster import ClusterError, Patience, connect, is_own
 from orchestrator.executors.packing import Room
 from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.runtime import Runtime
-from orchestrator.search.trial import Ask, Outcome, Outcomes, Trial, evaluate_trial
+from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 
 _HEARTBEAT_SECONDS = 1.0

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator.experiments.jobs import Job, Result
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 
 Watch = Callable[[Collection[Job]], None]  # is told, now and then, which jobs are going on
 _REFRESH_SECONDS = 0.5

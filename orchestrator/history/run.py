@@ -1,7 +1,7 @@
 """A run as it is read, while it goes on or afterwards."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nag.cli import find_space
 from nag.errors import UserError
+from orchestrator.history.trials import DamagedRunError, History
 from orchestrator.storage.journal import SCHEMA, read_journal
 from orchestrator.storage.location import Location, reason
 from trainers.base import FULL_EPOCHS
@@ -22,12 +24,9 @@ _NEEDED = {"space", "evaluator", "surrogate", "strategy", "acq", "seed", "budget
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
-_NUMBERS = ("value", "seconds")
-_OPTIONAL = ("test", "train_seconds", "predicted_mean", "predicted_std")
-
-
-class DamagedRunError(ValueError):
-    """A run that cannot be read: says why, in one line."""
+_OF_OUTCOMES = ("value", "seconds")
+_METRICS = ("test", "train_seconds")
+_OF_TRIALS = ("predicted_mean", "predicted_std")
 
 
 @dataclass(frozen=True)
@@ -136,59 +135,56 @@ def read_run(path: Location) -> Run:
         raise DamagedRunError(f"schema {schema}, this version reads {SCHEMA}")
     if missing := _NEEDED - (known | record.keys()):
         raise DamagedRunError(f"config.json lacks {', '.join(sorted(missing))}")
-    trials: list[dict[str, Any]] = []
-    outcomes: dict[int, dict[str, Any]] = {}
-    rounds: list[dict[str, Any]] = []
-    exhausted = False
-    for file, events in files:
-        for number, event in enumerate(events, start=1):
-            try:
-                if event["event"] == "proposed":
-                    trials += event.pop("trials")
-                    rounds.append({key: event[key] for key in ("seconds", "diagnostics")})
-                elif event["event"] == "exhausted":
-                    exhausted = True
-                else:
-                    trial = trials[event["trial"]]
-                    outcomes.setdefault(trial["trial"], event.pop("metrics") | event)
-            except DAMAGE:
-                raise DamagedRunError(f"{file}, line {number} is damaged") from None
-    count = next((i for i in range(len(trials)) if i not in outcomes), len(trials))
     try:
-        rows = [{**trials[i], **outcomes[i]} for i in range(count)]
-        columns = {n: np.array([row[n] for row in rows], dtype=float) for n in _NUMBERS}
-        columns |= {n: np.array([row.get(n) for row in rows], dtype=float) for n in _OPTIONAL}
-        epochs = [row.get("epochs") for row in rows]
-        low = np.array(
-            [
-                one is not None or row.get("stopped") is not None
-                for one, row in zip(epochs, rows, strict=True)
-            ],
-            dtype=bool,
-        )
-        failed = np.isnan(columns["value"])
-        for name in columns.keys() & set(ACCURACIES):
-            columns[name][low] = np.nan
-        return Run(
-            path,
-            record,
-            columns,
-            np.array([row["iteration"] for row in rows], dtype=np.int64),
-            tuple(str(row["strategy"]) for row in rows),
-            tuple(str(row["arch"]) for row in rows),
-            tuple(rounds),
-            len(outcomes),
-            int(failed.sum()),
-            np.array([FULL_EPOCHS if one is None else one for one in epochs], dtype=np.int64),
-            exhausted and len(outcomes) == len(trials),
-        )
+        history = History(find_space(record["config"]["space"]))
+        history.replay(files)
+    except UserError as error:
+        raise DamagedRunError(str(error)) from None
+    try:
+        return _run(path, record, history)
     except DAMAGE:
         raise DamagedRunError("journal.jsonl does not hold trials of this version") from None
 
 
+def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
+    gap = next((i for i in range(len(history.trials)) if i not in history.outcomes), None)
+    trials = history.trials[:gap]
+    outcomes = [history.outcomes[trial.trial] for trial in trials]
+    columns = {
+        **{name: _numbers(getattr(one, name) for one in outcomes) for name in _OF_OUTCOMES},
+        **{name: _numbers(one.metrics.get(name) for one in outcomes) for name in _METRICS},
+        **{name: _numbers(getattr(one, name) for one in trials) for name in _OF_TRIALS},
+    }
+    failed = np.isnan(columns["value"])
+    low = [
+        trial.epochs is not None or outcome.stopped is not None
+        for trial, outcome in zip(trials, outcomes, strict=True)
+    ]
+    for name in columns.keys() & set(ACCURACIES):
+        columns[name][np.array(low, dtype=bool)] = np.nan
+    return Run(
+        path,
+        record,
+        columns,
+        np.array([trial.iteration for trial in trials], dtype=np.int64),
+        tuple(trial.strategy for trial in trials),
+        tuple(history.space.to_str(trial.arch) for trial in trials),
+        tuple(history.rounds),
+        len(history.outcomes),
+        int(failed.sum()),
+        np.array([trial.work for trial in trials], dtype=np.int64),
+        history.exhausted and len(history.outcomes) == len(history.trials),
+    )
+
+
+def _numbers(found: Iterable[float | None]) -> Numbers:
+    """NaN where there is none."""
+    return np.array(list(found), dtype=float)
+
+
 def not_begun(path: Location, record: Mapping[str, Any]) -> Run:
     """A run of which there is no more than its record."""
-    nothing = {name: np.empty(0) for name in (*_NUMBERS, *_OPTIONAL)}
+    nothing = {name: np.empty(0) for name in (*_OF_OUTCOMES, *_METRICS, *_OF_TRIALS)}
     return Run(
         path, record, nothing, np.empty(0, np.int64), (), (), (), 0, 0, np.empty(0, np.int64)
     )

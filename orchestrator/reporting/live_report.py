@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nag.errors import UserError
+from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.pace import NowAndThen
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome
 
 _SHARE = 0.02  # of the time, at most, goes to it
 _AFTER = 20.0  # seconds; a shorter run has its report at the end

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nag.errors import UserError
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.history.run import best_so_far
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist
 from orchestrator.reporting.drawing import draw, legend
 from orchestrator.reporting.figures import (
@@ -26,7 +27,6 @@ from orchestrator.reporting.figures import (
 from orchestrator.reporting.pages import page_template
 from orchestrator.reporting.view import quantities, quantity_of
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location, reason, write_whole
 from trainers.constraints import parse_constraint
 from trainers.rows import Unit

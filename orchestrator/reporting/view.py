@@ -10,9 +10,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.location import Location
 from trainers.constraints import parse_constraint
 

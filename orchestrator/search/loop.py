@@ -8,11 +8,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion, with_early_values
 from orchestrator.search.halving import SuccessiveHalving
 from orchestrator.search.pace import NowAndThen
 from orchestrator.search.store import RunStore
-from orchestrator.search.trial import Executor, Outcome, Trial
+from orchestrator.search.trial import Executor
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
 

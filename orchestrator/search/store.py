@@ -11,10 +11,9 @@ journal a crash can cost, its two kinds say: `LocalJournal`, `SegmentJournal`.
 """
 
 import errno
-import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
@@ -29,6 +28,7 @@ from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import DamagedRunError, History, Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import (
     RESTORE,
@@ -38,7 +38,6 @@ from orchestrator.search.record import (
     write_record,
 )
 from orchestrator.search.successes import Successes
-from orchestrator.search.trial import Outcome, Trial
 from orchestrator.storage.events import Event, Events
 from orchestrator.storage.journal import Journal, open_journal, read_journal
 from orchestrator.storage.location import Location, reason, write_whole
@@ -71,8 +70,7 @@ class RunStore:
     there were many before, but for the copy that `observations` is.
 
     unit: of the values, in files and where they are shown.
-    proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
-    epoch.
+    history: what the journal tells.
     """
 
     def __init__(
@@ -85,20 +83,14 @@ class RunStore:
         journal: Journal | None,
     ) -> None:
         self.out, self.space, self.seed, self.unit = out, space, seed, unit
-        self.trials: list[Trial] = []
-        self.outcomes: dict[int, Outcome] = {}
-        self.rounds: list[dict[str, Any]] = []  # diagnostics of each iteration
+        self.history = History(space)
         self._target = None if target is None else target / unit.times
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
-        self.proposed_at: list[float] = []
-        self.finished_at: dict[int, float] = {}
-        self._first: list[int] = []  # trial of each round
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
         self._full, self._low = Successes(), Successes()
         self._curves: dict[int, Sequence[float]] = {}  # of trials that were trained
         self._epochs = 0  # that the outcomes have cost
-        self.exhausted = False  # whether the space holds no more architectures to propose
         self._num_saved = 0  # outcomes that outlive this process
         self._journal = journal  # None: to look at only
 
@@ -161,6 +153,24 @@ class RunStore:
             raise UserError(f"cannot read the journal of {out}: {reason(error)}") from error
         return store
 
+    @property
+    def trials(self) -> Sequence[Trial]:
+        return self.history.trials
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        return self.history.outcomes
+
+    @property
+    def rounds(self) -> Sequence[Mapping[str, Any]]:
+        """The seconds and diagnostics of each."""
+        return self.history.rounds
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the space holds no more architectures to propose."""
+        return self.history.exhausted
+
     def merit(self, value: float) -> float:
         """What the best has most of: the value or, where one is aimed at, nearness to it."""
         return value if self._target is None else -abs(value - self._target)
@@ -203,7 +213,7 @@ class RunStore:
         """What was proposed besides: without an outcome, or of round `before` or later."""
         end = self._end(before)
         open_ends = [trial for trial in self._pending.values() if trial.trial < end]
-        return tuple(trial.arch for trial in open_ends + self.trials[end:])
+        return tuple(trial.arch for trial in (*open_ends, *self.trials[end:]))
 
     def after(self, epoch: int, before: int | None = None) -> Observations:
         """What the trials of rounds before `before` had after that epoch of their training."""
@@ -227,9 +237,10 @@ class RunStore:
 
     def _end(self, before: int | None) -> int:
         """How many trials the rounds before one have, or all."""
-        if before is None or before >= len(self._first):
+        first = self.history.first
+        if before is None or before >= len(first):
             return len(self.trials)
-        return self._first[max(before, 0)] if self._first else 0
+        return first[max(before, 0)] if first else 0
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
         """Turn a suggestion into trials, in the journal before this returns."""
@@ -259,7 +270,8 @@ class RunStore:
             },
             worth=sum(suggestion.seconds.values()),
         )
-        return self.trials[first:]
+        self._begin(proposed := self.history.trials[first:])
+        return proposed
 
     def record(self, outcome: Outcome) -> None:
         """Keep an outcome, in the journal before this returns; a second one is ignored."""
@@ -269,6 +281,7 @@ class RunStore:
                 if not event[name]:
                     del event[name]
             self._append(event, worth=outcome.seconds)
+            self._finish(outcome)
 
     def exhaust(self) -> None:
         """Keep that there is no more to propose."""
@@ -318,7 +331,7 @@ class RunStore:
         event["at"] = round(time.time(), 3)
         with self._writing() as journal:
             journal.append(event, worth)
-        self._apply(event)
+        self.history.apply(event)
         if journal.saved:
             self._num_saved = self.num_finished
 
@@ -339,47 +352,22 @@ class RunStore:
 
     def _replay(self, files: Iterable[tuple[str, Events]]) -> None:
         """Rebuild the state; damage is a UserError."""
-        with _no_garbage():
-            for file, events in files:
-                for number, event in enumerate(events, start=1):
-                    try:
-                        self._apply(event)
-                    except (ValueError, KeyError, TypeError, AttributeError):
-                        raise UserError(
-                            f"{file}, line {number} is damaged: {RESTORE.format(self.out)}"
-                        ) from None
+        try:
+            self.history.replay(files)
+        except DamagedRunError as error:
+            raise UserError(f"{error}: {RESTORE.format(self.out)}") from None
+        self._begin(self.trials)
+        for outcome in self.outcomes.values():
+            self._finish(outcome)
         self._num_saved = self.num_finished
 
-    def _apply(self, event: Any) -> None:
-        at = event.pop("at")
-        match event.pop("event"):
-            case "proposed":
-                found = event.pop("trials")
-                for trial in found:
-                    trial["arch"] = self.space.from_str(trial["arch"])
-                trials = [Trial(**trial) for trial in found]
-                self._first.append(len(self.trials))
-                self.trials += trials
-                self._pending.update((trial.trial, trial) for trial in trials)
-                self._seen.update((trial.arch, None) for trial in trials)
-                self.rounds.append(event)
-                self.proposed_at.append(at)
-            case "finished":
-                self._finish(Outcome(**event), at)
-            case "exhausted":
-                self.exhausted = True
-            case other:
-                raise ValueError(f"unknown event {other!r}")
+    def _begin(self, trials: Sequence[Trial]) -> None:
+        self._pending.update((trial.trial, trial) for trial in trials)
+        self._seen.update((trial.arch, None) for trial in trials)
 
-    def _finish(self, outcome: Outcome, at: float) -> None:
-        if not 0 <= outcome.trial < len(self.trials):
-            raise ValueError(f"trial {outcome.trial} was never proposed")
-        if outcome.trial in self.outcomes:
-            return
-        self.outcomes[outcome.trial] = outcome
-        self.finished_at[outcome.trial] = at
+    def _finish(self, outcome: Outcome) -> None:
         trial, value = self._pending.pop(outcome.trial), outcome.value
-        self._epochs += FULL_EPOCHS if trial.epochs is None else trial.epochs
+        self._epochs += trial.work
         if value is None:
             return
         if outcome.curve:
@@ -400,18 +388,6 @@ def num_tabled(out: Location) -> int:
         return pq.read_metadata(pa.BufferReader((out / TABLE).read_bytes())).num_rows
     except (FileNotFoundError, pa.ArrowException):
         return 0
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Spare a long journal the search for garbage, of which reading it leaves none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def vars_of(record: Trial | Outcome) -> dict[str, Any]:

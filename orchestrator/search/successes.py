@@ -7,7 +7,7 @@ import numpy as np
 
 from nag.predictors.base import Observations
 from nag.spaces import Architecture
-from orchestrator.search.trial import Trial
+from orchestrator.history.trials import Trial
 
 
 class Successes:

@@ -1,4 +1,4 @@
-"""Trials and their outcomes, and the one function that turns the first into the second."""
+"""Where trials are evaluated, and the one function that turns one into its outcome."""
 
 import collections.abc
 import faulthandler
@@ -6,63 +6,20 @@ import math
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from fractions import Fraction
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
 from nag.generator import Generator
-from nag.spaces import Architecture
-from trainers.base import FULL_EPOCHS, EvaluationError, Evaluator, Measurement, at_epochs
+from orchestrator.history.trials import Outcome, Trial
+from trainers.base import EvaluationError, Evaluator, Measurement, at_epochs
 from trainers.training.loop import out_of_memory
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One architecture to evaluate."""
-
-    trial: int  # 0, 1, 2, ... in the order proposed
-    iteration: int  # 0 for the initial design
-    arch: Architecture
-    strategy: str  # "initial", or the candidate strategy
-    seed: int
-    predicted_mean: float | None = None  # by the surrogate, before the evaluation; a fraction
-    predicted_std: float | None = None
-    epochs: int | None = None  # None is the full fidelity
-
-    @property
-    def cost(self) -> Fraction:
-        """In evaluations of full fidelity."""
-        return Fraction(1) if self.epochs is None else Fraction(self.epochs, FULL_EPOCHS)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a trial. An error is a result, not an exception."""
-
-    trial: int
-    status: Literal["ok", "failed"]
-    value: float | None = None  # larger is better; an accuracy is a fraction
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    error: str | None = None
-    attempts: int = 1
-    curve: Sequence[float] = ()  # values after each epoch of a training
-    stopped: int | None = None  # the epoch after which a training was stopped early
-    device: str = ""  # what a latency was measured on
-    gpu_memory: float = 0.0  # the most that was taken of that of its GPU, a share; 0 without one
-
-    @property
-    def out_of_memory(self) -> bool:
-        """Whether the evaluation wanted more memory, of the machine or of its GPU, than it got."""
-        return (self.error or "").startswith(("MemoryError", "OutOfMemoryError"))
-
 
 _TAKEN = frozenset(one.name for kind in (Trial, Outcome) for one in fields(kind))
 Outcomes: TypeAlias = collections.abc.Generator[Outcome, None, None]
