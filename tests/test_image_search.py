@@ -22,10 +22,11 @@ from orchestrator.run_bo import app as run_bo
 from orchestrator.train_supernet import app as train_on_ray
 from trainers.base import EvaluatorConfigError
 from trainers.build import Settings, build_evaluator, network_task
-from trainers.cost import Task, cost, cost_property, mobilenetv3_plan
+from trainers.cost import Task, cost, cost_property
 from trainers.evaluate import app as evaluate
 from trainers.latency.tables import once_for_all_block, once_for_all_ends
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
+from trainers.plans import mobilenetv3_plan
 from trainers.train_supernet import app as train_supernet
 from trainers.training.sandwich import SMALLEST
 from trainers.training.task import ImageTask, NetworkOptions, Place

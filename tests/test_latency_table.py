@@ -22,7 +22,6 @@ from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
 from trainers.build import Settings, build_evaluator
 from trainers.build_latency_table import Passes, app
-from trainers.cost import mobilenetv3_plan
 from trainers.evaluate import evaluate_row
 from trainers.latency import timing
 from trainers.latency.block_times import BlockTimer
@@ -31,6 +30,7 @@ from trainers.latency.timing import CpuStopwatch, CudaStopwatch, latency, stopwa
 from trainers.ofa import LARGEST, Supernet, save_supernet
 from trainers.ofa.layers import Block
 from trainers.partial import Partial
+from trainers.plans import mobilenetv3_plan
 from trainers.training.sandwich import SMALLEST
 from trainers.training.task import NetworkOptions, Place
 

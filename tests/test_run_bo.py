@@ -34,9 +34,10 @@ from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import COLUMNS, RunStore
 from trainers.base import Measurement
-from trainers.cost import cost_property, mobilenetv3_plan
+from trainers.cost import cost_property
 from trainers.evaluators.toy import ToyEvaluator
 from trainers.latency.tables import latency_property, once_for_all_block, once_for_all_ends
+from trainers.plans import mobilenetv3_plan
 from trainers.training.task import NetworkOptions
 
 ROOT = Path(__file__).parent.parent

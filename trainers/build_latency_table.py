@@ -22,11 +22,11 @@ from nag.errors import UserError
 from nag.files import write_json
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.cost import check_width
 from trainers.latency.block_times import BlockTimer
 from trainers.latency.tables import RESOLUTION, latency_property
 from trainers.latency.timing import device_name
 from trainers.partial import Partial
+from trainers.plans import check_width
 from trainers.training.loop import out_of_memory
 
 Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, ms

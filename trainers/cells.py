@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
-from trainers.cost import CELLS, CHANNELS
+from trainers.plans import CELLS, CHANNELS
 
 
 class CellNetwork(nn.Module):

@@ -12,16 +12,15 @@ from operator import attrgetter
 
 import numpy as np
 
-from nag.errors import UserError
 from nag.properties import Property
 from nag.spaces import ABSENT, Architecture, SearchSpace
-from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3
+from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
 from trainers.base import EvaluatorConfigError
+from trainers.plans import CELLS, CHANNELS, Slot, mobilenetv3_plan, squeezed, stack_sizes
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
 COSTS = ("macs", "params")
-MAX_WIDTH = 4  # times the channels of the published network
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +35,6 @@ class Task:
     classes: int
     resolution: int
     width: float = 1.0
-
-
-def check_width(width: float) -> None:
-    """Raise UserError for a width that no network here is made with."""
-    if not 0 < width <= MAX_WIDTH or width != round(width, 2):
-        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
 
 
 def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
@@ -131,90 +124,6 @@ def _linear(inputs: int, outputs: int) -> _Cost:
     return _Cost(inputs * outputs, inputs * outputs + outputs)
 
 
-# Once-for-all MobileNetV3 at width 1.0.
-_STEM, _EXPANDED, _FEATURES = 16, 960, 1280
-_STAGES = (  # channels, stride, squeeze-excite, hard swish
-    (24, 2, False, False),
-    (40, 2, True, False),
-    (80, 2, False, True),
-    (112, 1, True, True),
-    (160, 2, True, True),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where an inverted bottleneck sits: channels and map sizes before and after it."""
-
-    inputs: int
-    outputs: int
-    size_in: int
-    size_out: int
-    stride: int
-    squeeze_excite: bool
-    hard_swish: bool
-
-    @property
-    def skip(self) -> bool:
-        """Whether a residual connection runs around it."""
-        return self.stride == 1 and self.inputs == self.outputs
-
-
-@dataclass(frozen=True, slots=True)
-class MobileNetV3Plan:
-    """Everything of a once-for-all network that is not searched.
-
-    resolution: side of the images, pixels.
-    first: the fixed block after the stem, of kernel 3 and expand ratio 1.
-    slots: where the searched layers sit, (20,).
-    expanded, features: channels of the final expansion and of the mixing before the classifier.
-    """
-
-    resolution: int
-    first: Slot
-    slots: tuple[Slot, ...]
-    expanded: int
-    features: int
-
-
-@cache
-def mobilenetv3_plan(resolution: int = 224, width: float = 1.0) -> MobileNetV3Plan:
-    """The plan for images of `resolution` pixels and channels multiplied by `width`."""
-    stem, size = _make_divisible(_STEM * width), _strided(resolution, 2)
-    first = Slot(stem, stem, size, size, stride=1, squeeze_excite=False, hard_swish=False)
-    slots, before = [], first
-    for channels, first_stride, squeeze_excite, hard_swish in _STAGES:
-        for stride in (first_stride, *[1] * (MAX_DEPTH - 1)):
-            before = Slot(
-                inputs=before.outputs,
-                outputs=_make_divisible(channels * width),
-                size_in=before.size_out,
-                size_out=_strided(before.size_out, stride),
-                stride=stride,
-                squeeze_excite=squeeze_excite,
-                hard_swish=hard_swish,
-            )
-            slots.append(before)
-    expanded, features = _make_divisible(_EXPANDED * width), _make_divisible(_FEATURES * width)
-    return MobileNetV3Plan(resolution, first, tuple(slots), expanded, features)
-
-
-def _strided(size: int, stride: int) -> int:
-    """Side of the map that a padded convolution makes of a `size` x `size` map."""
-    return (size - 1) // stride + 1
-
-
-def _make_divisible(channels: float) -> int:
-    """The nearest multiple of 8, but never less than 90 % of `channels`."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
-
-
-def squeezed(channels: int) -> int:
-    """Channels in the middle of a squeeze-excite module around `channels`."""
-    return _make_divisible(channels / 4)
-
-
 def _squeeze_excite(channels: int) -> _Cost:
     reduced = squeezed(channels)
     return _linear(channels, reduced) + _linear(reduced, channels)  # 1 x 1 convolutions with bias
@@ -247,14 +156,7 @@ def _mobilenetv3(task: Task) -> _Network:
     return _Network(ends, tuple(layers))
 
 
-# NAS-Bench-201: three stacks of five equal cells with a residual reduction block between stacks.
-CHANNELS, CELLS = (16, 32, 64), 5  # of the stacks, in each of them
 _KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
-
-
-def _sizes(resolution: int) -> tuple[int, int, int]:
-    half = _strided(resolution, 2)
-    return resolution, half, _strided(half, 2)
 
 
 def _cell_operator(name: str, resolution: int) -> _Cost:
@@ -264,7 +166,7 @@ def _cell_operator(name: str, resolution: int) -> _Cost:
         return _Cost(0, 0)
     return _total(
         _conv_bn(channels, channels, kernel, size)
-        for channels, size in zip(CHANNELS, _sizes(resolution), strict=True)
+        for channels, size in zip(CHANNELS, stack_sizes(resolution), strict=True)
         for _ in range(CELLS)
     )
 
@@ -280,7 +182,7 @@ def _reduction(channels: int, size: int) -> _Cost:
 
 def _nasbench201(task: Task) -> _Network:
     """The ends are stem, reduction blocks, last batch norm and classifier."""
-    first, second, third = _sizes(task.resolution)
+    first, second, third = stack_sizes(task.resolution)
     ends = (
         _conv_bn(3, CHANNELS[0], 3, first)
         + _reduction(CHANNELS[0], second)

@@ -16,9 +16,9 @@ from nag.cli import WholeNumber, check_output, check_seed, command_line, plain_c
 from nag.errors import UserError
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.cost import check_width
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.ofa import LARGEST, Supernet, load_supernet, save_supernet
+from trainers.plans import check_width
 from trainers.training import parallel
 from trainers.training.checkpoint import NoCheckpointError
 from trainers.training.loop import Epoch, Training

@@ -16,8 +16,8 @@ from nag.spaces import SPACES, InvalidArchitectureError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.base import EvaluatorConfigError
 from trainers.cells import CellNetwork
-from trainers.cost import CELLS, CHANNELS
 from trainers.ofa import build_network
+from trainers.plans import CELLS, CHANNELS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

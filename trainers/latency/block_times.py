@@ -18,12 +18,12 @@ from torch import nn
 
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES
-from trainers.cost import mobilenetv3_plan
 from trainers.latency.tables import once_for_all_block, once_for_all_ends
 from trainers.latency.timing import placed, random_images, stopwatch
 from trainers.ofa import Network, build_network
 from trainers.ofa.layers import Block
 from trainers.ofa.network import initialise
+from trainers.plans import mobilenetv3_plan
 
 Times = dict[str, list[float]]  # ms
 

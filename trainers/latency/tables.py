@@ -27,7 +27,8 @@ from nag.spaces.mobilenetv3 import (
     ops_from_ofa,
 )
 from trainers.base import EvaluatorConfigError
-from trainers.cost import MAX_WIDTH, MobileNetV3Plan, Slot, Task, mobilenetv3_plan
+from trainers.cost import Task
+from trainers.plans import MAX_WIDTH, MobileNetV3Plan, Slot, mobilenetv3_plan
 from trainers.rows import column_names, read_columns
 
 Array = NDArray[np.float64]

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from trainers.cost import Slot, squeezed
+from trainers.plans import Slot, squeezed
 
 
 def conv_bn(

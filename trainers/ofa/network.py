@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import LAYERS
-from trainers.cost import Slot, mobilenetv3_plan
 from trainers.ofa.layers import Block, conv_bn
+from trainers.plans import Slot, mobilenetv3_plan
 
 
 class Layer(NamedTuple):

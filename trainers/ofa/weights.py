@@ -18,8 +18,8 @@ from torch import Tensor
 from nag.checkpoint import save_tensors
 from nag.files import write_bytes
 from trainers.base import EvaluatorConfigError
-from trainers.cost import mobilenetv3_plan
 from trainers.ofa.supernet import Supernet
+from trainers.plans import mobilenetv3_plan
 
 _WRAPPERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of parallel training and averages, of torch.compile
