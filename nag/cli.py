@@ -1,7 +1,9 @@
 """What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
@@ -49,6 +51,28 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     return Console(
         stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with how much more is done: a bar on a terminal, nothing elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        yield partial(bar.advance, bar.add_task(title, total=total))
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:

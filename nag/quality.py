@@ -3,8 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
-from nag.cli import WholeNumber, command_line, find_space, plain_console, run
+from nag.cli import WholeNumber, command_line, find_space, plain_console, progress_bar, run
 from nag.devices import resolve_device
 from nag.errors import UserError, choose
 from nag.exact_score import exact_score, exact_score_of_samples
@@ -228,7 +226,8 @@ class Benchmark:
 
     def _measure(self, name: str, source: Source) -> dict[str, Any]:
         known, of = source.known(), self.settings
-        with _progress(self.console, name, (of.seeds * of.num + of.distance_num) * of.steps) as bar:
+        total = (of.seeds * of.num + of.distance_num) * of.steps
+        with progress_bar(self.console, name, total) as advance:
             draw = partial(
                 generate,
                 self.space,
@@ -237,7 +236,7 @@ class Benchmark:
                 sampler=of.sampler,
                 steps=of.steps,
                 device=of.device,
-                progress=bar,
+                progress=advance,
             )
             repeats = []
             for seed in range(of.seeds):
@@ -318,17 +317,6 @@ def uniform_draws(space: SearchSpace, seed: int, steps: int, batch_size: int) ->
         rng.integers(2**62), rng.integers(2**62)  # seeds of noise and dropout
         drawn.update(map(pack, space.sample(batch_size, rng)))
     return drawn
-
-
-@contextmanager
-def _progress(console: Console, name: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """What to call with the work done; None where nobody looks."""
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda n: bar.advance(task, n)
 
 
 def _command() -> str:

@@ -2,12 +2,10 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import Progress
 
 from nag.cli import (
     INVALID,
@@ -17,6 +15,7 @@ from nag.cli import (
     command_line,
     find_space,
     plain_console,
+    progress_bar,
     run,
 )
 from nag.errors import UserError
@@ -99,11 +98,8 @@ def main(
     )
     generator = DiffusionGenerator(config)
     console = plain_console()
-    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
-        advance = None
-        if bar:
-            task = bar.add_task("sampling", total=num * (steps or SAMPLERS[sampler].steps))
-            advance = lambda n: bar.advance(task, n)  # noqa: E731
+    total = num * (steps or SAMPLERS[sampler].steps)
+    with progress_bar(console, "sampling", total) as advance:
         samples = generate(
             search_space,
             generator.score,

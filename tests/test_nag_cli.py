@@ -1,6 +1,7 @@
 """The commands `python -m nag.train` and `python -m nag.sample`."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from nag.checkpoint import load_network, save_tensors
-from nag.cli import read_architectures, run
+from nag.cli import progress_bar, read_architectures, run
 from nag.generate import generate
 from nag.laws import random_list
 from nag.sample import app as sample_app
@@ -50,6 +52,16 @@ def run_here(capsys, app, *arguments):
     with pytest.raises(SystemExit) as exit_:
         run(app, [str(argument) for argument in arguments])
     return exit_.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_a_terminal(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+    with progress_bar(console, "sampling", 20) as advance:
+        advance(5)
+        advance(3)
+    shown = console.file.getvalue()
+    assert ("sampling" in shown, " 8/20" in shown) == (terminal, terminal)
 
 
 def refusal(capsys, app, *arguments):

@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from nag.cli import (
     WholeNumber,
@@ -19,6 +18,7 @@ from nag.cli import (
     find_space,
     one_line,
     plain_console,
+    progress_bar,
     run,
 )
 from nag.files import sha256_of
@@ -151,7 +151,7 @@ def _evaluate(
                 if final:
                     partial.add(rows[text])
                 unlucky += not final
-                advance()
+                advance(1)
     except KeyboardInterrupt:
         console.print("interrupted: repeat the command to continue")
         sys.exit(130)
@@ -169,24 +169,23 @@ def conditions(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[], object]]:
-    """What to call when one more is done: a bar on a terminal, else a line now and then."""
+def _progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with how many more are done: a bar on a terminal, else a line now and then."""
     if console.is_terminal:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("evaluating", total=total)
-            yield lambda: bar.advance(task)
+        with progress_bar(console, "evaluating", total) as advance:
+            yield advance
         return
     done, started = 0, perf_counter()
     said = started
 
-    def advance() -> None:
+    def count(more: int) -> None:
         nonlocal done, said
-        done += 1
+        done += more
         if (now := perf_counter()) - said >= _SAY_SECONDS:
             console.print(f"{done:,} of {total:,} evaluated, {now - started:.0f} s")
             said = now
 
-    yield advance
+    yield count
 
 
 def evaluate_row(

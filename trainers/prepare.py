@@ -2,17 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.cli import WholeNumber, command_line, plain_console, progress_bar, run
 from nag.errors import UserError
 from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
@@ -75,8 +72,8 @@ def main(
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to {folder}: give --out")
 
-    with _bar(console, "checking", len(listing.pictures)) as progress:
-        found = look_at_all(listing, workers, progress)
+    with progress_bar(console, "checking", len(listing.pictures)) as advance:
+        found = look_at_all(listing, workers, advance)
     images = build_images(found.listing, folder)
     with locked(folder):
         for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
@@ -86,8 +83,8 @@ def main(
     sys.stdout.writelines(f"{line}\n" for line in report(found, folder))
     if size is not None:
         for name, split in images.splits.items():
-            with _bar(console, f"decoding {name}", len(split)) as progress:
-                path = write_pixels(split, size, folder, workers, progress)
+            with progress_bar(console, f"decoding {name}", len(split)) as advance:
+                path = write_pixels(split, size, folder, workers, advance)
             sys.stdout.write(f"pixels of {name}: {path}\n")
 
 
@@ -161,18 +158,6 @@ def _write_lists(found: Found, folder: Path) -> None:
     }
     for name, lines in lists.items():
         write_text(folder / name, "\n".join(lines))
-
-
-@contextmanager
-def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, moved by calling with how many are done."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    hidden = not console.is_terminal
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ class Found:
 def look_at_all(
     listing: Listing,
     workers: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda more: None,
 ) -> Found:
-    """Read and decode every picture; progress is called with how many are done.
+    """Read and decode every picture; progress is called with how many more are done.
 
     Raises OSError when a picture cannot be read at all.
     """
@@ -41,12 +41,11 @@ def look_at_all(
     sizes = np.zeros((n, 3), dtype=np.int64)
     digests = np.zeros(n, dtype="V16")
     errors: list[str | None] = [None] * n
-    source, done = open_source(listing, listing.pictures), 0
+    source = open_source(listing, listing.pictures)
     for rows, looks in in_processes(partial(_look, source), n, workers):
         for row, (digest, size, error) in zip(rows.tolist(), looks, strict=True):
             sizes[row], digests[row], errors[row] = size, np.void(digest), error
-        done += len(rows)
-        progress(done)
+        progress(len(rows))
     columns = {
         "bytes": pa.array(sizes[:, 0]),
         "width": pa.array(sizes[:, 1]),

@@ -74,13 +74,13 @@ def write_pixels(
     size: int,
     folder: Path,
     workers: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda more: None,
 ) -> Path:
     """Decode a split into its pixel file, unless it is there, whole or not at all.
 
     Of processes that want it at the same time one decodes and the others wait.
 
-    progress: called with how many pictures are done. Raises OSError when the disk is full.
+    progress: called with how many more pictures are done. Raises OSError when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = pixel_file(folder, split, size)
@@ -101,11 +101,10 @@ def _write(
         shape = (len(split), 3, size, size)
         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         _reserve(temporary)
-        work, done = partial(_write_rows, split, size, temporary), 0
+        work = partial(_write_rows, split, size, temporary)
         for rows, bad in in_processes(work, len(split), workers):
             corrupt += bad
-            done += len(rows)
-            progress(done)
+            progress(len(rows))
         about = {"names": split.digest, "corrupt": sorted(corrupt)}
         write_text(path.with_suffix(".json"), json.dumps(about))
 
