@@ -6,6 +6,8 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@cache
+def code_digest(*packages: str) -> str:
+    """The same for the same code of packages of ours, and the same files that come with it."""
+    digest = hashlib.sha256()
+    for package in packages:
+        root = Path(str(import_module(package).__file__)).parent
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(f"{package}/{path.relative_to(root)} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def kept(
     folder: Path,
     name: str,
@@ -64,14 +78,15 @@ def kept(
 
     So a long command that is repeated goes on where it was stopped. Raises OSError.
 
-    asked: all that decides the result.
+    asked: all that decides the result, the code by `code_digest`.
     tell: is told when nothing had to be measured.
     """
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.json"
-    if path.exists():
+    with suppress(FileNotFoundError, ValueError):  # what is damaged is measured again
+        found: dict[str, Any] = json.loads(path.read_bytes())
         tell(f"already in {path}")
-        return json.loads(path.read_text())
+        return found
     result = measure()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, result)

@@ -18,7 +18,7 @@ from nag.cli import WholeNumber, command_line, find_space, plain_console, progre
 from nag.devices import resolve_device
 from nag.errors import UserError, choose
 from nag.exact_score import exact_score, exact_score_of_samples
-from nag.files import kept
+from nag.files import code_digest, kept
 from nag.generate import DEFAULT_SAMPLER, generate
 from nag.generator import accelerated
 from nag.laws import LARGEST_EXACT, ListLaw, UniformLaw, random_list, sde_of
@@ -122,7 +122,8 @@ def main(
 
     Writes quality-SPACE.csv, .json and .md to OUT; the last also goes to stdout. Networks that are
     missing are trained first, on a random list: half of the space, or 500,000 architectures.
-    Interrupted measurements continue row by row when the command is repeated.
+    Interrupted measurements continue row by row when the command is repeated; rows of another
+    version of the program are measured again.
 
     Parameters
     ----------
@@ -219,7 +220,12 @@ class Benchmark:
         return kept(
             cache,
             f"{self.space.name}-{name}",
-            {**asdict(self.settings), **row, "list": self.law_record},
+            {
+                **asdict(self.settings),
+                **row,
+                "list": self.law_record,
+                "code": code_digest("nag"),
+            },
             lambda: row | self._measure(name, source),
             lambda told: self.console.print(f"{name}: {told}"),
         )

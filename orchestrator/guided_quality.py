@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nag.calibration import Calibrated
 from nag.cli import WholeNumber, command_line, find_space, plain_console, run
 from nag.errors import UserError
-from nag.files import kept, write_text
+from nag.files import code_digest, kept, write_text
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, Guidance
 from nag.laws import random_list
@@ -92,8 +92,8 @@ def main(
     Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
     OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
     what is reported is the test accuracy, where there is one. An interrupted command goes on where
-    it was when it is repeated: what it has measured is in OUT/guided-quality-groups.
-    Use another OUT after an upgrade.
+    it was when it is repeated: what it has measured is in OUT/guided-quality-groups. What another
+    version of the program has measured there is measured again.
 
     Parameters
     ----------
@@ -166,6 +166,7 @@ def main(
         "device": str(generator.device),
         "machine": platform.machine(),
         "torch": torch.__version__,
+        "code": code_digest("nag", "trainers", "orchestrator"),
     }
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for seed in range(seeds):

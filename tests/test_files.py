@@ -13,7 +13,7 @@ import torch
 
 from nag.checkpoint import save_tensors
 from nag.errors import UserError
-from nag.files import aside, write_bytes, write_text
+from nag.files import aside, code_digest, write_bytes, write_text
 from trainers.ofa import Supernet, save_supernet
 from trainers.partial import Partial
 from trainers.rows import write_rows
@@ -161,3 +161,25 @@ def test_a_partial_file_has_one_user(tmp_path, monkeypatch):
         Partial(path, {"seed": 0})
     first.remove()  # and now a second one begins before the first has ended
     assert Partial(path, {"seed": 1}).found == []
+
+
+def test_a_digest_of_code_is_of_all_that_a_package_comes_with(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "a_synthetic_package"
+    (package / "__pycache__").mkdir(parents=True)
+    for name in ("__init__.py", "inner.py", "weights.safetensors", "__pycache__/inner.pyc"):
+        (package / name).write_text("")
+
+    def digest():
+        code_digest.cache_clear()
+        return code_digest(package.name)
+
+    found = [digest()]
+    (package / "__pycache__" / "inner.pyc").write_text("compiled")
+    assert digest() == found[0]
+    for name in ("inner.py", "weights.safetensors"):
+        (package / name).write_text("1")
+        found.append(digest())
+    (package / "inner.py").rename(package / "other.py")
+    found.append(digest())
+    assert len(set(found)) == 4

@@ -303,6 +303,9 @@ def test_an_interrupted_command_goes_on_where_it_was(capsys, monkeypatch):
     pd.testing.assert_frame_equal(rows, measure(capsys, settings)[0])
     measure(capsys, settings, labels="15", progress=0.5)
     assert measured[5:] == [(15, 0), (15, 1)]
+    monkeypatch.setattr("orchestrator.guided_quality.code_digest", lambda *_: "another version")
+    measure(capsys, settings, labels="15")
+    assert measured[7:] == [(15, 0), (15, 1)]
 
 
 def test_several_numbers_of_labels(capsys):

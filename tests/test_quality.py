@@ -214,6 +214,12 @@ def test_rows_measured_before_an_interruption_are_kept(tmp_path, capsys, monkeyp
     assert "exact-of-list: measured" in err
     _, _, err = run_here(capsys, *arguments, "--steps", "10")
     assert "already in" not in err
+    for path in (tmp_path / "quality-rows").iterdir():
+        path.write_text("{")  # damaged
+    assert "already in" not in run_here(capsys, *arguments)[2]
+    assert run_here(capsys, *arguments)[2].count("already in") == 2
+    monkeypatch.setattr("nag.quality.code_digest", lambda *_: "another version")
+    assert "already in" not in run_here(capsys, *arguments)[2]
 
 
 def test_novelty_of_shipped_weights_is_against_their_draws(tmp_path, capsys, monkeypatch):
