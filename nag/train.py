@@ -219,7 +219,8 @@ def train_network(
         losses.append(loss)
         if state.step % report_every and state.step != config.steps:
             continue
-        report = {"loss": float(np.mean(losses[-report_every:])), **_quality(state, law, held_out)}
+        loss_since = float(np.mean(losses[-report_every:]))
+        report = {"loss": loss_since, **_quality(state, law, held_out, device)}
         seconds = time.monotonic() - started
         remaining = seconds / (state.step - first) * (config.steps - state.step)
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in report.items())
@@ -281,9 +282,11 @@ def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -
         raise UserError(f"{error}: lower --learning-rate or raise --sigma-min") from error
 
 
-def _quality(state: TrainingState, law: Law, held_out: torch.Tensor) -> dict[str, float]:
-    """Of 1,000 samples and of the denoised estimate, as fractions."""
-    samples = generate(law.space, state.ema, state.ema.sde, 1000, seed=0)
+def _quality(
+    state: TrainingState, law: Law, held_out: torch.Tensor, device: torch.device
+) -> dict[str, float]:
+    """Of 1,000 samples and of the denoised estimate, as fractions; the networks are on `device`."""
+    samples = generate(law.space, state.ema, state.ema.sde, 1000, seed=0, device=device)
     generator = torch.Generator().manual_seed(1)
     quality = {"validity": samples.validity}
     if isinstance(law, ListLaw):

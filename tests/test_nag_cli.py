@@ -102,6 +102,20 @@ def test_training_writes_weights_and_their_record(trained):
     assert record["exact_target"] is True
 
 
+def test_quality_is_of_samples_made_where_the_network_is(tmp_path, capsys, monkeypatch):
+    devices = []
+
+    def generated(*args, device, **options):
+        devices.append(device)
+        return generate(*args, device=device, **options)
+
+    monkeypatch.setattr("nag.train.generate", generated)
+    out = tmp_path / "W.safetensors"
+    code, _, _ = run_here(capsys, train_app, *BRIEFLY, "--steps", "1", "--out", out)
+    assert code == 0
+    assert devices == [torch.device("cpu")]
+
+
 def continue_and_compare(out, trained, capsys):
     """Repeat the command of an interrupted training: it ends as if nothing had happened."""
     restart = out.with_suffix(".train.safetensors")
