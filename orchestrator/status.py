@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from nag.cli import command_line, plain_console, run
+from orchestrator.reporting.view import after
 from orchestrator.search.record import read_record
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, PathOrURI
@@ -147,7 +148,7 @@ class Snapshot:
             table.add_row(
                 str(trial),
                 proposal.strategy,
-                store.unit.number(outcome.value),
+                f"{store.unit.number(outcome.value)}{after(proposal, outcome)}",
                 store.unit.number(proposal.predicted_mean),
                 f"{outcome.seconds:.3g}",
                 _ago(store.history.finished_at[trial], now),

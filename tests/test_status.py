@@ -1,6 +1,7 @@
 """How a run is going, as seen by a process that does not drive it."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -72,6 +73,16 @@ def test_what_is_shown(store, clock):
         "│ 2 │ initial │ 25.000 │ 50.000 │ 2 │ 30 s ago │ │",
         "│ 3 │ guided │ 87.500 │ 50.000 │ 2 │ 0 s ago │ │",
     ]
+
+
+def test_values_of_less_than_a_whole_training_say_so(store, clock):
+    brief = replace(batch("cb/bc", strategy="bohb"), epochs=12)
+    store.propose(brief)
+    store.record(Outcome(4, "ok", 0.75, stopped=3))
+    store.record(Outcome(5, "ok", 0.75))
+    rows = [line for line in shown(store.out, clock[0]) if line.startswith("│")]
+    assert rows[-2].startswith("│ 4 │ guided │ 75.000 after 3 epochs │")
+    assert rows[-1].startswith("│ 5 │ bohb │ 75.000 after 12 epochs │")
 
 
 def test_a_run_that_stands_still(store, clock):

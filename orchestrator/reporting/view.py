@@ -101,12 +101,13 @@ class View:
         elif not self._progress:
             self._console.print(
                 f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
-                f"value {store.unit.text(outcome.value)}{_after(trial, outcome)}  {_best(store)}  "
+                f"value {store.unit.text(outcome.value)}{after(trial, outcome)}  {_best(store)}  "
                 f"{time.monotonic() - self._started:.0f} s"
             )
 
 
-def _after(trial: Trial, outcome: Outcome) -> str:
+def after(trial: Trial, outcome: Outcome) -> str:
+    """What is said of a value that is not that of a whole training."""
     epochs = trial.epochs if outcome.stopped is None else outcome.stopped
     return "" if epochs is None else f" after {epochs} epochs"
 
