@@ -108,6 +108,12 @@ def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()
         raise UserError(f"--out {out} is read, and would be overwritten: choose another")
 
 
+def check_new(out: Path) -> None:
+    """Raises UserError where --out is there: what took work is not overwritten."""
+    if out.exists():
+        raise UserError(f"--out {out} is there: delete it or choose another")
+
+
 def find_space(name: str) -> StagedSpace:
     """The search space of that name."""
     return SPACES[choose("space", name, SPACES)]

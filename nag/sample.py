@@ -10,6 +10,7 @@ import torch
 from nag.cli import (
     INVALID,
     WholeNumber,
+    check_new,
     check_output,
     check_seed,
     command_line,
@@ -91,8 +92,7 @@ def main(
     if min(num, batch_size, threads, 1 if steps is None else steps) < 1:
         raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
     check_output(out)
-    if out.exists():
-        raise UserError(f"--out {out} is there: delete it or choose another")
+    check_new(out)
     config = GeneratorConfig(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )

@@ -209,10 +209,11 @@ def test_seeds_have_trainings_of_their_own(data, tmp_path):
     argv += ["--data", data, "--resolution", 8, "--epochs", 1, "--checkpoints", tmp_path / "kept"]
     argv += ["--image-workers", 0]
     losses = []
-    for seed in (0, 1, 0):
-        code, _, err = outcome(evaluate, *argv, "--seed", seed, "--out", tmp_path / "found.parquet")
+    for number, seed in enumerate((0, 1, 0)):
+        out = tmp_path / f"found-{number}.parquet"
+        code, _, err = outcome(evaluate, *argv, "--seed", seed, "--out", out)
         assert code == 0, err
-        losses += pd.read_parquet(tmp_path / "found.parquet")["loss"].tolist()
+        losses += pd.read_parquet(out)["loss"].tolist()
     assert losses[0] == losses[2] != losses[1]
     assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
 

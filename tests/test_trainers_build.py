@@ -215,6 +215,15 @@ def test_where_all_failed_the_command_failed(flaky):
     assert (code, err[1]) == (1, f"the first that failed, {TOY_TEXTS[0]}: not in the table")
 
 
+def test_what_is_finished_is_not_overwritten(flaky):
+    flaky()
+    before = Path("out.parquet").read_bytes()
+    code, err, met = flaky((), "--seed", "1")
+    assert (code, met) == (2, [])
+    assert err == ["error: --out out.parquet is there: delete it or choose another"]
+    assert Path("out.parquet").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["archs", "table", "weights"])
 def test_what_is_read_is_not_overwritten(name, flaky):
     write_rows([{"arch": text} for text in TOY_TEXTS[:6]], ["arch"], Path("in.parquet"))
@@ -263,7 +272,7 @@ def test_an_architecture_listed_twice_is_evaluated_once(flaky, tmp_path):
 def test_progress_without_a_terminal_is_a_line_now_and_then(flaky, monkeypatch):
     assert len(flaky()[1]) == 1
     monkeypatch.setattr("trainers.evaluate._SAY_SECONDS", 0)
-    lines = flaky()[1]
+    lines = flaky(out="other.parquet")[1]
     assert len(lines) == 7
     assert lines[1].startswith("2 of 6 evaluated, ")
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nag.cli import (
     WholeNumber,
+    check_new,
     check_output,
     check_seed,
     command_line,
@@ -78,7 +79,7 @@ def main(
         Text file with one architecture per line, in the notation of the space, or parquet file with
         a column arch, such as orchestrator.propose writes.
     out
-        Parquet file to write.
+        Parquet file to write; one that is finished is not overwritten.
     table
         Parquet file of accuracies, for the table evaluator.
     dataset
@@ -102,11 +103,14 @@ def main(
     built = build_evaluator(search_space, evaluator, settings)
     architectures = read_list(archs, search_space)
     check_output(out, ".parquet", (archs, table, networks.weights, networks.data))
+    unfinished = out.with_name(f"{out.name}.partial")
+    if not unfinished.exists():
+        check_new(out)
 
     start = perf_counter()
     console = plain_console()
     partial = Partial(
-        out.with_name(f"{out.name}.partial"),
+        unfinished,
         {"space": space, "evaluator": evaluator, "seed": seed, **conditions(settings)},
     )
     with closing(partial):
