@@ -25,8 +25,9 @@ from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_
 from orchestrator.methods import DEFAULT, NONE, Parts
 from orchestrator.parts import CHOICES, MULTI_FIDELITY, TARGET, resolve
 from orchestrator.typed import path_names, typed
-from trainers.build import EVALUATORS
+from trainers.build import EVALUATORS, unit_of
 from trainers.latency.tables import file_and_key
+from trainers.rows import PERCENT
 from trainers.training.task import NetworkOptions, digest_of_images
 
 _DIFFUSION = Parameter(group=section("Diffusion"))
@@ -235,6 +236,9 @@ class RunConfig:
             raise UserError("--target and --acq target go together")
         if self.target is not None and not math.isfinite(self.target):
             raise UserError(f"--target {self.target} must be finite")
+        of_accuracies = unit_of(self.evaluator_name) == PERCENT
+        if self.target is not None and of_accuracies and not 1 <= self.target <= 100:
+            raise UserError(f"--target {self.target:g} is in percent: it must be 1 to 100")
         self.scale()
         if self.prior and self.surrogate != "gp":
             raise UserError(f"--prior goes with --surrogate gp, not with {self.surrogate}")

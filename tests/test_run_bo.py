@@ -757,6 +757,13 @@ def test_a_target_must_be_finite(target, capsys):
     assert "must be finite" in refusal(capsys, QUICK, out="run", **changes)
 
 
+@pytest.mark.parametrize("target", ["0.76", "760"])
+def test_a_target_is_in_percent(target, capsys):
+    changes = {"guidance_form": "target", "target": target}
+    message = f"--target {target} is in percent: it must be 1 to 100"
+    assert message in refusal(capsys, QUICK, out="run", **changes)
+
+
 @pytest.mark.parametrize("scale", ["0", "-1", "", "strong", "nan", "inf", "5,1", "0,1", "1,2,3"])
 def test_bad_guidance_scales(scale, capsys):
     message = refusal(capsys, QUICK, out="run", guidance_scale=scale)
