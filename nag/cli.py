@@ -1,5 +1,6 @@
 """What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,15 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 
 from nag.errors import UserError, choose
@@ -171,6 +180,8 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         if error.argument.field_info.is_positional:
             name = name.lstrip("-").upper()
         _fail(f"{name} is needed: see --help")
+    except UnusedCliTokensError as error:
+        _fail(f"{shlex.join(error.unused_tokens or ())} belongs to no option: see --help")
     except (CycloptsError, UserError) as error:
         _fail(one_line(error))
     except OSError as error:

@@ -403,6 +403,7 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
         (["--space", "toy", "--out", "W.pt"], "--out W.pt must end in .safetensors"),
         (["--space", "toy", "--steps", "0"], "must be at least 1"),
         (["--space", "toy", "--steps", "many"], "many"),
+        (["--space", "toy", "--steps", "1", "2", "a b"], "2 'a b' belongs to no option: see"),
         (["--space", "toy", "--sigma-min", "9"], "sigma_min 9 must be positive and below"),
         (["--space", "toy", "--sigma-max", "inf"], "which must be finite"),
         (["--space", "toy", "--device", "warp"], "device 'warp' is not available"),
