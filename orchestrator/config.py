@@ -242,7 +242,9 @@ class RunConfig:
         self.scale()
         if self.prior and self.surrogate != "gp":
             raise UserError(f"--prior goes with --surrogate gp, not with {self.surrogate}")
-        for run in self.prior:
+        for number, run in enumerate(self.prior):
+            if run in self.prior[:number]:
+                raise UserError(f"--prior {run.path} is given twice")
             if run.space != self.space:
                 raise UserError(f"--prior {run.path} is a run in {run.space}, not in {self.space}")
 

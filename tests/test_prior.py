@@ -235,6 +235,7 @@ def test_what_is_refused(earlier, capsys, tmp_path):
     assert "--prior goes with --surrogate gp, not with none" in message(
         "--prior", earlier, "--surrogate", "none", "--strategy", "random"
     )
+    assert f"--prior {earlier} is given twice" in message("--prior", earlier, "--prior", earlier)
     lines = (earlier / "journal.jsonl").read_text().splitlines(keepends=True)
     (earlier / "journal.jsonl").write_text("".join(lines[:2]))
     assert "has 1 successful trials: at least 2 are needed" in message("--prior", earlier)
