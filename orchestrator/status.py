@@ -14,7 +14,7 @@ from rich.table import Table
 
 from nag.cli import command_line, plain_console, run
 from orchestrator.reporting.view import after
-from orchestrator.search.record import read_record
+from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, PathOrURI
 
@@ -69,7 +69,7 @@ class Snapshot:
     @classmethod
     def read(cls, out: Location) -> "Snapshot":
         """Raises UserError."""
-        config = read_record(out)["config"]
+        config = record_of(out)["config"]
         return cls(RunStore.read(out), config)
 
     @property

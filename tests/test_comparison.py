@@ -45,8 +45,9 @@ from orchestrator.comparison.summary import Settings, Summary, summarise
 from orchestrator.comparison.tables import Cell, Table, accuracy_table, published, to_latex
 from orchestrator.config import RunConfig
 from orchestrator.history.find import Source, find_runs, read_runs
+from orchestrator.history.record import DamagedRunError
 from orchestrator.history.run import best_so_far, read_run
-from orchestrator.history.trials import DamagedRunError, Outcome
+from orchestrator.history.trials import Outcome
 from orchestrator.report import app
 from orchestrator.reporting.checklist import NOT_RECORDED
 from orchestrator.search.bayesopt import Suggestion
@@ -373,7 +374,7 @@ def test_damage_is_named(make: Make) -> None:
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads 1"),
         ("{", "config.json is damaged"),
         ("[]", "config.json is damaged"),
-        (json.dumps({**record, "config": {}}), "lacks acq, budget"),
+        (json.dumps({**record, "config": {}}), "lacks acq, budget, constraint"),
     ):
         with pytest.raises(DamagedRunError, match=message):
             read_run(_break(path, "config.json", text))

@@ -24,8 +24,9 @@ from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.history.earlier import read_earlier_run
 from orchestrator.history.find import find_runs
+from orchestrator.history.record import DamagedRunError
 from orchestrator.history.run import read_run
-from orchestrator.history.trials import DamagedRunError, Outcome
+from orchestrator.history.trials import Outcome
 from orchestrator.reporting.run_report import write_report
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import check_same_run

@@ -320,7 +320,11 @@ def _go_on(store):
 
 
 def _config_text(**changes):
-    record = {"schema": SCHEMA, "config": CONFIG.identity(), "hash": CONFIG.hash()}
+    record = {
+        "schema": SCHEMA,
+        "config": CONFIG.identity() | {"budget": CONFIG.budget},
+        "hash": CONFIG.hash(),
+    }
     return json.dumps(record | changes)
 
 
@@ -681,7 +685,7 @@ def test_a_damaged_configuration_is_named(out, text):
     (out / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(out)
     remedy = f"restore it, remove {out}, or choose another --out"
-    assert message == f"{out / 'config.json'} is damaged: {remedy}"
+    assert message == f"{out}: config.json is damaged: {remedy}"
 
 
 def test_a_configuration_that_only_the_hash_tells_apart(out):
@@ -746,13 +750,13 @@ def test_a_setting_that_this_version_does_not_know_makes_another_run(store):
 def test_a_run_of_another_format_is_refused(out):
     out.mkdir()
     (out / "config.json").write_text(_config_text(schema=SCHEMA + 1))
-    assert f"has schema {SCHEMA + 1}, this version writes {SCHEMA}" in refusal(out)
+    assert f"has schema {SCHEMA + 1}, this version reads {SCHEMA}" in refusal(out)
 
 
 def test_a_configuration_to_look_at_says_what_every_run_says(out):
     out.mkdir()
     (out / "config.json").write_text(_config_text(config={"space": "toy", "budget": 3}))
-    with pytest.raises(UserError, match=r"config\.json lacks constraint, evaluator, seed$"):
+    with pytest.raises(UserError, match=r"config\.json lacks acq, constraint, evaluator, "):
         RunStore.read(out)
 
 

@@ -25,8 +25,8 @@ from nag.errors import UserError
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, file_name, sha256_or_none
+from orchestrator.history.record import DamagedRunError
 from orchestrator.history.run import read_run
-from orchestrator.history.trials import DamagedRunError
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import Observer, run_study

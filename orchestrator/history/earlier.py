@@ -13,8 +13,8 @@ from cyclopts import Token
 from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
+from orchestrator.history.record import DamagedRunError
 from orchestrator.history.run import read_run
-from orchestrator.history.trials import DamagedRunError
 from orchestrator.storage.journal import unused
 from orchestrator.storage.lease import InUseError
 from orchestrator.storage.location import Location, locate, reason

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from nag.errors import UserError
-from orchestrator.history.run import DAMAGE, Run, not_begun, read_run
-from orchestrator.history.trials import DamagedRunError
+from orchestrator.history.record import DAMAGE, DamagedRunError
+from orchestrator.history.run import Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 
 _FOR_A_VALUE = "searches for a value, by --target: runs are compared by the largest they find"

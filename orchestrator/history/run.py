@@ -1,6 +1,5 @@
 """A run as it is read, while it goes on or afterwards."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,18 +11,17 @@ from numpy.typing import NDArray
 
 from nag.cli import find_space
 from nag.errors import UserError
-from orchestrator.history.trials import DamagedRunError, History
-from orchestrator.storage.journal import SCHEMA, read_journal
+from orchestrator.history.record import DAMAGE, DamagedRunError, read_record
+from orchestrator.history.trials import History
+from orchestrator.storage.journal import read_journal
 from orchestrator.storage.location import Location, reason
 from trainers.base import FULL_EPOCHS
 from trainers.rows import ACCURACIES
 
 Numbers = NDArray[np.float64]
 
-_NEEDED = {"space", "evaluator", "surrogate", "strategy", "acq", "seed", "budget", "hash"}
 _DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
 _OF_OUTCOMES = ("value", "seconds")
 _METRICS = ("test", "train_seconds")
 _OF_TRIALS = ("predicted_mean", "predicted_std")
@@ -119,25 +117,11 @@ def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
 def read_run(path: Location) -> Run:
     """The run in a folder, also while it goes on; raises DamagedRunError. Nothing is written."""
     try:
-        record = json.loads((path / "config.json").read_bytes())
-        files = list(read_journal(path))
+        record = read_record(path)
+        history = History(find_space(record["config"]["space"]))
+        history.replay(read_journal(path))
     except OSError as error:
         raise DamagedRunError(f"{error.filename or path}: {reason(error)}") from None
-    except UserError as error:
-        raise DamagedRunError(str(error)) from None
-    except ValueError:
-        raise DamagedRunError("config.json is damaged") from None
-    try:
-        schema, known = record["schema"], record["config"].keys()
-    except DAMAGE:
-        raise DamagedRunError("config.json is damaged") from None
-    if schema != SCHEMA:
-        raise DamagedRunError(f"schema {schema}, this version reads {SCHEMA}")
-    if missing := _NEEDED - (known | record.keys()):
-        raise DamagedRunError(f"config.json lacks {', '.join(sorted(missing))}")
-    try:
-        history = History(find_space(record["config"]["space"]))
-        history.replay(files)
     except UserError as error:
         raise DamagedRunError(str(error)) from None
     try:

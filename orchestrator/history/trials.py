@@ -8,12 +8,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from nag.spaces import Architecture, SearchSpace
+from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.storage.events import Events
 from trainers.base import FULL_EPOCHS
-
-
-class DamagedRunError(ValueError):
-    """A run that cannot be read: says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class History:
                 for number, event in enumerate(events, start=1):
                     try:
                         self.apply(event)
-                    except (ValueError, KeyError, TypeError, AttributeError):
+                    except DAMAGE:
                         raise DamagedRunError(f"{file}, line {number} is damaged") from None
 
     def apply(self, event: Any) -> None:

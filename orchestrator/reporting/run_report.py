@@ -26,6 +26,7 @@ from orchestrator.reporting.figures import (
 )
 from orchestrator.reporting.pages import page_template
 from orchestrator.reporting.view import quantities, quantity_of
+from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location, reason, write_whole
 from trainers.constraints import parse_constraint
@@ -121,7 +122,7 @@ def write_report(store: RunStore, live: bool = False) -> Location:
     """
     path = store.out / "report.html"
     try:
-        record = json.loads((store.out / "config.json").read_bytes())
+        record = record_of(store.out)
         write_whole(path, _render(store, record, live).encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error

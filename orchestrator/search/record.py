@@ -13,6 +13,7 @@ import torch
 from nag.cli import difference, package_version
 from nag.errors import UserError
 from orchestrator.config import RunConfig
+from orchestrator.history.record import DamagedRunError, read_record
 from orchestrator.storage.journal import SCHEMA
 from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, reason, without_secrets, write_whole
@@ -58,7 +59,7 @@ def check_same_run(out: Location, config: RunConfig) -> None:
             return
     except OSError as error:
         raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
-    record = read_record(out)
+    record = record_of(out)
     stored = {name: value for name, value in record["config"].items() if name != "budget"}
     asked = json.loads(json.dumps(config.identity()))
     if record["hash"] != config.hash() or stored != asked:
@@ -75,23 +76,16 @@ def check_same_run(out: Location, config: RunConfig) -> None:
         )
 
 
-def read_record(out: Location) -> Mapping[str, Any]:
+def record_of(out: Location) -> Mapping[str, Any]:
     """What config.json says of a run; raises UserError."""
-    file = out / "config.json"
     try:
-        record: Mapping[str, Any] = json.loads(file.read_bytes())
-        schema = record["schema"]
-        if not (isinstance(record["config"], dict) and record["hash"]):
-            raise ValueError
+        return read_record(out)
     except FileNotFoundError:
         raise UserError(f"no run in {out}: give the --out of a run") from None
     except OSError as error:
-        raise UserError(f"cannot read {file}: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: {RESTORE.format(out)}") from None
-    if schema != SCHEMA:
-        raise UserError(f"{file} has schema {schema}, this version writes {SCHEMA}")
-    return record
+        raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
+    except DamagedRunError as error:
+        raise UserError(f"{out}: {error}: {RESTORE.format(out)}") from None
 
 
 def _is_empty(out: Location) -> bool:

@@ -28,12 +28,13 @@ from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig
-from orchestrator.history.trials import DamagedRunError, History, Outcome, Trial
+from orchestrator.history.record import DamagedRunError
+from orchestrator.history.trials import History, Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.record import (
     RESTORE,
     check_same_run,
-    read_record,
+    record_of,
     run_record,
     write_record,
 )
@@ -130,7 +131,7 @@ class RunStore:
                 f"the journal of {self.out} has {self.num_finished} of the {tabled} trials in "
                 f"{TABLE}, which is made from it: {RESTORE.format(self.out)}"
             )
-        if self.spent > budget and read_record(self.out)["config"]["budget"] > budget:
+        if self.spent > budget and record_of(self.out)["config"]["budget"] > budget:
             raise UserError(
                 f"{self.out} has {float(self.spent):.10g} evaluations, more than --budget {budget}"
             )
@@ -141,12 +142,9 @@ class RunStore:
 
         Nothing is locked or written.
         """
-        config = read_record(out)["config"]
-        needed = {"space", "evaluator", "seed", "budget", "constraint"}
-        if lacking := needed - config.keys():
-            raise UserError(f"{out / 'config.json'} lacks {', '.join(sorted(lacking))}")
+        config = record_of(out)["config"]
         space, unit = find_space(config["space"]), unit_of(config["evaluator"])
-        store = cls(out, space, config["seed"], unit, config.get("target"), None)
+        store = cls(out, space, config["seed"], unit, config["target"], None)
         try:
             store._replay((str(out / file), events) for file, events in read_journal(out))
         except OSError as error:
