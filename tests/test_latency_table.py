@@ -209,6 +209,7 @@ def test_a_table_that_is_there_is_not_overwritten(clock, tmp_path, monkeypatch):
     out.write_text("mine")
     code, _, err = build(out)
     assert (code, "is there, and no table of this command" in err) == (2, True)
+    assert err.count("\n") == 1
     assert out.read_text() == "mine"
 
 

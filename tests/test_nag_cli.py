@@ -54,6 +54,22 @@ def run_here(capsys, app, *arguments):
     return exit_.value.code, *capsys.readouterr()
 
 
+def test_an_error_that_names_a_whole_file_is_cut(tmp_path, capsys):
+    (tmp_path / "archs.txt").write_text("ab" * 100_000)
+    argv = [
+        "--space",
+        "toy",
+        "--archs",
+        tmp_path / "archs.txt",
+        "--out",
+        tmp_path / "W.safetensors",
+    ]
+    err = refusal(capsys, train_app, *argv)
+    assert err.startswith(f"error: {tmp_path / 'archs.txt'}, line 1: 'abab")
+    assert err.endswith("is not a toy architecture, e.g. 'ab/c-'\n")
+    assert len(err) < 1000
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_bar_is_for_a_terminal(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)

@@ -332,6 +332,9 @@ def test_what_is_no_supernet_is_refused_in_one_line(supernet, tmp_path):
                 f"{tmp_path / name} is damaged, or no file of tensors alone (PyTorch's or "
                 f".safetensors): {EXPECTED}"
             )
+    for record in ("[1]", '{"resolution": "large"}', '{"held_out": null}'):
+        torch.save({"state_dict": supernet.state_dict(), "meta": record}, path)
+        assert error_of(path) == f"{path} is damaged: what it says of its weights is no record"
     torch.save(supernet, path)  # a pickled module: it would run code
     assert "no file of tensors alone" in error_of(path)
 

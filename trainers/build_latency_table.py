@@ -109,9 +109,10 @@ def main(
         "torch": torch.__version__,
     }
     console = plain_console()
-    console.print(f"{about['device']}, width {width:g}, batches of {batch_size}")
     sides = list(dict.fromkeys(resolution))
-    if _is_there(out, about, sides, repeats, networks):
+    there = _is_there(out, about, sides, repeats, networks)
+    console.print(f"{about['device']}, width {width:g}, batches of {batch_size}")
+    if there:
         console.print(f"{out} is there already, measured so")
     else:
         _build(out, about, archs, sides, repeats, place, console)

@@ -39,6 +39,10 @@ def load_supernet(path: Path) -> Supernet:
     `meta`. Raises EvaluatorConfigError for what is no such file.
     """
     found, meta = _read(path)
+    if not isinstance(meta, dict) or not all(
+        isinstance(meta.get(name, 0), int) for name in ("resolution", "held_out")
+    ):
+        raise EvaluatorConfigError(f"{path} is damaged: what it says of its weights is no record")
     tensors = {_canonical(name): tensor for name, tensor in _unwrap(found).items()}
     try:
         classes, features = tensors["classifier.linear.weight"].shape
@@ -77,7 +81,7 @@ def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> No
     write_bytes(path, file.getvalue())
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+def _read(path: Path) -> tuple[Any, Any]:
     """What a file holds, tensors on the CPU, and what it says of them."""
     if not path.is_file():
         raise EvaluatorConfigError(f"no such file: {path}")
