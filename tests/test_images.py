@@ -607,6 +607,11 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
     with pytest.raises(EvaluatorConfigError, match="too fine for 7 x 7: cache 8 x 8"):
         loader(train, cache=path, resolution=7)
     assert loader(train, cache=path, resolution=8).steps == 3
+    whole = path.read_bytes()
+    for damaged in (b"", b"some text", whole[:50], whole[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(EvaluatorConfigError, match="is not a pixel cache"):
+            open_pixels(path, train)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")

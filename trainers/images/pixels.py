@@ -43,7 +43,7 @@ def open_pixels(path: Path, split: Split) -> Pixels:
         digest, corrupt = about["names"], frozenset(about["corrupt"])
     except FileNotFoundError as error:
         raise EvaluatorConfigError(f"no such pixel cache: {error.filename}") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         raise EvaluatorConfigError(f"{path} is not a pixel cache") from None
     if digest != split.digest or len(squares) != len(split):
         raise EvaluatorConfigError(f"{path} holds the pixels of other pictures")
