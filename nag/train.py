@@ -27,6 +27,7 @@ from nag.cli import (
 )
 from nag.devices import resolve_device
 from nag.errors import UserError
+from nag.files import sha256_of
 from nag.generate import generate
 from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import pack, summary
@@ -251,8 +252,11 @@ def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
         known = {**record["training"], **record["network"], **record["sde"]} | {
             "space": record["space"]
         }
+        whole = record["sha256"] == sha256_of(out)
     except (OSError, KeyError, TypeError, ValueError):
         raise UserError(f"{out} is there, and no record of it: choose another --out") from None
+    if not whole:
+        raise UserError(f"{out} is not what its JSON says: remove it or choose another --out")
     asked = json.loads(json.dumps(configuration))
     if changes := difference({key: known.get(key) for key in asked}, asked):
         raise UserError(f"{out} has other weights ({changes}): choose another --out")

@@ -277,6 +277,10 @@ def test_what_is_trained_is_left_as_it_is(tmp_path, capsys):
         f"error: {out} has other weights (sigma_max is 5.0 there, 4.0 here): choose another --out\n"
     )
     assert (out.read_bytes(), record.read_bytes()) == before
+    out.write_bytes(before[0][:-9])
+    code, _, err = run_here(capsys, train_app, *again)
+    assert code == 2
+    assert "is not what its JSON says: remove it or choose another --out" in err
     record.unlink()
     code, _, err = run_here(capsys, train_app, *again)
     assert code == 2
