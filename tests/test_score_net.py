@@ -240,3 +240,22 @@ def test_tf32_is_for_the_network_alone(monkeypatch):
         score(x[:, 1:, 1:], t)
     assert during == ["high", "high"]
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_few_batch_sizes_are_compiled(monkeypatch):
+    sizes = []
+
+    def compiled(net, **options):
+        def called(x, t):
+            sizes.append(len(x))
+            return net(x, t)
+
+        return called
+
+    monkeypatch.setattr("torch.compile", compiled)
+    net = network(TOY)
+    score = accelerated(net, torch.device("cuda"))
+    for num in (1, 63, 64, 65, 100, 512):
+        x, t = inputs(TOY, num)
+        torch.testing.assert_close(score(x, t), net(x, t))
+    assert sizes == [64, 64, 64, 128, 128, 512]
