@@ -459,7 +459,7 @@ def test_the_command(table, tmp_path, capsys):
     captured = capsys.readouterr()
     assert (exit_.value.code, captured.err) == (0, "")
     assert "\n[10.06/11] trial 10 bohb  value " in captured.out
-    assert " % after 12 epochs  best " in captured.out
+    assert " % after 12/200 of a training  best " in captured.out
     assert "\n[11.18/11] trial 13 bohb  value " in captured.out
     assert "exhausted" not in captured.out
 

@@ -81,8 +81,8 @@ def test_values_of_less_than_a_whole_training_say_so(store, clock):
     store.record(Outcome(4, "ok", 0.75, stopped=3))
     store.record(Outcome(5, "ok", 0.75))
     rows = [line for line in shown(store.out, clock[0]) if line.startswith("│")]
-    assert rows[-2].startswith("│ 4 │ guided │ 75.000 after 3 epochs │")
-    assert rows[-1].startswith("│ 5 │ bohb │ 75.000 after 12 epochs │")
+    assert rows[-2].startswith("│ 4 │ guided │ 75.000 after epoch 3 │")
+    assert rows[-1].startswith("│ 5 │ bohb │ 75.000 after 12/200 of a training │")
 
 
 def test_a_run_that_stands_still(store, clock):

@@ -14,6 +14,7 @@ from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location
+from trainers.base import FULL_EPOCHS
 from trainers.constraints import parse_constraint
 
 
@@ -108,8 +109,9 @@ class View:
 
 def after(trial: Trial, outcome: Outcome) -> str:
     """What is said of a value that is not that of a whole training."""
-    epochs = trial.epochs if outcome.stopped is None else outcome.stopped
-    return "" if epochs is None else f" after {epochs} epochs"
+    if outcome.stopped is not None:
+        return f" after epoch {outcome.stopped}"
+    return "" if trial.epochs is None else f" after {trial.epochs}/{FULL_EPOCHS} of a training"
 
 
 def _best(store: RunStore) -> str:
