@@ -102,6 +102,8 @@ class Snapshot:
         store, config = self.store, self.config
         names = ("space", "evaluator", "dataset", "surrogate", "strategy", "acq")
         parts = [str(config[name]) for name in names if config.get(name) not in (None, "none")]
+        if config["target"] is not None:
+            parts[-1] += f" {config['target']:g} {store.unit.sign}".rstrip()
         yield "run", str(store.out)
         yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
         failed = sum(outcome.value is None for outcome in store.outcomes.values())

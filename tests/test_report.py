@@ -135,7 +135,8 @@ def test_the_report_of_a_search_for_a_target_ranks_by_distance(search) -> None:
     ranked = values[np.argsort(np.abs(values - 0.55), kind="stable")][:5]
     assert ranked[0] < values.max()
     page = _check_page(html)
-    assert f"{100 * ranked[0]:.3f} %" in page.sections["headline"]
+    assert "acquisition target · target 55 % · seed" in " ".join(html.split())
+    assert f"nearest to the target{100 * ranked[0]:.3f} %" in page.sections["headline"]
     shown = re.findall(r"(\d+\.\d{3}) %", page.sections["best"])
     assert shown == [f"{100 * value:.3f}" for value in ranked]
     best = {row[0]: float(row[4]) / 100 for row in _table(html, "progress")}

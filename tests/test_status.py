@@ -75,6 +75,13 @@ def test_what_is_shown(store, clock):
     ]
 
 
+def test_a_target_is_shown(tmp_path, clock):
+    config = replace(CONFIG, guidance_form="target", target=70.0, acq="target")
+    RunStore.open(tmp_path / "aimed", config, TOY).close()
+    lines = shown(tmp_path / "aimed", clock[0])
+    assert "search toy, toy, gp, guided, target 70 %, seed 7" in lines
+
+
 def test_values_of_less_than_a_whole_training_say_so(store, clock):
     brief = replace(batch("cb/bc", strategy="bohb"), epochs=12)
     store.propose(brief)
