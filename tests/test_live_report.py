@@ -107,10 +107,10 @@ def test_the_command_leaves_a_page_at_rest(tmp_path, at_once, monkeypatch):
         written.append(live)
         return write_report(store, live)
 
-    monkeypatch.setattr(module, "write_report", spy)
+    monkeypatch.setattr("orchestrator.reporting.run_report.write_report", spy)
     settings = "--space toy --score exact --strategy random --budget 6 --n-init 4 --executor local"
     with pytest.raises(SystemExit) as exit_:
         run(app, [*settings.split(), "--out", str(tmp_path / "run")])
     assert exit_.value.code == 0
-    assert written == [True] * 6
+    assert written == [True] * 6 + [False]
     assert REFRESH not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
