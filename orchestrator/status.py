@@ -1,7 +1,6 @@
 """`python -m orchestrator.status`: how a run is going that another process drives."""
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,12 +130,8 @@ class Snapshot:
             ]
             more = ["…"] if len(pending) > _NUM_LAST else []
             yield "pending", f"{len(pending)}, proposed: " + "; ".join(since + more)
-        phases: dict[str, float] = defaultdict(float)
-        for found in store.rounds:
-            for phase, seconds in found["seconds"].items():
-                phases[phase] += seconds
-        phases["evaluate"] = sum(outcome.seconds for outcome in store.outcomes.values())
-        yield "seconds", ", ".join(f"{phase} {total:.1f}" for phase, total in phases.items())
+        phases = store.history.seconds().items()
+        yield "seconds", ", ".join(f"{phase} {spent.sum():.1f}" for phase, spent in phases)
         if events := [*store.history.proposed_at, *store.history.finished_at.values()]:
             yield "last event", _ago(max(events), now)
 

@@ -64,7 +64,7 @@ def test_what_is_shown(store, clock):
     assert "ca/bc" in lines
     assert "rate 2 evaluations a minute, 4 min left at that" in lines
     assert "pending 1, proposed: trial 4, 30 s ago" in lines
-    assert "seconds fit 3.0, evaluate 7.0" in lines
+    assert "seconds fit 3.0, propose 0.0, select 0.0, evaluate 7.0" in lines
     assert "last event 0 s ago" in lines
     rows = [line for line in lines if line.startswith("│")]
     assert rows == [

@@ -7,6 +7,7 @@ import numpy as np
 
 from orchestrator.comparison.summary import Summary
 from orchestrator.history.run import Run
+from orchestrator.history.trials import PHASES, SEARCH
 from orchestrator.reporting.checklist import (
     NOT_RECORDED,
     Answer,
@@ -31,7 +32,8 @@ def panel_checklist(summary: Summary) -> list[Answer]:
     """Of all runs of a panel together."""
     panel, runs = summary.panel, summary.panel.runs
     config = runs[0].config
-    seconds = np.sum([list(_seconds(run).values()) for run in runs], axis=0)
+    spent = {phase: sum(float(run.seconds[phase].sum()) for run in runs) for phase in PHASES}
+    search = sum(spent[phase] for phase in SEARCH)
     trained = sum(float(np.nansum(run.columns["train_seconds"])) for run in runs)
     random = [m.label for m in panel.methods if m.family == "random-search"]
     answers = [
@@ -51,7 +53,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         ),
         Answer(
             "Cost, seconds",
-            f"{seconds[0]:,.0f} of search (fit, propose, select), {seconds[1]:,.0f} of evaluation"
+            f"{search:,.0f} of search ({', '.join(SEARCH)}), {spent['evaluate']:,.0f} of evaluation"
             + (f"; {trained:,.0f} of training by the table" if trained else ""),
         ),
         Answer("Hardware", _join(run.record.get("machine", NOT_RECORDED) for run in runs)),
@@ -60,15 +62,6 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
     ]
     return answers
-
-
-def _seconds(run: Run) -> dict[str, float]:
-    search = sum(
-        float(spent["seconds"].get(phase, 0.0))
-        for spent in run.rounds
-        for phase in ("fit", "propose", "select")
-    )
-    return {"search": search, "evaluation": float(np.nansum(run.columns["seconds"]))}
 
 
 def _initial(summary: Summary) -> str:

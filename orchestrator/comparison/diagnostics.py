@@ -8,11 +8,10 @@ import scipy
 
 from orchestrator.comparison.statistics import Numbers
 from orchestrator.history.run import Run
+from orchestrator.history.trials import PHASES, SEARCH
 from trainers.build import unit_of
 
 WINDOW = 10  # evaluations in a window
-SEARCH = ("fit", "propose", "select")
-PHASES = (*SEARCH, "evaluate")
 RATES = ("validity", "uniqueness", "novelty")
 
 
@@ -37,7 +36,6 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.abs(value - mean) / std
         losses = errors**2 / 2 + np.log(times * std * np.sqrt(2 * np.pi))
-    spent = _round_seconds(run)
     first = np.full(len(run.rounds), -1.0)
     first[run.iteration[::-1]] = run.starts[::-1]
     for window in range(count):
@@ -51,20 +49,9 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
         rounds = np.flatnonzero((first >= initial) & ((first - initial) // WINDOW == window))
         if len(rounds):
             for phase in PHASES:
-                found[phase][window] = np.mean(spent[phase][rounds])
+                found[phase][window] = np.mean(run.seconds[phase][rounds])
             found["search"][window] = sum(found[phase][window] for phase in SEARCH)
             for rate in RATES:
-                rates = [run.rounds[i]["diagnostics"].get(rate) for i in rounds]
-                rates = [x for x in rates if x is not None]
+                rates = [run.rounds[i][rate] for i in rounds if rate in run.rounds[i]]
                 found[rate][window] = np.mean(rates) if rates else np.nan
     return found
-
-
-def _round_seconds(run: Run) -> dict[str, Numbers]:
-    """Seconds (R,) of each phase; evaluations add up."""
-    spent = {
-        phase: np.array([r["seconds"].get(phase, 0.0) for r in run.rounds], dtype=float)
-        for phase in PHASES
-    }
-    np.add.at(spent["evaluate"], run.iteration, np.nan_to_num(run.columns["seconds"]))
-    return spent

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.comparison.diagnostics import PHASES, RATES
+from orchestrator.comparison.diagnostics import RATES
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import Comparison, mean_interval
 from orchestrator.comparison.summary import BySeed, Summary
+from orchestrator.history.trials import PHASES
 from orchestrator.methods import METHODS
 
 NOT_RUN = "not run"

@@ -39,7 +39,8 @@ class Run:
         Those of a trial of low fidelity are not accuracies of its architecture, so there are none.
     costs: (n,) epochs of training, of which FULL_EPOCHS are an evaluation.
     iteration: (n,) the round of each.
-    rounds: what was journalled of each round: its seconds and diagnostics.
+    rounds: the diagnostics of each round.
+    seconds: (R,) that each phase took in each of R rounds.
     num_finished: trials with an outcome, those behind a gap included.
     num_failed: trials that failed.
     exhausted: whether it has ended because its space holds no more architectures to propose.
@@ -52,6 +53,7 @@ class Run:
     sources: tuple[str, ...]
     archs: tuple[str, ...]
     rounds: tuple[Mapping[str, Any], ...]
+    seconds: Mapping[str, Numbers]
     num_finished: int
     num_failed: int
     costs: NDArray[np.int64]
@@ -153,7 +155,8 @@ def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
         np.array([trial.iteration for trial in trials], dtype=np.int64),
         tuple(trial.strategy for trial in trials),
         tuple(history.space.to_str(trial.arch) for trial in trials),
-        tuple(history.rounds),
+        tuple(found["diagnostics"] for found in history.rounds),
+        history.seconds(),
         len(history.outcomes),
         int(failed.sum()),
         np.array([trial.work for trial in trials], dtype=np.int64),
@@ -168,10 +171,7 @@ def _numbers(found: Iterable[float | None]) -> Numbers:
 
 def not_begun(path: Location, record: Mapping[str, Any]) -> Run:
     """A run of which there is no more than its record."""
-    nothing = {name: np.empty(0) for name in (*_OF_OUTCOMES, *_METRICS, *_OF_TRIALS)}
-    return Run(
-        path, record, nothing, np.empty(0, np.int64), (), (), (), 0, 0, np.empty(0, np.int64)
-    )
+    return _run(path, record, History(find_space(record["config"]["space"])))
 
 
 def best_so_far(values: Numbers) -> NDArray[np.int64]:

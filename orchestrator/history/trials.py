@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.storage.events import Events
 from trainers.base import FULL_EPOCHS
+
+SEARCH = ("fit", "propose", "select")  # what a round does before its evaluations
+PHASES = (*SEARCH, "evaluate")
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,17 @@ class History:
                 self.exhausted = True
             case other:
                 raise ValueError(f"unknown event {other!r}")
+
+    def seconds(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds (R,) that each of PHASES took in each round; evaluations add up."""
+        spent = {
+            phase: np.array([found["seconds"].get(phase, 0.0) for found in self.rounds], float)
+            for phase in PHASES
+        }
+        for trial in self.trials:
+            if trial.trial in self.outcomes:
+                spent["evaluate"][trial.iteration] += self.outcomes[trial.trial].seconds
+        return spent
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nag.errors import UserError
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.history.run import best_so_far
-from orchestrator.history.trials import Outcome, Trial
+from orchestrator.history.trials import SEARCH, Outcome, Trial
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist
 from orchestrator.reporting.drawing import draw, legend
 from orchestrator.reporting.figures import (
@@ -157,10 +157,10 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         progress=_progress(store, full),
         curves=_curves(store, finished),
         strategies=_by_strategy(store, full),
-        checklist=_checklist(record, float(store.spent), store.rounds, finished),
+        checklist=_checklist(record, store, finished),
         **_calibration(Calibration.of(full), store.unit),
-        **_phases(_seconds_by_phase(store.rounds, finished)),
-        **_pools([spent["diagnostics"] for spent in store.rounds]),
+        **_phases(store.history.seconds()),
+        **_pools([found["diagnostics"] for found in store.rounds]),
     )
 
 
@@ -279,20 +279,6 @@ def _calibration(found: Calibration, unit: Unit) -> dict[str, Any]:
     return {"calibration": found, "calibration_figure": figure}
 
 
-def _seconds_by_phase(
-    rounds: Sequence[Mapping[str, Any]], finished: Sequence[Finished]
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds (R,) of each phase by round; evaluations count where they were proposed."""
-    spent = {
-        phase: np.array([found["seconds"].get(phase, 0.0) for found in rounds], dtype=float)
-        for phase in ("fit", "propose", "select")
-    }
-    spent["evaluate"] = np.zeros(len(rounds))
-    for trial, outcome in finished:
-        spent["evaluate"][trial.iteration] += outcome.seconds
-    return spent
-
-
 def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     totals = {phase: float(seconds.sum()) for phase, seconds in spent.items()}
     figure = draw_seconds(spent) if sum(totals.values()) > 0 else None
@@ -300,20 +286,16 @@ def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def _checklist(
-    record: Mapping[str, Any],
-    evaluations: float,
-    rounds: Sequence[Mapping[str, Any]],
-    finished: Sequence[Finished],
+    record: Mapping[str, Any], store: RunStore, finished: Sequence[Finished]
 ) -> list[Answer]:
-    spent = {phase: seconds.sum() for phase, seconds in _seconds_by_phase(rounds, finished).items()}
-    evaluation = float(spent.pop("evaluate"))
+    spent = {phase: float(found.sum()) for phase, found in store.history.seconds().items()}
     return run_checklist(
         record,
-        evaluations=evaluations,
+        evaluations=float(store.spent),
         failed=sum(outcome.value is None for _, outcome in finished),
         low_fidelity=sum(not pair.is_full for pair in finished),
-        search_seconds=float(sum(spent.values())),
-        evaluation_seconds=evaluation,
+        search_seconds=sum(spent[phase] for phase in SEARCH),
+        evaluation_seconds=spent["evaluate"],
         has_test=any("test" in outcome.metrics for _, outcome in finished),
     )
 
