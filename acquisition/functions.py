@@ -1,7 +1,7 @@
 """Acquisition functions: how much an architecture is worth evaluating, given its prediction.
 
 Notation: mean, std (B,) of the prediction; best, the best observed value, same unit; larger is
-better everywhere. z = (mean - best - xi) / std; phi, Phi the standard normal density and cdf.
+better everywhere. z = (mean - best) / std; phi, Phi the standard normal density and cdf.
 """
 
 import math
@@ -65,7 +65,7 @@ def log_h(z: NDArray[np.float64]) -> NDArray[np.float64]:
 class ExpectedImprovement:
     """Logarithm of the expected improvement on the best observed value.
 
-    log E[max(f - best - xi, 0)] = log std + log_h(z)
+    log E[max(f - best, 0)] = log std + log_h(z)
 
     The logarithm keeps the order where the improvement itself underflows to 0.
     Jones et al., J. Global Optimization 1998; Ament et al., NeurIPS 2023.
@@ -73,13 +73,12 @@ class ExpectedImprovement:
 
     what: ClassVar[str] = "expected improvement"
     is_logarithm: ClassVar[bool] = True
-    xi: float = 0.0
 
     def __call__(
         self, prediction: Prediction, *, best: float, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         del rng
-        z = (prediction.mean - best - self.xi) / prediction.std
+        z = (prediction.mean - best) / prediction.std
         return np.log(prediction.std) + log_h(z)
 
 
@@ -87,20 +86,19 @@ class ExpectedImprovement:
 class ProbabilityOfImprovement:
     """Logarithm of the probability to exceed the best observed value.
 
-    log P(f > best + xi) = log Phi(z)
+    log P(f > best) = log Phi(z)
 
     Kushner, J. Basic Engineering 1964.
     """
 
     what: ClassVar[str] = "probability of improvement"
     is_logarithm: ClassVar[bool] = True
-    xi: float = 0.0
 
     def __call__(
         self, prediction: Prediction, *, best: float, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         del rng
-        return log_ndtr((prediction.mean - best - self.xi) / prediction.std)
+        return log_ndtr((prediction.mean - best) / prediction.std)
 
 
 @dataclass(frozen=True)
