@@ -27,9 +27,6 @@ class Unwanted:
     constraints: tuple[Constraint, ...] = ()
     pending: tuple[Architecture, ...] = ()
 
-    def __contains__(self, arch: object) -> bool:
-        return not isinstance(arch, Architecture) or not fresh([arch], self)
-
     def __or__(self, more: Set[Architecture]) -> "Unwanted":
         return replace(self, seen=self.seen | more)
 

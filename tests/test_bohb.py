@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from toy_law import ARCHS as TOY_ARCHS
 
-from acquisition.base import Pool, Unwanted
+from acquisition.base import Pool, Unwanted, fresh
 from acquisition.decisions import one_hot
 from acquisition.parzen import ParzenEstimator, kernels, log_density
 from nag.cli import run
@@ -208,7 +208,7 @@ class Recording:
 
     def propose(self, n, observations, predictor, exclude, rng):
         self.given.append((n, observations))
-        return Pool(tuple(arch for arch in TOY_ARCHS if arch not in exclude)[:n])
+        return Pool(tuple(fresh(TOY_ARCHS, exclude))[:n])
 
 
 @pytest.fixture
