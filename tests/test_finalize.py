@@ -459,6 +459,14 @@ class TestCommandsThatCannotBeDone:
         path = written_run(tmp_path / "run", [(0, POOL, 50.0, None)])
         (path / "trials.parquet").write_text("PAR1")
         assert "trials.parquet is damaged" in refusal(capsys, *self.argv(path))
+        trials = {"trial": [0, 1], "arch": [POOL, POOL], "value": [50.0, 60.0]}
+        for other, message in (
+            ({"value": ["many", "few"]}, "trials.parquet is damaged"),
+            ({"arch": [None, POOL]}, "trial 0: '' is not a NAS-Bench-201 cell"),
+            ({"arch": [3, 4]}, "trial 1: '4' is not a NAS-Bench-201 cell"),
+        ):
+            pd.DataFrame(trials | other).to_parquet(path / "trials.parquet")
+            assert message in refusal(capsys, *self.argv(path))
         (path / "trials.parquet").unlink()
         assert "repeat the command of the run" in refusal(capsys, *self.argv(path))
 

@@ -76,7 +76,13 @@ def test_errors_of_set_up_are_one_line(table, tmp_path, rng):
     text.write_text("not parquet")
     nameless = tmp_path / "nameless.parquet"
     pd.DataFrame({"c10_valid_200": [50.0]}).to_parquet(nameless)
+    others = {"numbers": {"arch": [1]}, "empty": {"arch": ["x"], "c10_valid_200": [None]}}
+    for name, columns in others.items():
+        frame = pd.DataFrame({"c10_valid_200": [50.0]} | columns)
+        frame.to_parquet(tmp_path / f"{name}.parquet")
     for arguments, message in [
+        ((tmp_path / "numbers.parquet",), "column arch does not hold text"),
+        ((tmp_path / "empty.parquet",), "column c10_valid_200 has no number"),
         ((tmp_path / "absent.parquet",), "no such table"),
         ((text,), "not a readable parquet file"),
         ((tmp_path,), "not a readable parquet file"),

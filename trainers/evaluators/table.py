@@ -9,7 +9,7 @@ from nag.spaces import Architecture
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import FULL_EPOCHS, EvaluationError, EvaluatorConfigError, Measurement
 from trainers.cost import cost
-from trainers.rows import column_names, read_columns
+from trainers.rows import column_names, read_columns, read_texts
 
 COLUMN_PREFIXES = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
 OBJECTIVES = ("valid", "test")
@@ -57,12 +57,14 @@ class TableEvaluator:
                 f"accuracies it has: {', '.join(usable) or 'none'}"
             )
         optional = [name for name in (test, seconds) if name in available and name != value]
-        columns = read_columns(path, ["arch", value, *optional])
+        columns = read_columns(path, [value, *optional])
         for name in (value, *optional):
             if not all(x is None or isinstance(x, int | float) for x in columns[name]):
                 raise EvaluatorConfigError(f"{path}: column {name} does not hold numbers")
-        self._rows = {arch: row for row, arch in enumerate(columns["arch"])}
+        self._rows = {arch: row for row, arch in enumerate(read_texts(path))}
         self._values = _numbers(columns[value])
+        if not any(map(math.isfinite, self._values)):
+            raise EvaluatorConfigError(f"{path}: column {value} has no number")
         self._metrics = {
             metric: [scale * x for x in _numbers(columns[name])]
             for metric, name, scale in (

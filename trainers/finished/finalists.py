@@ -74,12 +74,12 @@ def read_search(path: Path, top: int) -> Search:
     best: dict[Architecture, Finalist] = {}
     target = config.get("target")  # percent; where there is one the nearest is the best
 
-    def rank(row: tuple[int, str, float]) -> tuple[float, int]:
+    def rank(row: tuple[int, str | None, float]) -> tuple[float, int]:
         return (-row[2] if target is None else abs(row[2] - target)), row[0]
 
     for trial, text, value in sorted(trials, key=rank):
         try:
-            arch = space.from_str(text)
+            arch = space.from_str(text or "")
         except InvalidArchitectureError as error:
             raise UserError(f"{path}, trial {trial}: {error}") from None
         best.setdefault(arch, Finalist(arch, trial, value / 100))
@@ -120,7 +120,7 @@ def _outcomes(journal: Path) -> int:
     return len(ended)
 
 
-def _trials(file: Path, outcomes: int) -> list[tuple[int, str, float]]:
+def _trials(file: Path, outcomes: int) -> list[tuple[int, str | None, float]]:
     """Number, architecture and value, percent, of the successful trials of full fidelity.
 
     outcomes: how many rows the table has if it is up to date.
@@ -138,7 +138,8 @@ def _trials(file: Path, outcomes: int) -> list[tuple[int, str, float]]:
         for name in set(PARTIAL) & set(table.column_names):
             good = pc.and_(good, pc.is_null(table[name]))
         found = table.filter(good)
-        columns = (found[name].to_pylist() for name in ("trial", "arch", "value"))
+        types = {"trial": pa.int64(), "arch": pa.string(), "value": pa.float64()}
+        columns = (found[name].cast(type_).to_pylist() for name, type_ in types.items())
         return list(zip(*columns, strict=True))
     except (pa.ArrowException, KeyError):
         raise UserError(f"{file} is damaged: delete it and repeat the command of the run") from None
