@@ -96,3 +96,15 @@ def random_unseen(
 ) -> list[Architecture]:
     """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
     return draw_unseen(lambda: space.sample(max(n, MIN_DRAWS), rng), n, exclude)
+
+
+def neighbours_unseen(
+    space: SearchSpace, n: int, exclude: Unwanted, rng: np.random.Generator
+) -> list[Architecture]:
+    """n neighbours of what was seen, distinct and outside `exclude`; fewer where there are no more.
+
+    Finds the last architectures of a large space, which random draws miss.
+    """
+    near = {other for arch in exclude.seen for other in space.neighbours(arch)}
+    left = sorted(fresh(near, exclude), key=lambda arch: arch.ops)
+    return [left[i] for i in rng.permutation(len(left))[:n]]

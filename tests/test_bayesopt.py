@@ -1,6 +1,7 @@
 """The optimizer: a function of its arguments that suggests the most promising of what is new."""
 
 from dataclasses import replace
+from itertools import product
 from time import perf_counter
 
 import numpy as np
@@ -15,8 +16,9 @@ from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.predictors.base import Observations
 from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, Property
-from nag.spaces import ABSENT
+from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
+from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
 from orchestrator.search.bayesopt import BayesianOptimizer
 from trainers.cost import cost_property
@@ -299,6 +301,18 @@ def test_fewer_are_suggested_only_where_the_space_is_exhausted(count):
         assert suggest(optimizer(TOY, DryStrategy()), observations, count, seen).archs == (arch,)
         initial = optimizer().initial(seen, count, np.random.default_rng(0))
         assert initial.archs == (arch,)
+
+
+def test_the_last_architecture_of_a_large_space_is_found():
+    """Of 15,625: most sequences of random draws would miss it."""
+    cells = product(range(2, 7), repeat=6)
+    every = [Architecture("nasbench201", (0, *cell, 1)) for cell in cells]
+    *seen, last = np.random.default_rng(0).permutation(np.array(every, dtype=object))
+    for seed in range(4):
+        initial = optimizer(NASBENCH201, DryStrategy()).initial(
+            {*seen}, 1, np.random.default_rng(seed)
+        )
+        assert initial.archs == (last,)
 
 
 # Without a surrogate.

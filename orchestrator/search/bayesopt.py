@@ -9,7 +9,14 @@ from time import perf_counter
 
 import numpy as np
 
-from acquisition.base import CandidateStrategy, Pool, Unwanted, incumbent, random_unseen
+from acquisition.base import (
+    CandidateStrategy,
+    Pool,
+    Unwanted,
+    incumbent,
+    neighbours_unseen,
+    random_unseen,
+)
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import Candidate, select_batch
 from acquisition.strategies import ConstrainedGeneration
@@ -129,7 +136,7 @@ class BayesianOptimizer:
         if short > 0 and self.rare is not None:
             none = Observations((), np.empty(0))
             archs += self.rare.propose(short, none, None, unwanted | set(archs), rng).archs
-        return archs
+        return archs or neighbours_unseen(self.space, count, unwanted, rng)
 
 
 def with_early_values(
