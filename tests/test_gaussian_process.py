@@ -367,6 +367,16 @@ def test_warp_keeps_the_order_and_the_upper_half_linear(observed):
     assert (slopes[1:] >= slopes[:-1] * (1 - 1e-6)).all()  # the worse, the more compressed
 
 
+def test_a_mean_as_good_as_the_best_has_a_std(rng):
+    """Also where the values have so little spread that their digits do not tell the two apart."""
+    values = 0.7 + 1e-11 * rng.standard_normal(20)
+    warp = Warp.fit(values)
+    mean = warp.forward(values.max()) - np.geomspace(1e-7, 1e-5, 50)
+    found = warp.prediction(mean, np.ones(50))
+    assert (found.mean == values.max()).any()
+    assert (found.std > 0).all()
+
+
 def test_warp_by_its_formula(rng):
     y = rng.normal(0.7, 0.1, 30)
     u = (y - np.median(y)) / (2 * np.maximum(y - np.median(y), 0).mean())

@@ -87,8 +87,9 @@ class Warp(NamedTuple):
         values = self.inverse(mean)
         gap = float(self.forward(np.array(self.best))) - mean
         linear = self.scale * self.std
-        chord = (self.best - values) / np.where(gap > 1e-6, gap, 1)
-        return Prediction(values, std * np.where(gap > 1e-6, chord, linear))
+        apart = (gap > 1e-6) & (values < self.best)  # not so near that the digits are used up
+        chord = (self.best - values) / np.where(apart, gap, 1)
+        return Prediction(values, std * np.where(apart, chord, linear))
 
 
 def _compress(u: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -223,7 +224,7 @@ def negative_log_posterior(theta: Tensor, products: Products, z: Tensor) -> Tens
 
 def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor:
     """Maximum a posteriori hyperparameters: the best of L-BFGS runs from the prior mean and from
-    draws of the prior."""
+    draws of a normal of half the prior's spread."""
     mean, std = prior(len(products.cross))
 
     def objective(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
