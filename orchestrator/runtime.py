@@ -92,6 +92,10 @@ class Runtime:
             raise UserError("--workers must be at least 1")
         if self.executor == "local" and self.address:
             raise UserError("--address is that of a Ray cluster: --executor local uses none")
+        if self.executor == "local" and self.workers not in (None, 1):
+            raise UserError(
+                "--executor local evaluates one at a time: --workers is of ray and tune"
+            )
         if self.generators < 1:
             raise UserError("--generators must be at least 1")
         if self.generators > 1 and self.executor != "ray":

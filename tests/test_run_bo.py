@@ -732,6 +732,7 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"batch_size": 11}, "--pool-size 10 is smaller than --batch-size 11"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"retries": -1}, "--retries must not be negative"),
+        ({"executor": "local", "workers": 4}, "--executor local evaluates one at a time"),
         ({"metrics_port": 65536}, "--metrics-port must be 1 to 65535"),
         ({"seed": -1}, "--seed -1 must not be negative"),
         ({"seed": 2**63}, "must be below 2^63"),
