@@ -105,8 +105,8 @@ class RunConfig:
         auto (found anew every round), a scale, or LOW,HIGH: scales spread over the pool. In units
         of 1 / standard deviation of the predicted value.
     target
-        Value to aim at with --guidance-form target, instead of the best, in percent; with
-        --strategy guided or guided-gen. Candidates are picked by --acq target.
+        Value to aim at with --guidance-form target, instead of the best; an accuracy in percent.
+        With --strategy guided or guided-gen. Candidates are picked by --acq target.
     constraint
         macs, params or latency <= or >= a number, e.g. 'macs<=300e6'; may be repeated. All
         candidates satisfy it, and guidance steers to where it holds.
