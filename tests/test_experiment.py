@@ -514,7 +514,7 @@ class TestRuns:
 
     def test_one_without_a_success_fails_whenever_it_is_repeated(self, write, tmp_path, capsys):
         table = tmp_path / "t.parquet"
-        pq.write_table(pa.table({"arch": [], "c10_valid_200": [], "c10_test_200": []}), table)
+        pq.write_table(pa.table({"arch": ["of another space"], "c10_valid_200": [50.0]}), table)
         path = write(
             "[settings]\nspace = 'nasbench201'\nmethod = 'random-search'\n"
             "n_init = 2\nbudget = 3\ntable = 't.parquet'\n"

@@ -647,8 +647,8 @@ def test_cells_that_the_table_lacks_fail(cells, tmp_path, capsys):
     assert rows.arch.is_unique
 
 
-def test_a_table_in_which_nothing_is_found(cells, tmp_path, capsys):
-    path = write_table(tmp_path / "empty.parquet", cells[:0], c10_valid_200=on_validation)
+def test_a_table_in_which_nothing_is_found(tmp_path, capsys):
+    path = write_table(tmp_path / "t.parquet", ["no cell"], c10_valid_200=on_validation)
     _, stdout, err = run_here(capsys, CELLS, table=path, out=tmp_path / "run")
     assert err == ""
     assert "no evaluation succeeded; see " in stdout
@@ -656,8 +656,8 @@ def test_a_table_in_which_nothing_is_found(cells, tmp_path, capsys):
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_a_path_is_never_broken_over_lines(cells, tmp_path, capsys):
-    path = write_table(tmp_path / "empty.parquet", cells[:0], c10_valid_200=on_validation)
+def test_a_path_is_never_broken_over_lines(tmp_path, capsys):
+    path = write_table(tmp_path / "t.parquet", ["no cell"], c10_valid_200=on_validation)
     out = tmp_path / "a name that is rather long" / "and another one"
     _, stdout, _ = run_here(capsys, CELLS, table=path, out=out)
     assert str(out / "trials.parquet") in stdout
