@@ -100,7 +100,7 @@ class Snapshot:
     def _facts(self, now: float) -> Iterator[tuple[str, RenderableType]]:
         store, config = self.store, self.config
         names = ("space", "evaluator", "dataset", "surrogate", "strategy", "acq")
-        parts = [str(config[name]) for name in names if config.get(name) not in (None, "none")]
+        parts = [str(config[name]) for name in names if config[name] not in (None, "none")]
         if config["target"] is not None:
             parts[-1] += f" {config['target']:g} {store.unit.sign}".rstrip()
         yield "run", str(store.out)

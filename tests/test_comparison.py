@@ -374,7 +374,7 @@ def test_damage_is_named(make: Make) -> None:
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads 1"),
         ("{", "config.json is damaged"),
         ("[]", "config.json is damaged"),
-        (json.dumps({**record, "config": {}}), "lacks acq, budget, constraint"),
+        (json.dumps({**record, "config": {}}), "lacks acq, batch_size"),
     ):
         with pytest.raises(DamagedRunError, match=message):
             read_run(_break(path, "config.json", text))

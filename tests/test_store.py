@@ -756,7 +756,7 @@ def test_a_run_of_another_format_is_refused(out):
 def test_a_configuration_to_look_at_says_what_every_run_says(out):
     out.mkdir()
     (out / "config.json").write_text(_config_text(config={"space": "toy", "budget": 3}))
-    with pytest.raises(UserError, match=r"config\.json lacks acq, constraint, evaluator, "):
+    with pytest.raises(UserError, match=r"config\.json lacks acq, batch_size, "):
         RunStore.read(out)
 
 

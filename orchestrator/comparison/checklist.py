@@ -43,7 +43,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer("Seeds", f"{len(panel.seeds)}: {_ranges(panel.seeds)}"),
         Answer("Budget of a run", f"{_join(run.budget for run in runs)} evaluations"),
         Answer("Initial design", _initial(summary)),
-        Answer("Evaluations in a round", str(config.get("batch_size", 1))),
+        Answer("Evaluations in a round", str(config["batch_size"])),
         Answer("Compared with random search", ", ".join(random) or "no run of it here"),
         Answer("Performance over time", "yes: best so far after every evaluation"),
         Answer(
@@ -65,7 +65,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
 
 
 def _initial(summary: Summary) -> str:
-    counts = _join(run.config.get("n_init", NOT_RECORDED) for run in summary.panel.runs)
+    counts = _join(run.config["n_init"] for run in summary.panel.runs)
     designs: dict[int, set[tuple[str, ...]]] = {}
     for method in summary.panel.methods:
         for seed, run in method.runs.items():
@@ -81,7 +81,7 @@ def _initial(summary: Summary) -> str:
 
 
 def _limits(config: Mapping[str, Any]) -> str:
-    limits = config.get("constraint") or []
+    limits = config["constraint"]
     return f" with {' and '.join(limits)}" if limits else ""
 
 

@@ -171,7 +171,7 @@ def data_checksums(runs: Sequence[Run]) -> list[dict[str, str | None]]:
     found = {
         (str(run.config[setting]), checksum)
         for run in runs
-        for setting, checksum in (run.config.get("sha256") or {}).items()
+        for setting, checksum in run.config.get("sha256", {}).items()
     }
     return [
         {"name": name, "sha256": checksum}

@@ -148,7 +148,7 @@ def make_panels(
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
-        varied = {run.config.get("batch_size") for run in members}
+        varied = {run.config["batch_size"] for run in members}
         facts = {key: members[0].config.get(key) for key in (*_PANEL, *split)}
         facts["batch_size"] = varied.pop() if len(varied) == 1 else "several"
         facts["files"] = {key: _content(members[0].config, key) for key in _FILES}
@@ -174,7 +174,7 @@ def _taken_apart(
 
 def _content(config: Mapping[str, Any], key: str) -> str | None:
     """First digits of the SHA-256 of the file that a setting names; its name if none is known."""
-    digest: str | None = (config.get("sha256") or {}).get(key)
+    digest: str | None = config.get("sha256", {}).get(key)
     return digest[:8] if digest else config.get(key)
 
 
@@ -191,13 +191,13 @@ def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool
     keys: further settings that keep panels apart.
     batches: whether the batch size does.
     """
-    parts = [config["space"], config["dataset"], config.get("objective", "valid")]
+    parts = [config["space"], config["dataset"], config["objective"]]
     if config["evaluator"] == "toy":
         parts = [config["space"]]
-    parts += config.get("constraint") or []
-    if config.get("latency_table"):
+    parts += config["constraint"]
+    if config["latency_table"]:
         parts.append(config["latency_table"])
-    if batches and config.get("batch_size", 1) != 1:
+    if batches and config["batch_size"] != 1:
         parts.append(f"batch{config['batch_size']}")
     parts += [_shown(key, config[key]) for key in keys if config.get(key) is not None]
     return "-".join(part.replace(" ", "") for part in parts if part)
@@ -239,10 +239,10 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
     keys -= {"prior", *_NO_SETTINGS, *_NAMES}
     in_full = _share_seeds(runs)
     weights = {_content(run.config, "score_weights") for run in runs}
-    same_name = len({run.config.get("score_weights") for run in runs}) < len(weights)
+    same_name = len({run.config["score_weights"] for run in runs}) < len(weights)
 
     def setting(config: Mapping[str, Any], key: str) -> Any:
-        if key == "score_weights" and same_name and config.get(key):
+        if key == "score_weights" and same_name and config[key]:
             return f"{config[key]} {_content(config, key)}"
         return config.get(key)
 

@@ -120,7 +120,7 @@ class Summary:
     @cached_property
     def initial(self) -> int:
         """Evaluations of the initial design: the largest of the panel."""
-        return max((int(run.config.get("n_init", 0)) for run in self.panel.runs), default=0)
+        return max((int(run.config["n_init"]) for run in self.panel.runs), default=0)
 
     @cached_property
     def has_test(self) -> bool:
@@ -356,9 +356,9 @@ def _over_time(runs: Sequence[Run], workers: int, initial: int) -> Curve:
     curves, starts, stops = [], [], []
     for run in runs:
         spent = np.nan_to_num(run.columns["train_seconds"])  # a failed trial takes no time
-        at_once = run.config.get("schedule") == "async"  # no trial waits for another
+        at_once = run.config["schedule"] == "async"  # no trial waits for another
         rounds = np.zeros_like(run.iteration) if at_once else run.iteration
-        ends = list_schedule(spent, rounds, workers, run.config.get("window", 1))
+        ends = list_schedule(spent, rounds, workers, run.config["window"])
         order = np.argsort(ends, kind="stable")
         values = run.columns["value"][order]
         best = np.append(values, np.nan)[best_so_far(values)]

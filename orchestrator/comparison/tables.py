@@ -71,7 +71,7 @@ class Table:
 def published(panel: Panel) -> Mapping[str, str]:
     """By method, what others published of this panel's task; empty for tasks of our own."""
     facts = panel.facts
-    ours = facts["constraint"] or facts.get("batch_size") not in (None, 1)
+    ours = facts["constraint"] or facts["batch_size"] not in (None, 1)
     if facts["space"] != "nasbench201" or facts["evaluator"] != "table" or ours:
         return {}
     return _PUBLISHED.get(str(facts["dataset"]), {})

@@ -130,7 +130,7 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
             if source.path not in known:
                 known[source.path] = _read(source)
             run = known[source.path]
-            if run.config.get("target") is not None:
+            if run.config["target"] is not None:
                 skipped.append(Skipped(source.path, _FOR_A_VALUE))
             else:
                 runs.append((source.group, _as_asked(run, source.record)))

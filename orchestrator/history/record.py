@@ -9,16 +9,25 @@ from orchestrator.storage.location import Location
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
 
-_NEEDED = {
+_NEEDED = {  # by those who read runs; what else there is depends on the run
     "space",
     "evaluator",
+    "table",
+    "dataset",
+    "objective",
     "surrogate",
     "strategy",
     "acq",
+    "score_weights",
     "target",
     "constraint",
-    "seed",
+    "latency_table",
     "budget",
+    "n_init",
+    "batch_size",
+    "schedule",
+    "window",
+    "seed",
     "hash",
 }
 

@@ -112,7 +112,7 @@ def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with its data set and earlier runs, none or some; of files only the names."""
     config = {"prior": [], **record["config"]}
     names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
-    dataset = config.get("dataset") or _DATASETS.get(config["evaluator"])
+    dataset = config["dataset"] or _DATASETS.get(config["evaluator"])
     return {**config, **names, "dataset": dataset}
 
 

@@ -39,11 +39,11 @@ def searched_on(config: Mapping[str, Any]) -> str:
         return "a synthetic formula"
     if unit_of(config["evaluator"]) == PLAIN:
         return f"the value of the evaluator {config['evaluator']}"
-    split = {"valid": "validation", "test": "test"}.get(config.get("objective", "valid"))
-    dataset = f" on {config['dataset']}" if config.get("dataset") else ""
+    split = {"valid": "validation", "test": "test"}.get(config["objective"])
+    dataset = f" on {config['dataset']}" if config["dataset"] else ""
     source = {
         "surrogate": "as estimated by the embedded surrogate, not trained",
-        "table": f"looked up in {config.get('table')}, not trained",
+        "table": f"looked up in {config['table']}, not trained",
         "supernet": f"on held-out images of {config.get('data')}, with weights of a supernet",
         "train": f"on held-out images of {config.get('data')}, after training",
     }.get(config["evaluator"], f"by the evaluator {config['evaluator']}")
@@ -56,7 +56,7 @@ def reported(config: Mapping[str, Any], has_test: bool) -> str:
         return "the value that was searched on"
     if not has_test:
         return "the value that was searched on; no test accuracy is known"
-    if config.get("objective") == "test":
+    if config["objective"] == "test":
         return "test accuracy, which was searched on too: optimistic"
     return "the value that was searched on, and the test accuracy of the architecture it chose"
 
@@ -94,7 +94,7 @@ def run_checklist(
             f"{search_seconds:,.1f} of search (fit, propose, select), "
             f"{evaluation_seconds:,.1f} of evaluation",
         ),
-        Answer("Hardware", record.get("machine", NOT_RECORDED)),
+        Answer("Hardware", record["machine"]),
     ]
 
 
