@@ -20,7 +20,7 @@ from nag.cli import command_line, run
 from nag.errors import UserError
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Measurement
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.training.recipe import Precision
 from trainers.training.task import NetworkOptions, Place
 
@@ -30,7 +30,7 @@ QUANTILES = (0.1, 0.3, 0.5, 0.8, 0.99)
 app = command_line("python benchmarks/cells.py")
 
 
-def train(text: str, settings: Settings) -> Measurement:
+def train(text: str, settings: EvaluatorSettings) -> Measurement:
     torch.set_num_threads(1)
     evaluator = build_evaluator(NASBENCH201, "train", settings)
     return evaluator.evaluate(NASBENCH201.from_str(text), seed=0)
@@ -75,7 +75,7 @@ def main(
         middle = int(quantile * len(frame))
         near = frame.iloc[max(0, middle - cheapest // 2) : middle + cheapest // 2 + 1]
         chosen.append(near.loc[near["c10_params"].idxmin()])
-    settings = Settings(
+    settings = EvaluatorSettings(
         networks=NetworkOptions(
             data=data.resolve(), held_out=25_000, epochs=epochs, precision=precision
         ),

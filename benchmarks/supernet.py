@@ -26,7 +26,7 @@ from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.reporting.figures import BLUE, GREY, STYLE, standalone, to_svg
 from trainers.base import Measurement
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.training.task import NetworkOptions, Place
 
 RESULTS = Path(__file__).parent / "results" / "supernet"
@@ -35,13 +35,13 @@ RESAMPLES = 10_000
 app = command_line("python benchmarks/supernet.py")
 
 
-def inherited(text: str, settings: Settings) -> Measurement:
+def inherited(text: str, settings: EvaluatorSettings) -> Measurement:
     torch.set_num_threads(1)
     evaluator = build_evaluator(MOBILENETV3, "supernet", settings)
     return evaluator.evaluate(MOBILENETV3.from_str(text), seed=0)
 
 
-def trained(text: str, settings: Settings) -> Measurement:
+def trained(text: str, settings: EvaluatorSettings) -> Measurement:
     torch.set_num_threads(1)
     networks = replace(settings.networks, weights=None)
     evaluator = build_evaluator(MOBILENETV3, "train", replace(settings, networks=networks))
@@ -83,7 +83,7 @@ def main(
     """
     if networks < 5:
         raise UserError("--networks must be at least 5")
-    settings = Settings(
+    settings = EvaluatorSettings(
         networks=NetworkOptions(
             data=data.resolve(),
             weights=weights.resolve(),

@@ -37,7 +37,7 @@ from trainers.base import (
     at_epochs,
     in_steps,
 )
-from trainers.build import Settings, build_evaluator, network_task, unit_of
+from trainers.build import EvaluatorSettings, build_evaluator, network_task, unit_of
 from trainers.constraints import build_constraints
 from trainers.cost import Task
 from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
@@ -58,8 +58,8 @@ def constraints_of(config: RunConfig, dataset: str | None = None) -> tuple[Const
     )
 
 
-def _settings(config: RunConfig, place: Place = Place()) -> Settings:
-    return Settings(
+def _settings(config: RunConfig, place: Place = Place()) -> EvaluatorSettings:
+    return EvaluatorSettings(
         table=config.table,
         dataset=config.dataset,
         objective=config.objective,

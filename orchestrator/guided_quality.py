@@ -32,7 +32,7 @@ from nag.spaces import Architecture, StagedSpace
 from orchestrator.config import RunConfig
 from orchestrator.reporting.figures import draw_densities
 from trainers.base import EvaluationError, Evaluator, Measurement
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 
 GROUPS = (
     "random",
@@ -146,7 +146,7 @@ def main(
     evaluator = build_evaluator(
         search_space,
         config.evaluator_name,
-        Settings(table=table, dataset=dataset),
+        EvaluatorSettings(table=table, dataset=dataset),
     )
     generator = DiffusionGenerator(config.generator(device))
     bench = Benchmark(

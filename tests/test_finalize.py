@@ -24,7 +24,7 @@ from nag.locks import claim
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.finalize import app
 from trainers.finished import export as export_module
 from trainers.finished.card import accuracy, caveats
@@ -494,7 +494,9 @@ class TestCommandsThatCannotBeDone:
         err = refusal(capsys, *self.argv(*argv, "--held-out", 12))
         assert "was trained with 9 of these images held out: --held-out 12 would" in err
         networks = NetworkOptions(data=data, weights=tmp_path / "W.pt", held_out=12)
-        settings = Settings(networks=networks, with_held_out=True)  # measures by none of them
+        settings = EvaluatorSettings(
+            networks=networks, with_held_out=True
+        )  # measures by none of them
         assert len(build_evaluator(MOBILENETV3, "train", settings).task.train) == 45
 
     def test_nothing_to_report(self, capsys, cells, data, tmp_path):

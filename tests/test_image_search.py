@@ -21,7 +21,7 @@ from orchestrator.experiment import app as experiment
 from orchestrator.run_bo import app as run_bo
 from orchestrator.train_supernet import app as train_on_ray
 from trainers.base import EvaluatorConfigError
-from trainers.build import Settings, build_evaluator, network_task
+from trainers.build import EvaluatorSettings, build_evaluator, network_task
 from trainers.cost import Task, cost, cost_property
 from trainers.evaluate import app as evaluate
 from trainers.latency.tables import once_for_all_block, once_for_all_ends
@@ -182,7 +182,7 @@ def test_bad_settings_of_a_supernet_training(data, changes, message):
 def test_training_from_a_supernet_is_at_its_resolution(supernet, data):
     for resolution, expected in ((None, 32), (64, 64)):
         networks = NetworkOptions(data=data, weights=supernet, resolution=resolution)
-        evaluator = build_evaluator(MOBILENETV3, "train", Settings(networks=networks))
+        evaluator = build_evaluator(MOBILENETV3, "train", EvaluatorSettings(networks=networks))
         assert evaluator.task.resolution == expected
 
 
@@ -275,7 +275,7 @@ class TestSupernetsThatDoNotFit:
         for path, warned in ((data, False), (tmp_path, True)):
             caplog.clear()
             networks = NetworkOptions(data=path, weights=weights, held_out=9)
-            build_evaluator(MOBILENETV3, evaluator, Settings(networks=networks))
+            build_evaluator(MOBILENETV3, evaluator, EvaluatorSettings(networks=networks))
             assert ("it may have seen some held out here" in caplog.text) == warned
 
     def test_no_checkpoint(self, data, tmp_path):
@@ -314,19 +314,21 @@ def test_a_search_by_a_supernet(supernet, data, tmp_path):
 def test_networks_are_counted_as_they_are_measured(evaluator, space, options, data, quarter):
     paths = {"weights": quarter} if "weights" in options else {}
     networks = NetworkOptions(data=data, **{**options, **paths})
-    settings = Settings(networks=networks, place=Place(device="cpu"))
+    settings = EvaluatorSettings(networks=networks, place=Place(device="cpu"))
     built = build_evaluator(space, evaluator, settings)
     assert network_task(space, evaluator, settings) == built.task.network_task(built.width)
 
 
 def test_what_networks_are_counted_for_needs_images_and_weights(data, quarter):
-    assert network_task(MOBILENETV3, "surrogate", Settings()) is None
+    assert network_task(MOBILENETV3, "surrogate", EvaluatorSettings()) is None
     for options, message in (
         ({"weights": quarter}, "images are needed: --data"),
         ({"data": data}, "the supernet evaluator needs --weights"),
     ):
         with pytest.raises(EvaluatorConfigError, match=message):
-            network_task(MOBILENETV3, "supernet", Settings(networks=NetworkOptions(**options)))
+            network_task(
+                MOBILENETV3, "supernet", EvaluatorSettings(networks=NetworkOptions(**options))
+            )
 
 
 def test_a_constraint_is_on_the_networks_that_are_measured(data, quarter, tmp_path):

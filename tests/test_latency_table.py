@@ -20,7 +20,7 @@ from nag.spaces.mobilenetv3 import ABSENT, LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.build_latency_table import Passes, app
 from trainers.evaluate import evaluate_row
 from trainers.latency import timing
@@ -352,7 +352,7 @@ def evaluator(data, tmp_path):
     def built(name, space, **options):
         networks = NetworkOptions(data=data, held_out=9, recipe="small", **options)
         place = Place(device="cpu", cache=tmp_path / "cache")
-        return build_evaluator(space, name, Settings(networks=networks, place=place))
+        return build_evaluator(space, name, EvaluatorSettings(networks=networks, place=place))
 
     return built
 

@@ -28,7 +28,7 @@ from nag.predictors.gp import GaussianProcess
 from nag.properties import Property
 from nag.spaces import ABSENT, SPACES, InvalidArchitectureError
 from nag.spaces.base import encoding
-from trainers.build import EVALUATORS, Settings
+from trainers.build import EVALUATORS, EvaluatorSettings
 from trainers.constraints import PROPERTIES
 
 torch.set_num_threads(1)
@@ -240,7 +240,7 @@ def test_a_value_that_is_no_accuracy_is_shown_as_it_is(space, capsys):
     run_here(shown("orchestrator.run_bo", "rea"), *QUICK, "--out", "run")
     said = capsys.readouterr().out
     trials = pd.read_parquet("run/trials.parquet")
-    evaluator = EVALUATORS["transformer"][1](space, Settings())
+    evaluator = EVALUATORS["transformer"][1](space, EvaluatorSettings())
     values = [evaluator.evaluate(space.from_str(text), seed=0).value for text in trials["arch"]]
     assert trials["value"].tolist() == values
     best = f"{max(values):.6g}"

@@ -17,7 +17,7 @@ from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
 from trainers.base import EvaluationError, EvaluatorConfigError
-from trainers.build import EVALUATORS, Settings, build_evaluator
+from trainers.build import EVALUATORS, EvaluatorSettings, build_evaluator
 from trainers.evaluate import app, conditions
 from trainers.images import LoaderError
 from trainers.rows import write_rows
@@ -46,7 +46,7 @@ TOY_TEXTS = [
 )
 def test_arguments_that_do_not_fit(space, arguments, message):
     with pytest.raises(EvaluatorConfigError, match=message):
-        build_evaluator(SPACES[space], arguments.pop("evaluator"), Settings(**arguments))
+        build_evaluator(SPACES[space], arguments.pop("evaluator"), EvaluatorSettings(**arguments))
 
 
 def test_every_evaluator_names_a_space():
@@ -285,7 +285,9 @@ def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
         known_of_images.cache_clear()
         options = {name: path}
         settings = (
-            Settings(**options) if name == "table" else Settings(networks=NetworkOptions(**options))
+            EvaluatorSettings(**options)
+            if name == "table"
+            else EvaluatorSettings(networks=NetworkOptions(**options))
         )
         return json.loads(json.dumps(conditions(settings)))
 

@@ -8,7 +8,7 @@ import pytest
 from nag.spaces import SPACES
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import EvaluationError, EvaluatorConfigError
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.evaluators.table import TableEvaluator
 
 BEST_CIFAR10 = (
@@ -116,7 +116,9 @@ def test_whole_table_can_be_evaluated_and_counted(data_dir, dataset):
     path = data_dir / "nb201.parquet"
     prefix = {"cifar10": "c10", "cifar100": "c100"}[dataset]
     frame = pd.read_parquet(path, columns=["arch", f"{prefix}_valid_200", f"{prefix}_params"])
-    evaluator = build_evaluator(NASBENCH201, "table", Settings(table=path, dataset=dataset))
+    evaluator = build_evaluator(
+        NASBENCH201, "table", EvaluatorSettings(table=path, dataset=dataset)
+    )
     found = [evaluator.evaluate(NASBENCH201.from_str(a), seed=0) for a in frame.arch[::25]]
     assert [m.metrics["params"] for m in found] == frame[f"{prefix}_params"][::25].tolist()
     values = [100 * m.value for m in found]

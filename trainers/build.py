@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvaluatorSettings:
     """What evaluators are built from.
 
     table: parquet file of the `table` evaluator.
@@ -46,7 +46,7 @@ class Settings:
 def build_evaluator(
     space: SearchSpace,
     evaluator: str,
-    settings: Settings = Settings(),
+    settings: EvaluatorSettings = EvaluatorSettings(),
 ) -> Evaluator:
     """Build an evaluator, one of EVALUATORS, from what a worker process can be sent.
 
@@ -76,7 +76,7 @@ def unit_of(evaluator: str) -> Unit:
     return PERCENT if evaluator in OF_ACCURACIES else PLAIN
 
 
-def network_task(space: SearchSpace, evaluator: str, settings: Settings) -> Task | None:
+def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings) -> Task | None:
     """What the networks that an evaluator measures are for: `macs` and `params` are counted so.
 
     None for one that measures no networks. Raises EvaluatorConfigError.
@@ -89,13 +89,13 @@ def network_task(space: SearchSpace, evaluator: str, settings: Settings) -> Task
     return task_of(_as_in(supernet, networks), space, 1.0 if supernet is None else supernet.width)
 
 
-def _table(space: SearchSpace, settings: Settings) -> Evaluator:
+def _table(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     if settings.table is None:
         raise EvaluatorConfigError("the table evaluator needs --table, the path of a parquet file")
     return TableEvaluator(settings.table, settings.dataset or "cifar10", settings.objective)
 
 
-def _surrogate(space: SearchSpace, settings: Settings) -> Evaluator:
+def _surrogate(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     if settings.dataset not in (None, DATASET):
         raise EvaluatorConfigError(
             f"the surrogate evaluator has no data set {settings.dataset!r}: choose from {DATASET}"
@@ -104,11 +104,11 @@ def _surrogate(space: SearchSpace, settings: Settings) -> Evaluator:
     return SurrogateEvaluator()
 
 
-def _toy(space: SearchSpace, settings: Settings) -> Evaluator:
+def _toy(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     return ToyEvaluator()  # synthetic: there is no data set and no split to choose
 
 
-def _supernet(space: SearchSpace, settings: Settings) -> Evaluator:
+def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks, weights = settings.networks, _weights(settings.networks)
     supernet = load_supernet(weights)
     task = _task("supernet", space, settings, supernet)
@@ -139,7 +139,7 @@ def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> 
         _log.warning("%s was trained on other images: it may have seen some held out here", weights)
 
 
-def _train(space: SearchSpace, settings: Settings) -> Evaluator:
+def _train(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks = settings.networks
     supernet = load_supernet(networks.weights) if networks.weights else None
     task = _task("train", space, settings, supernet)
@@ -162,7 +162,7 @@ def _train(space: SearchSpace, settings: Settings) -> Evaluator:
 
 
 def _task(
-    evaluator: str, space: SearchSpace, settings: Settings, supernet: Supernet | None
+    evaluator: str, space: SearchSpace, settings: EvaluatorSettings, supernet: Supernet | None
 ) -> ImageTask:
     _only_valid(evaluator, settings)
     if settings.dataset is not None:
@@ -191,7 +191,7 @@ def _as_in(supernet: Supernet | None, networks: NetworkOptions) -> NetworkOption
     return replace(networks, resolution=supernet.meta.get("resolution"))
 
 
-def _only_valid(evaluator: str, settings: Settings) -> None:
+def _only_valid(evaluator: str, settings: EvaluatorSettings) -> None:
     if settings.objective != "valid":
         raise EvaluatorConfigError(
             f"the {evaluator} evaluator has no objective {settings.objective!r}: choose from valid"
@@ -199,7 +199,7 @@ def _only_valid(evaluator: str, settings: Settings) -> None:
 
 
 # Name -> the spaces it knows, and how it is built.
-_Builder = Callable[[SearchSpace, Settings], Evaluator]
+_Builder = Callable[[SearchSpace, EvaluatorSettings], Evaluator]
 EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "surrogate": (("mobilenetv3",), _surrogate),
     "table": (("nasbench201",), _table),

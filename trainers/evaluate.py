@@ -25,7 +25,7 @@ from nag.cli import (
 from nag.files import sha256_of
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator
-from trainers.build import Settings, build_evaluator, unit_of
+from trainers.build import EvaluatorSettings, build_evaluator, unit_of
 from trainers.partial import Partial
 from trainers.rows import PERCENT, Unit, read_list, write_rows
 from trainers.training.loop import of_the_machine
@@ -97,7 +97,7 @@ def main(
     check_seed(seed)
     if place.checkpoints is not None:  # a training that goes on keeps the seed that it began with
         place = replace(place, checkpoints=place.checkpoints / f"seed-{seed}")
-    settings = Settings(
+    settings = EvaluatorSettings(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
     )
     built = build_evaluator(search_space, evaluator, settings)
@@ -162,7 +162,7 @@ def _evaluate(
     return [rows[text] for text in texts], unlucky
 
 
-def conditions(settings: Settings) -> dict[str, Any]:
+def conditions(settings: EvaluatorSettings) -> dict[str, Any]:
     """What values depend on, for JSON; files by what is in them. Raises UserError."""
     networks = settings.networks
     found = {"dataset": settings.dataset, "objective": settings.objective, **asdict(networks)}

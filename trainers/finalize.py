@@ -14,7 +14,7 @@ from nag.files import sha256_of
 from nag.locks import claim
 from nag.spaces import StagedSpace
 from trainers.base import EvaluationError
-from trainers.build import Settings, build_evaluator
+from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.export import ONNX, ExportError, can_write_onnx
@@ -164,7 +164,7 @@ def _packaging(
     evaluator = build_evaluator(
         space,
         "supernet" if how == "supernet" else "train",
-        Settings(networks=networks, place=place, with_held_out=all_images),
+        EvaluatorSettings(networks=networks, place=place, with_held_out=all_images),
     )
     assert isinstance(evaluator, TrainingEvaluator | SupernetEvaluator)
     weights = None
