@@ -222,6 +222,9 @@ def test_what_is_pending_is_to_be_improved_on():
         guided = replace(chosen, strategy=GuidedGeneration(generator, form="improvement"))
         guided.suggest(observations, seen, 1, np.random.default_rng(0), pending=[pending])
         assert generator.guidance.best == pytest.approx(best)
+        before, after = (p.predict([pending]) for p in (fitted, generator.guidance.predictor))
+        assert after.mean == pytest.approx(before.mean)
+        assert after.std < before.std / 2
 
 
 def test_thompson_sampling_is_a_matter_of_the_seed():
