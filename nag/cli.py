@@ -21,10 +21,9 @@ from cyclopts import (
 )
 from rich.console import Console
 
-from nag.errors import UserError, choose
+from nag.errors import UserError, choose, one_line
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
 
-_LONGEST = 800  # characters of an error: it may name what is no text, but a file of something else
 INVALID = "INVALID"  # stands for an invalid sample in a list of architectures
 
 
@@ -192,12 +191,6 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         plain_console().print("interrupted")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, or its type if it says nothing; what is long is cut in its middle."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """The generator of candidates: a score, its SDE and a sampler, ready to be guided."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch.nn.functional import pad
 from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
 from nag.devices import resolve_device
-from nag.errors import UserError, choose
+from nag.errors import UserError, choose, one_line
 from nag.exact_score import exact_score
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.guidance import (
@@ -40,6 +41,8 @@ from nag.spaces import SPACES, Architecture, SearchSpace
 
 GuidanceKind = Literal["denoised", "noise-aware"]
 GuidanceForm = Literal["value", "improvement", "target"]
+
+_log = logging.getLogger(__name__)
 
 _REFERENCE_SIZE = 512  # random architectures that say how much g varies
 _SMALLEST_GRAPH = 64  # samples
@@ -251,7 +254,8 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
     """On a GPU: TF32, and the whole network as one CUDA graph per batch size.
 
     Batches are filled up to powers of two: to compile takes longer than to sample, and after a few
-    sizes PyTorch compiles no more.
+    sizes PyTorch compiles no more. Where it cannot, for want of a C compiler for example, the
+    network runs as it is, with a warning.
     """
     if device.type != "cuda":
         return network
@@ -260,11 +264,20 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
     )
 
     def score(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal compiled
         size = max(_SMALLEST_GRAPH, 1 << (len(x) - 1).bit_length())
         more = (0, size - len(x))
+        filled = pad(x, (0, 0, 0, 0, *more)), pad(t, more)
         with _tf32():
-            filled = compiled(pad(x, (0, 0, 0, 0, *more)), pad(t, more))
-            return filled[: len(x)].clone()  # a graph writes to the same memory every time
+            try:
+                found = compiled(*filled)
+            except RuntimeError as error:
+                if compiled is network or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                _log.warning("the score network is not compiled, and slower: %s", one_line(error))
+                compiled = network
+                found = compiled(*filled)
+            return found[: len(x)].clone()  # a graph writes to the same memory every time
 
     return score
 

@@ -259,3 +259,31 @@ def test_few_batch_sizes_are_compiled(monkeypatch):
         x, t = inputs(TOY, num)
         torch.testing.assert_close(score(x, t), net(x, t))
     assert sizes == [64, 64, 64, 128, 128, 512]
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
+    def compiled(net, **options):
+        def called(x, t):
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+        return called
+
+    monkeypatch.setattr("torch.compile", compiled)
+    net, (x, t) = network(TOY), inputs(TOY)
+    score = accelerated(net, torch.device("cuda"))
+    for _ in range(2):
+        torch.testing.assert_close(score(x, t), net(x, t))
+    (warning,) = caplog.messages
+    assert warning.endswith("Failed to find C compiler. Please specify via CC")
+
+
+def test_want_of_memory_is_no_want_of_a_compiler(monkeypatch):
+    def compiled(net, **options):
+        def called(x, t):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return called
+
+    monkeypatch.setattr("torch.compile", compiled)
+    with pytest.raises(torch.OutOfMemoryError):
+        accelerated(network(TOY), torch.device("cuda"))(*inputs(TOY))

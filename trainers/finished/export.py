@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from nag.cli import one_line
+from nag.errors import one_line
 from trainers.finished.classifier import Classifier
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nag.cli import one_line
+from nag.errors import one_line
 from trainers.base import EvaluatorConfigError
 from trainers.images.decode import CorruptImageError, decode
 from trainers.images.index import Listing
