@@ -1083,6 +1083,7 @@ def test_searches_for_a_value_are_named_and_left_out(
             ["RUNS", "--out", "OUT", "--optimum", "toy"],
             "must be PANEL=VALUE or VALUE, accuracies in percent",
         ),
+        (["RUNS", "--out", "OUT", "--optimum", "0.9"], "--optimum 0.9 is in percent: it must be"),
         (["RUNS", "--out", "OUT", "--optimum", "a=9"], "--optimum names no panel 'a': choose from"),
         (["RUNS", "--out", "OUT", "--target", "toy=nan"], "must be PANEL=VALUE"),
         (["RUNS", "--out", "OUT", "--marks", "0"], "--marks must be at least 1"),

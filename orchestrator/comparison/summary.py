@@ -28,6 +28,7 @@ from orchestrator.comparison.statistics import (
     rank_methods,
 )
 from orchestrator.history.run import Run, best_so_far
+from trainers.rows import PERCENT
 
 MARKS = (30, 50, 100)
 _FOUND = "the best value of any run in this report"
@@ -53,14 +54,17 @@ class Settings:
     workers: tuple[int, ...] = ()
 
     def check(self, panels: Sequence[Panel]) -> None:
-        """Raise UserError where a panel or method is named that is not there."""
-        names = [panel.name for panel in panels]
+        """Raise UserError for a panel or method that is not there, and for no percentage."""
+        units = {panel.name: panel.unit for panel in panels}
         for option, by_panel in (("optimum", self.optimum), ("target", self.target)):
-            for name in by_panel:
-                if name not in names:
+            for name, level in by_panel.items():
+                if name not in units:
                     raise UserError(
-                        f"--{option} names no panel {name!r}: choose from {', '.join(names)}"
+                        f"--{option} names no panel {name!r}: choose from {', '.join(units)}"
                     )
+                shown = level * units[name].times
+                if units[name] == PERCENT and not 1 <= shown <= 100:
+                    raise UserError(f"--{option} {shown:g} is in percent: it must be 1 to 100")
         labels = sorted({method.label for panel in panels for method in panel.methods})
         if self.reference is not None and self.reference not in labels:
             raise UserError(
