@@ -184,7 +184,7 @@ def evaluations():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--executor": "local"}, "--early-stopping goes with --executor tune"),
+        ({"--executor": "local", "--workers": 1}, "--early-stopping goes with --executor tune"),
         ({"--grace-epochs": 9}, "--grace-epochs 9 must be less than the 9 of a training"),
         ({"--grace-epochs": 0}, "--grace-epochs must be at least 1"),
         ({"--method": "bohb", "--schedule": "rounds"}, "bohb goes with --early-stopping none"),
