@@ -423,6 +423,10 @@ class TestCommandsThatCannotBeDone:
         argv = self.argv(searched, "--data", data, *options)
         assert message in refusal(capsys, *argv)
 
+    def test_a_run_as_output(self, capsys, searched, data):
+        argv = (searched, "--data", data, "--out", searched)
+        assert "is a run: choose another folder" in refusal(capsys, *argv)
+
     def test_a_recipe_that_needs_what_is_not_there(
         self, capsys, monkeypatch, searched, data, tmp_path
     ):

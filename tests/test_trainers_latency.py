@@ -274,6 +274,9 @@ def test_errors_of_tables_of_networks(tmp_path, rng):
     assert message_of(lat_synthetic=[1.0] * 4 + [np.nan] * 16) == (
         " has 4 networks with lat_synthetic: at least 5 are needed"
     )
+    assert message_of(lat_synthetic=[1.0] * 19 + [-3.0]) == (
+        " has a lat_synthetic of -3: times are positive"
+    )
     assert message_of(r=[128, 192] * 10) == (
         " has networks at 128 to 192 pixels: 224 is not among them"
     )

@@ -84,6 +84,8 @@ def main(
         raise UserError("give either the folder of a run or --archs, a list of architectures")
     if not train and (seeds > 1 or with_held_out):
         raise UserError("--seeds and --with-held-out do not go with --no-train")
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out} is a run: choose another folder")
     search = None if run is None else read_search(run, top)
     if search is not None:
         networks = _as_in(search, networks, train)

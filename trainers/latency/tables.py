@@ -255,6 +255,8 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
         raise EvaluatorConfigError(
             f"{path} has {kept.sum()} networks with {column}: at least {_FOLDS} are needed"
         )
+    if (least := y[kept].min()) <= 0:
+        raise EvaluatorConfigError(f"{path} has a {column} of {least:g}: times are positive")
     if not r[kept].min() <= resolution <= r[kept].max():
         raise EvaluatorConfigError(
             f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels: "
