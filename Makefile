@@ -1,7 +1,7 @@
 # make run     search MobileNetV3 for ImageNet-1K with the embedded default; ARGS="--acq pi" and so on
 # make test    all tests but those that need root or a GPU
 # make check   format, lint, types and the quick tests
-#              both with JOBS=3 files of tests at a time, as they wait a third of it; ARGS="-n 0 -x tests/test_sde.py" and so on
+#              both with JOBS=3 files of tests at a time, which often wait; ARGS="-n 0 -x tests/test_sde.py" and so on
 # make bench   the benchmarks whose results are in benchmarks/results
 # make figures a report of each experiment that was run into RUNS (runs/experiments)
 

@@ -65,7 +65,7 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """What to call with how much more is done: a bar on a terminal, nothing elsewhere."""
-    from rich.progress import (
+    from rich.progress import (  # not needed for --help
         BarColumn,
         MofNCompleteColumn,
         Progress,

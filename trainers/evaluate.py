@@ -17,11 +17,11 @@ from nag.cli import (
     check_seed,
     command_line,
     find_space,
-    one_line,
     plain_console,
     progress_bar,
     run,
 )
+from nag.errors import one_line
 from nag.files import sha256_of
 from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluationError, Evaluator
