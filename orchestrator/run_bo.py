@@ -35,6 +35,12 @@ app = command_line(
     "python -m orchestrator.run_bo --acq ucb --constraint 'macs<=300e6' --batch-size 8",
 )
 
+_ENDS = {
+    "exhausted": "the space is exhausted after {trials} trials",
+    "patience": "ended after {trials} trials: --patience {patience} is used up; to go on, "
+    "repeat the command with more",
+}
+
 
 @app.default
 def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int:  # noqa: B008
@@ -62,7 +68,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
             observers = build_observers(
                 out.resolve().name, config, runtime, executor, evaluator, store
             )
-            return _search(config, plan, executor, store, observers, console)
+            return _search(config, plan, runtime.patience, executor, store, observers, console)
     finally:
         executor.close()
 
@@ -70,6 +76,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
 def _search(
     config: RunConfig,
     plan: Plan,
+    patience: int | None,
     executor: Executor,
     store: RunStore,
     observers: tuple[Observer, ...],
@@ -86,12 +93,13 @@ def _search(
     view = View(console, config.budget)
     try:
         with view.live(store), live_report(store) as report:
-            run_study(
+            ended = run_study(
                 optimizer,
                 executor,
                 store,
                 plan,
                 observers=(view, report, *observers),
+                patience=patience,
             )
     except KeyboardInterrupt:
         store.compact()
@@ -100,10 +108,10 @@ def _search(
             "repeat the command to continue"
         )
         return 130
-    if not store.trials and config.constraint:
+    if ended == "exhausted" and not store.trials and config.constraint:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
-    if store.spent < config.budget:
-        console.print(f"the space is exhausted after {store.num_finished} trials")
+    if ended != "budget":
+        console.print(_ENDS[ended].format(trials=store.num_finished, patience=patience))
     from orchestrator.reporting.run_report import write_report  # slow to import: it draws
 
     print_result(console, store, write_report(store), config.constraint)

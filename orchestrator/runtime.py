@@ -20,7 +20,7 @@ GpusPerEval = float | Literal["auto"]
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where a run happens; nothing here changes its trials.
+    """Where a run happens, and when it is ended; nothing here changes its trials.
 
     Parameters
     ----------
@@ -65,6 +65,9 @@ class Runtime:
     cache
         Folder for decoded images, where all of them, or those that networks are measured by, fit
         into a quarter of the memory; by default beside the data.
+    patience
+        End when so many evaluations have brought nothing better; by default only when the budget
+        is spent. The command, repeated with more patience, goes on.
     """
 
     out: OptionalPathOrURI = None
@@ -86,6 +89,7 @@ class Runtime:
     eval_device: str = "auto"
     image_workers: WholeNumber | None = None
     cache: Path | None = None
+    patience: Annotated[WholeNumber | None, Parameter(group=section("Rounds"))] = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -118,6 +122,8 @@ class Runtime:
             raise UserError(f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UserError("--timeout must be more than 0 seconds")
+        if self.patience is not None and self.patience < 1:
+            raise UserError("--patience must be at least 1")
 
 
 def place_of(runtime: Runtime) -> Place:

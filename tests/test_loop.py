@@ -36,6 +36,7 @@ SHORT = {  # where a test needs many runs
     1: replace(CONFIG, budget=8, pool_size=8, steps=5),
     3: replace(CONFIG, budget=11, pool_size=8, steps=5, batch_size=3),
 }
+RANDOM = {"surrogate": "none", "strategy": "random", "acq": None}
 RETRIES = 2
 
 
@@ -228,6 +229,66 @@ def test_more_initial_trials_than_the_budget_has_room_for(tmp_path):
     assert [trial.strategy for trial in store.trials] == ["initial"] * 10 + ["guided"] * 3
     assert store.num_finished == 12
     store.close()
+
+
+# The end before the budget is spent
+
+
+def stopped(out, config, patience, order=lambda outcomes: outcomes):
+    """Go on with the run in `out` until it stops; what it found, and what it ended by."""
+    executor = Reordered(local(config), order)
+    with closing(RunStore.open(out, config, TOY)) as store:
+        optimizer = build_optimizer(config, executor.generator)
+        end = run_study(optimizer, executor, store, plan_of(config), patience=patience)
+    return found(store), end
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4])
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 3}, {"batch_size": 2, "window": 2}])
+def test_a_run_out_of_patience_is_the_beginning_of_a_longer_one(tmp_path, settings, patience):
+    config = replace(CONFIG, **RANDOM, budget=40, **settings)
+    long = found(study(tmp_path / "long", config))
+    short, end = stopped(tmp_path / "short", config, patience, _reversed)
+    assert end == "patience"
+    assert 4 < len(short) < 40
+    assert short == long[: len(short)]
+    # the last round began when this was not yet so; then it was of all that the next would use
+    values = [value for _, value in short]
+    begun = [4 + i for i in range(0, len(short) - 3, config.batch_size)]
+    late = config.batch_size * (config.window - 1)
+
+    def since_best(known):
+        return known - max(int(np.argmax(values[:known])) + 1, 4)
+
+    assert all(since_best(max(first - late, 4)) < patience for first in begun[:-1])
+    assert since_best(len(short) - late) >= patience
+    assert stopped(tmp_path / "short", config, patience) == (short, "patience")
+    assert stopped(tmp_path / "short", config, None) == (long, "budget")
+
+
+def test_failed_evaluations_try_the_patience_too(tmp_path):
+    def fault(arch, evaluated):
+        if len(evaluated) > 6:
+            raise EvaluationError("synthetic")
+
+    config = replace(CONFIG, **RANDOM, budget=40)
+    executor, _ = faulty(fault, config)
+    with closing(RunStore.open(tmp_path / "run", config, TOY)) as store:
+        optimizer = build_optimizer(config, executor.generator)
+        run_study(optimizer, executor, store, plan_of(config), patience=8)
+    values = [-math.inf if value is None else value for _, value in found(store)]
+    assert len(values) == max(int(np.argmax(values)) + 1, 4) + 8
+
+
+def test_patience_where_every_evaluation_fails(tmp_path):
+    def fault(arch, evaluated):
+        raise EvaluationError("synthetic")
+
+    executor, _ = faulty(fault)
+    with closing(RunStore.open(tmp_path / "run", CONFIG, TOY)) as store:
+        optimizer = build_optimizer(CONFIG, executor.generator)
+        run_study(optimizer, executor, store, plan_of(CONFIG), patience=2)
+    assert store.num_finished == 4 + 2
 
 
 # Interruptions

@@ -278,6 +278,20 @@ def test_a_space_that_is_exhausted_ends_the_run(tmp_path, capsys):
     assert len(set(found(tmp_path / "run"))) == 144
 
 
+def test_a_run_out_of_patience_ends_and_goes_on_with_more(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shown = search(capsys, QUICK, patience=1, out=out)
+    short = found(out)
+    assert short == found(finished[0])[: len(short)]
+    assert (
+        f"ended after {len(short)} trials: --patience 1 is used up; to go on, repeat the command "
+        "with more\n"
+    ) in shown
+    assert "best architecture" in shown
+    search(capsys, QUICK, patience=100, out=out)
+    assert found(out) == found(finished[0])
+
+
 # Stopped, and repeated
 
 
@@ -731,6 +745,7 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"pool_size": -1}, "--pool-size must be at least 1"),
         ({"batch_size": 11}, "--pool-size 10 is smaller than --batch-size 11"),
         ({"workers": 0}, "--workers must be at least 1"),
+        ({"patience": 0}, "--patience must be at least 1"),
         ({"retries": -1}, "--retries must not be negative"),
         ({"executor": "local", "workers": 4}, "--executor local evaluates one at a time"),
         ({"metrics_port": 65536}, "--metrics-port must be 1 to 65535"),

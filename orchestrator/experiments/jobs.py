@@ -29,7 +29,7 @@ from orchestrator.history.record import DamagedRunError
 from orchestrator.history.run import read_run
 from orchestrator.methods import METHODS
 from orchestrator.runtime import Runtime
-from orchestrator.search.loop import Observer, run_study
+from orchestrator.search.loop import End, Observer, run_study
 from orchestrator.search.record import provenance, write_record
 from orchestrator.search.store import RunStore, num_tabled
 from trainers.build import ON_IMAGES
@@ -161,7 +161,7 @@ class Search:
             closing(RunStore.open(out, config, find_space(config.space), place.command)) as store,
         ):
             try:
-                run_study(
+                ended = run_study(
                     build_optimizer(config, executor.generator),
                     executor,
                     store,
@@ -171,7 +171,7 @@ class Search:
             except KeyboardInterrupt:
                 store.compact()
                 raise
-            return _found(store, config)
+            return _found(store, config, ended)
 
     def check(self, device: str) -> None:
         """Raise UserError for what cannot be built, before anything runs."""
@@ -320,15 +320,16 @@ def needed_files(config: RunConfig) -> dict[str, bool]:
     return needed
 
 
-def _found(store: RunStore, config: RunConfig) -> str:
+def _found(store: RunStore, config: RunConfig, ended: End) -> str:
     """The result of a search; raises UserError where there is none."""
     if not store.trials and config.constraint:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.best is None:
         raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
-    short = store.spent < config.budget
-    exhausted = f", the space is exhausted after {store.num_finished} trials" if short else ""
-    return f"best {store.unit.text(store.best[1])}{exhausted}"
+    best = f"best {store.unit.text(store.best[1])}"
+    if ended == "exhausted":
+        return f"{best}, the space is exhausted after {store.num_finished} trials"
+    return best
 
 
 def _wait_until_free(out: Path) -> None:

@@ -16,6 +16,7 @@ from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
+End = Literal["budget", "exhausted", "patience"]  # what a run ended by
 
 _COMPACTION_SHARE = 0.05  # of the time, at most, goes to rewriting the table of trials
 
@@ -60,15 +61,19 @@ def run_study(
     store: RunStore,
     plan: Plan,
     observers: tuple[Observer, ...] = (),
-) -> None:
-    """Run until the budget is spent or the space is exhausted.
+    patience: int | None = None,
+) -> End:
+    """Run until the budget is spent, the space is exhausted, or the patience.
+
+    patience: no round is proposed when so many trials of full fidelity have ended since the best of
+    them and since the initial design, by the outcomes that the round would use.
 
     A trial of low fidelity is a part of an evaluation. The last trial begins before the budget is
     spent, so a part of an evaluation may be spent beyond it.
 
     Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i).
     """
-    proposer = _Proposer(optimizer, store, plan, observers)
+    proposer = _Proposer(optimizer, store, plan, observers, patience)
     compact = NowAndThen(store.compact, _COMPACTION_SHARE)
     with closing(executor.run(proposer.ask)) as outcomes:
         for outcome in outcomes:
@@ -77,6 +82,7 @@ def run_study(
                 observer.finished(store, outcome)
             compact()
     store.compact()
+    return proposer.ended
 
 
 class _Proposer:
@@ -88,9 +94,11 @@ class _Proposer:
         store: RunStore,
         plan: Plan,
         observers: tuple[Observer, ...],
+        patience: int | None,
     ) -> None:
         self._optimizer, self._store, self._observers = optimizer, store, observers
-        self._plan = plan
+        self._plan, self._patience = plan, patience
+        self.ended: End = "budget"
         self._waiting = deque(store.pending())  # proposed, perhaps begun by an earlier process
         self._left = (
             plan.budget - store.spent
@@ -113,18 +121,22 @@ class _Proposer:
 
     def _propose(self, room: int) -> bool:
         """Propose a round, if it is its turn; whether there are trials of it."""
-        store, plan = self._store, self._plan
+        store, plan, self.ended = self._store, self._plan, "budget"
         if store.exhausted:
+            self.ended = "exhausted"
             return False
-        if plan.schedule == "async":
-            suggestion = self._suggest(min(room, math.ceil(self._left)), None)
-        else:
-            known = store.next_iteration - plan.window + 1
+        known, count = None, min(room, math.ceil(self._left))
+        if plan.schedule == "rounds":
+            known, count = store.next_iteration - plan.window + 1, plan.batch_size
             if store.first_open_round < known:
                 return False
-            suggestion = self._suggest(plan.batch_size, known)
+        if self._patience is not None and store.since_best(plan.n_init, known) >= self._patience:
+            self.ended = "patience"
+            return False
+        suggestion = self._suggest(count, known)
         if not suggestion.archs:
             store.exhaust()
+            self.ended = "exhausted"
             return False
         self._waiting += store.propose(suggestion)
         for observer in self._observers:

@@ -11,6 +11,7 @@ journal a crash can cost, its two kinds say: `LocalJournal`, `SegmentJournal`.
 """
 
 import errno
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -232,6 +233,23 @@ class RunStore:
         """Those of the last round, where that was one of low fidelity."""
         last = (len(self.rounds) if before is None else before) - 1
         return self._low.between(self._end(last), self._end(before))
+
+    def since_best(self, first: int, before: int | None = None) -> int:
+        """How many trials of full fidelity ended after the best of them, but for the first `first`.
+
+        In the order of their numbers; of the rounds before `before` or of all.
+        """
+        ended = [
+            self.outcomes[trial.trial]
+            for trial in self.trials[: self._end(before)]
+            if trial.epochs is None and trial.trial in self.outcomes
+        ]
+        merits = [
+            -math.inf if end.value is None or end.stopped is not None else self.merit(end.value)
+            for end in ended
+        ]
+        best = int(np.argmax(merits)) if merits else -1
+        return max(len(merits) - max(best + 1, first), 0)
 
     def _end(self, before: int | None) -> int:
         """How many trials the rounds before one have, or all."""
