@@ -44,16 +44,16 @@ GuidanceForm = Literal["value", "improvement", "target"]
 
 _log = logging.getLogger(__name__)
 
-_REFERENCE_SIZE = 512  # random architectures that say how much g varies
+_REFERENCE_SIZE = 512  # random architectures that show how much g varies
 _SMALLEST_GRAPH = 64  # samples
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Plain values from which a generator is built wherever it is to run.
+    """Plain values from which a generator can be built on any machine.
 
-    weights: of the score network; None takes those shipped with the package.
-    device: cpu, cuda, or auto (the GPU where there is one).
+    weights: weights of the score network; None means those shipped with the package.
+    device: cpu, cuda, or auto (the GPU if there is one).
     threads: CPU threads of PyTorch; fixed, because the last bits of a result depend on it.
     """
 
@@ -71,14 +71,14 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class Guidance:
-    """What to steer towards: a function of what `predictor` says, and constraints.
+    """What to steer towards: a function of the predictions, and constraints.
 
     predictor: fitted on `observations`; None for constraints alone.
-    kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` trains the
-    paper's f(x_t, sigma) on noised architectures first, unless `noise_aware` is one already.
-    form: `value` climbs mean + optimism * std; `improvement` log P(value >= best); `target`
-    goes to architectures whose value is `target`. Both are in the unit of the observations.
-    best: None is the best observed.
+    kind: `denoised` evaluates the predictor at the denoised architecture; `noise-aware` first
+    trains the paper's f(x_t, sigma) on noised architectures, unless `noise_aware` provides it.
+    form: `value` climbs mean + optimism * std; `improvement` climbs log P(value >= best); `target`
+    seeks architectures whose value is `target`. best and target have the unit of the observations.
+    best: None means the best observed value.
     scale: k, given or found from the progress of a pilot batch.
     """
 
@@ -99,28 +99,28 @@ class Guidance:
 
 
 class Part(NamedTuple):
-    """n samples of a larger number, which depend on their own seed and on no other part."""
+    """n of a larger number of samples; they depend on their own seed, not on the other parts."""
 
     n: int
     seed: int
 
 
 class Generator(Protocol):
-    """Makes architectures: in this process, or on a GPU of the cluster."""
+    """Generates architectures, in this process or on a GPU of the cluster."""
 
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
-        """n samples, guided or from the plain law; equal arguments give equal samples."""
+        """Draw n samples, guided or unguided; equal arguments give equal samples."""
         ...
 
     def generate_parts(
         self, parts: Sequence[Part], guidance: Guidance | None = None
     ) -> list[Samples]:
-        """`generate` of each part, where it can several at a time."""
+        """`generate` for each part, several at a time where possible."""
         ...
 
 
 class DiffusionGenerator:
-    """The generator itself. Weights are loaded once; raises UserError."""
+    """The generator itself. Loads the weights once; raises UserError."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -208,7 +208,7 @@ class DiffusionGenerator:
                 return target(reading, predictor.standardise(guidance.target))
 
     def _scale(self, guidance: Guidance, log_density: LogDensity, seed: int) -> Ladder:
-        """The scales of this batch, found by a pilot unless they are given."""
+        """The scales of this batch, found by a pilot batch unless they are given."""
         if isinstance(guidance.scale, Ladder):
             return guidance.scale
 
@@ -234,7 +234,7 @@ class DiffusionGenerator:
 def load_score(
     config: GeneratorConfig, space: SearchSpace, device: torch.device
 ) -> tuple[ScoreFn, VESDE]:
-    """The score a configuration names; raises UserError, also when weights do not fit."""
+    """The score that `config` asks for; raises UserError, also if the weights do not fit."""
     for kind, name, allowed in (
         ("sampler", config.sampler, SAMPLERS),
         ("schedule", config.schedule, SCHEDULES),
@@ -253,9 +253,9 @@ def load_score(
 def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
     """On a GPU: TF32, and the whole network as one CUDA graph per batch size.
 
-    Batches are filled up to powers of two: to compile takes longer than to sample, and after a few
-    sizes PyTorch compiles no more. Where it cannot, for want of a C compiler for example, the
-    network runs as it is, with a warning.
+    Batches are padded to powers of two, because compiling takes longer than sampling and PyTorch
+    stops compiling after a few sizes. If compilation fails, e.g. because there is no C compiler,
+    the network runs uncompiled, with a warning.
     """
     if device.type != "cuda":
         return network
@@ -277,14 +277,14 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
                 _log.warning("the score network is not compiled, and slower: %s", one_line(error))
                 compiled = network
                 found = compiled(*filled)
-            return found[: len(x)].clone()  # a graph writes to the same memory every time
+            return found[: len(x)].clone()  # a graph reuses its output memory
 
     return score
 
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """For the network alone: a Gaussian process has not enough digits left with TF32."""
+    """For the network only: TF32 is not precise enough for a Gaussian process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:

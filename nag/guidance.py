@@ -2,19 +2,19 @@
 
 Notation:
     V        E[V | x_t] under the uniform law, (B, N, F): the denoised architecture
-    g(V)     log density to climb, a function of what a predictor says of the denoised architecture
+    g(V)     log density to climb, a function of the prediction at the denoised architecture
     k        guidance scale, (B,)
     R        k grad_V g, (B, N, F): the reward of each operator, to first order
 
-The guided score is that of the law p(A) exp(R . A), which for the uniform law is known exactly:
+The guided score is that of the law p(A) exp(R . A), known exactly when p is the uniform law:
 
     s_guided(x_t, t) = s(x_t, t) + (E_R[x_0 | x_t] - E[x_0 | x_t]) / sigma^2
 
-The paper adds k grad_x g instead (Eq. 9): the same thing to first order in R. Under an additive g
-this form is exact for every k; and it stays inside the convex hull of the architectures, where a
-strong linear guidance pushes samples to where neither network nor predictor has been.
+The paper adds k grad_x g instead (Eq. 9), which is the same to first order in R. For an additive g
+our form is exact for every k. It also stays inside the convex hull of the architectures, whereas
+strong linear guidance pushes samples to where neither network nor predictor has seen data.
 
-Guidance maps a `ScoreFn` to a `ScoreFn`, so samplers need not know of it.
+Guidance maps a `ScoreFn` to a `ScoreFn`, so samplers need not know about it.
 """
 
 import math
@@ -32,7 +32,7 @@ from nag.sde import VESDE, ScoreFn, per_sample
 from nag.spaces import SearchSpace
 
 Reading = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(V (B, N, F), sigma (B,)) -> mean and std (B,), (B,) of the standardised value."""
+"""(V (B, N, F), sigma (B,)) -> mean (B,) and std (B,) of the standardised value."""
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
 """(V (B, N, F), sigma (B,)) -> g (B,), differentiable in V."""
@@ -48,8 +48,8 @@ Scale = Callable[[int, torch.device], Tensor]
 class Ladder:
     """Guidance scales k spread geometrically over a batch, from weak (diverse) to strong (greedy).
 
-    In units of the standardised value: under an additive predictor with unit variance over the
-    space, scale k shifts the mean of the samples by k standard deviations, until they saturate.
+    Units are those of the standardised value: for an additive predictor with unit variance over
+    the space, scale k shifts the mean of the samples by k standard deviations, until saturation.
     """
 
     low: float
@@ -68,10 +68,10 @@ class Ladder:
 
 
 def denoised(predictor: DifferentiablePredictor) -> Reading:
-    """The surrogate itself, at the denoised architecture: it costs no training.
+    """The surrogate itself, evaluated at the denoised architecture: this needs no training.
 
-    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t]. The std is that of one architecture,
-    the denoised one, without Var[mu | x_t].
+    For an additive surrogate mu(E[V | x_t]) *is* E[mu | x_t]. The std is that of the denoised
+    architecture alone, without Var[mu | x_t].
     """
     return lambda v, sigma: predictor.relaxed(v)
 
@@ -79,8 +79,8 @@ def denoised(predictor: DifferentiablePredictor) -> Reading:
 def value(reading: Reading, optimism: float = 0.0) -> LogDensity:
     """g = mean + optimism * std.
 
-    The reference's choice with optimism 0 (paper, Eq. 8). Optimism draws samples to where
-    acquisition functions look, beyond the best mean.
+    Optimism 0 is the choice of the reference (paper, Eq. 8). Positive optimism draws samples to
+    where acquisition functions look, beyond the best mean.
     """
 
     def g(v: Tensor, sigma: Tensor) -> Tensor:
@@ -91,10 +91,10 @@ def value(reading: Reading, optimism: float = 0.0) -> LogDensity:
 
 
 def improvement(reading: Reading, best: float) -> LogDensity:
-    """g = log Phi((mean - best) / std), the log probability of beating `best` by the reading.
+    """g = log Phi((mean - best) / std), the log probability of beating `best`, given the reading.
 
-    At x_t it is not yet log P(value >= best | x_t): to the std of the reading one would have to add
-    the spread of the means of the architectures behind the noise. It goes with the noise.
+    At x_t this is not yet log P(value >= best | x_t): the std of the reading lacks the spread of
+    the means of the architectures that x_t may come from. That spread vanishes with the noise.
     """
     if not math.isfinite(best):
         raise ValueError("best must be finite")
@@ -107,9 +107,9 @@ def improvement(reading: Reading, best: float) -> LogDensity:
 
 
 def target(reading: Reading, wanted: float) -> LogDensity:
-    """g = log density of N(mean, std^2) at `wanted`, up to a constant: architectures of that value.
+    """g = log density of N(mean, std^2) at `wanted`, up to a constant: seek that value.
 
-    std is not followed, or uncertain architectures would count as being near every target.
+    The gradient ignores std; otherwise uncertain architectures would seem near every target.
     """
     if not math.isfinite(wanted):
         raise ValueError("the target must be finite")
@@ -123,7 +123,7 @@ def target(reading: Reading, wanted: float) -> LogDensity:
 
 @dataclass
 class Norms:
-    """Sums, on the device, of the norms of score and guidance over all evaluations."""
+    """Norms of score and guidance, summed on the device over all evaluations."""
 
     score: Tensor | float = 0.0
     guidance: Tensor | float = 0.0
@@ -145,10 +145,10 @@ def guided(
     constraints: Sequence[Constraint] = (),
     norms: Norms | None = None,
 ) -> ScoreFn:
-    """The score of what `score` describes, tilted by the predictor and kept to the constraints.
+    """`score`, tilted by the predictor and kept within the constraints.
 
-    log_density None: constraints only. peaked: g has its maximum inside the space, and a strong
-    tilt must not go past it.
+    log_density: None for constraints alone.
+    peaked: g has its maximum inside the space, and a strong tilt must not overshoot it.
     """
 
     def guided_score(x: Tensor, t: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _gradient(log_density: LogDensity, v: Tensor, sigma: Tensor) -> Tensor:
 def _up_to_the_peak(
     log_density: LogDensity, space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor
 ) -> Tensor:
-    """The reward, times the largest a <= 1 at which g still rises along the way from V to V_aR."""
+    """The reward times the largest a <= 1 at which g still rises on the way from V to V_aR."""
     v = posterior(space, x, sigma)
 
     def past(log_a: Tensor) -> Tensor:

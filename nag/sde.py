@@ -1,7 +1,7 @@
 """The variance-exploding SDE that turns architectures into noise.
 
-Notation: V (B, N, F) encodings in {0, 1}; x_0 = 2 V - 1 the centred coding that is diffused;
-t in (0, 1] diffusion time; sigma(t) standard deviation of the noise in x_t = x_0 + sigma(t) z.
+Notation: V (B, N, F), encodings in {0, 1}; x_0 = 2 V - 1, the centred coding that is diffused;
+t in (0, 1], diffusion time; sigma(t), standard deviation of the noise in x_t = x_0 + sigma(t) z.
 """
 
 import math
@@ -15,14 +15,14 @@ from torch import Tensor
 from nag.errors import UserError
 
 SIGMA_MIN, SIGMA_MAX = 0.1, 5.0
-"""Noise levels unless other ones are asked for, in the coding -1/+1."""
+"""Default noise levels, in the coding -1/+1."""
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, N, F), t (B,)) -> grad_x log p_t(x_t), (B, N, F). All that a sampler ever sees."""
+"""(x_t (B, N, F), t (B,)) -> grad_x log p_t(x_t), (B, N, F). All a sampler knows of the model."""
 
 
 def centre(v: Tensor) -> Tensor:
-    """Encodings in {0, 1} -> the coding that is diffused, {-1, +1}."""
+    """Map encodings in {0, 1} to the coding that is diffused, {-1, +1}."""
     return 2 * v - 1
 
 
@@ -40,9 +40,9 @@ def per_sample(values: Tensor) -> Tensor:
 class VESDE:
     """dx = g(t) dw with sigma(t) = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021, Eq. 30).
 
-    One object is shared by score network, predictor and sampler and stored with the weights.
-    mean: (N, F) mean of the data in the centred coding, where the prior N(mean, sigma_max^2 I) is
-    centred. (A prior centred at 0 biases the depths of MobileNetV3, whose mean entry is -0.83.)
+    Score network, predictor and sampler share one object, which is stored with the weights.
+    mean: (N, F) mean of the data in the centred coding, and of the prior N(mean, sigma_max^2 I).
+    (A prior centred at 0 would bias the depths of MobileNetV3, whose mean entry is -0.83.)
     """
 
     mean: tuple[tuple[float, ...], ...]
@@ -58,7 +58,7 @@ class VESDE:
 
     @classmethod
     def of_mean(cls, mean: Tensor, sigma_min: float, sigma_max: float) -> "VESDE":
-        """The SDE of data with this (N, F) mean; rounded so that it survives JSON unchanged."""
+        """The SDE for data with this (N, F) mean, rounded so that it survives JSON unchanged."""
         rows = tuple(tuple(round(v, 6) for v in row) for row in mean.tolist())
         return cls(rows, sigma_min, sigma_max)
 
@@ -75,7 +75,7 @@ class VESDE:
         return self.sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
-        """x_1: n draws (n, N, F) from the prior, on the generator's device."""
+        """Draw x_1, n samples (n, N, F) of the prior, on the generator's device."""
         device = generator.device
         mean = torch.tensor(self.mean, device=device)
         z = torch.randn(n, *mean.shape, generator=generator, device=device)

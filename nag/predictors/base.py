@@ -1,4 +1,4 @@
-"""Surrogate predictors: architecture -> predicted value with uncertainty. Values are maximised."""
+"""Surrogate predictors: architecture -> predicted value with uncertainty. Larger is better."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Observations:
         return len(self.archs)
 
     def where(self, wanted: NDArray[np.bool_]) -> "Observations":
-        """Those that `wanted` (n,) marks; all of them where it marks none."""
+        """The observations that `wanted` (n,) marks, or all if it marks none."""
         if not wanted.any():
             return self
         archs = tuple(arch for arch, keep in zip(self.archs, wanted, strict=True) if keep)
@@ -41,7 +41,7 @@ class Observations:
 
     @property
     def incumbent(self) -> Architecture:
-        """The architecture with the largest value (the first of equals)."""
+        """The architecture with the largest value (the first of several)."""
         return self.archs[int(self.values.argmax())]
 
 
@@ -60,34 +60,34 @@ class Prediction:
 
 
 class FittedPredictor(Protocol):
-    """A surrogate that has seen data. Immutable."""
+    """A surrogate fitted to data. Immutable."""
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
         """Predict the *noise-free* values of architectures, (B,)."""
         ...
 
     def condition(self, archs: Sequence[Architecture]) -> "FittedPredictor":
-        """The predictor once `archs` are pending: they count as observed at their predicted mean.
+        """The predictor with `archs` pending: they count as observed at their predicted mean.
 
-        (The "kriging believer" of Ginsbourger et al. 2010: the mean stays, uncertainty near
-        pending points goes, so the next point of a batch is looked for elsewhere.)
+        (The "kriging believer" of Ginsbourger et al. 2010: the mean stays and the uncertainty near
+        pending points vanishes, so the next point of a batch is sought elsewhere.)
         """
         ...
 
 
 @runtime_checkable
 class DifferentiablePredictor(FittedPredictor, Protocol):
-    """A fitted surrogate that also tells which way is up: guidance follows its gradient."""
+    """A fitted surrogate with a gradient, which guidance follows."""
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std (B,), (B,) of relaxed encodings (B, N, F) in [0, 1], differentiable in `x`.
+        """Mean (B,) and std (B,) at relaxed encodings (B, N, F) in [0, 1], differentiable in `x`.
 
-        In *standardised* units: zero mean and unit variance over the observations.
+        Units are *standardised*: zero mean and unit variance over the observations.
         """
         ...
 
     def standardise(self, value: float) -> float:
-        """A value in the unit of `relaxed`."""
+        """Convert a value to the unit of `relaxed`."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""Gaussian process over architectures: the surrogate for 1 to a few hundred labels.
+"""Gaussian process over architectures: a surrogate for one to a few hundred labels.
 
 Notation:
     n, B     observations, queries
     G        feature groups: those of the space (`SearchSpace.features`), and the posterior mean of
-             each earlier run that is re-used
+             each earlier run that is reused
     X        (n, D) features, centred and scaled per group so that E |X_g|^2 = 1 under uniform draws
     z        (n,) values, warped and standardised
     theta    (2 G + 2,) logarithms of the hyperparameters
@@ -11,13 +11,13 @@ Notation:
     m        the Matern-5/2 correlation
     L, alpha Cholesky factor of K = k(X, X) + noise I, and K^-1 z
 
-The linear part carries additive effects far from the data, the Matern part what they miss.
+The linear part extrapolates additive effects far from the data; the Matern part models the rest.
 
 Earlier runs are stacked below the process, as in Golovin et al., "Google Vizier", KDD 2017, section
-3.3.2. There the mean of the earlier process is a prior mean and only the residual is modelled; here
-it is a feature, whose linear weight and lengthscale are learned. So an earlier run may be of
-another scale or of no use (what Feurer et al. 2018, arXiv 1802.02219, get from the weights of an
-ensemble).
+3.3.2. There, the mean of the earlier process is a prior mean and only the residual is modelled;
+here it is a feature whose linear weight and lengthscale are learned. So an earlier run may have
+another scale or be useless (Feurer et al. 2018, arXiv 1802.02219, achieve this with the weights of
+an ensemble).
 """
 
 import math
@@ -40,7 +40,7 @@ _JITTER = 1e-6
 _MIN_VARIANCE = 1e-8
 _NUM_RESTARTS = 1
 _MANY = 300  # more observations do not make better hyperparameters, but take longer
-_TINY = 1e-12  # a spread that is smaller, relative to the values, is none
+_TINY = 1e-12  # a smaller spread, relative to the values, counts as zero
 
 
 class Warp(NamedTuple):
@@ -48,9 +48,9 @@ class Warp(NamedTuple):
 
     u = (y - median) / scale,   v = u for u >= 0, -log(1 - u) for u < 0,   z = (v - mean) / std
 
-    Bad architectures have a long tail; which of them is worst is of no interest, and the logarithm
-    keeps them from deciding the fit. In the upper half z is proportional to y, so that there a
-    Gaussian in z is the same Gaussian in y.
+    Bad architectures have a long tail. Which of them is worst does not matter, and the logarithm
+    keeps them from dominating the fit. In the upper half z is linear in y, so there a Gaussian in z
+    is also a Gaussian in y.
     """
 
     median: float
@@ -62,7 +62,7 @@ class Warp(NamedTuple):
     @classmethod
     def fit(cls, values: NDArray[np.float64]) -> "Warp":
         median = float(np.median(values))
-        size = abs(median)  # one bad outlier has no say
+        size = abs(median)  # robust against one bad outlier
         spreads = [np.maximum(side, 0).mean() * 2 for side in (values - median, median - values)]
         scale = _spread(spreads[0] if spreads[0] > _TINY * size else spreads[1], size)
         v = _compress((values - median) / scale)
@@ -79,15 +79,15 @@ class Warp(NamedTuple):
         return self.median + self.scale * np.where(v < 0, -np.expm1(-np.minimum(v, 0)), v)
 
     def prediction(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prediction:
-        """Gaussian in z to a Gaussian in values, with the same median and the same probability of
-        improving on the best observation: the slope is that of the chord up to the best.
+        """Map a Gaussian in z to a Gaussian in values with the same median and the same probability
+        of improving on the best observation: its slope is that of the chord up to the best.
 
-        So the probability of improvement is exact; the expected improvement is not: where the mean
-        is low the chord is steeper than the map is above the best, and it comes out too large."""
+        The probability of improvement is thus exact. The expected improvement is too large where
+        the mean is low, because the chord is steeper there than the map is above the best."""
         values = self.inverse(mean)
         gap = float(self.forward(np.array(self.best))) - mean
         linear = self.scale * self.std
-        apart = (gap > 1e-6) & (values < self.best)  # not so near that the digits are used up
+        apart = (gap > 1e-6) & (values < self.best)  # far enough apart for the precision
         chord = (self.best - values) / np.where(apart, gap, 1)
         return Prediction(values, std * np.where(apart, chord, linear))
 
@@ -97,14 +97,14 @@ def _compress(u: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(spread: float, size: float) -> float:
-    """The spread of numbers as large as `size`; 1 where there is none."""
+    """`spread`, or 1 if it is negligible for numbers as large as `size`."""
     return float(spread) if spread > _TINY * size else 1.0
 
 
 class Features(NamedTuple):
-    """Features of a space, centred and scaled per group by their law under uniform draws.
+    """Features of a space, centred and scaled per group by their statistics under uniform draws.
 
-    priors: processes fitted to earlier runs; the mean of each is a group of one feature, the last.
+    priors: processes fitted to earlier runs; each adds its mean at the end, as a one-feature group.
     """
 
     centre: Tensor  # (D,)
@@ -145,7 +145,7 @@ def _raw_features(
 
 
 class Products(NamedTuple):
-    """Inner products per group of two sets of points: all that the kernel needs to know."""
+    """Inner products per group of two sets of points: all that the kernel needs."""
 
     cross: Tensor  # (G, B, n)
     left: Tensor  # (G, B) squared norms
@@ -161,7 +161,7 @@ class Products(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
-    """Those of the kernel and the noise (see the module text), in the order of theta."""
+    """Hyperparameters of kernel and noise (see the module docstring), in the order of theta."""
 
     linear: Tensor  # (G,) a
     lengthscale: Tensor  # (G,) l
@@ -182,13 +182,13 @@ class Hyperparameters(NamedTuple):
         w = self.lengthscale**-2
         r2 = w @ p.left
         r2 = r2[:, None] + (w @ p.right)[None, :] - 2 * torch.einsum("g,gbn->bn", w, p.cross)
-        # sqrt has no gradient at 0
+        # sqrt has an infinite gradient at 0
         d = (5 * r2.clamp_min(1e-10)).sqrt()
         matern = (1 + d + d.square() / 3) * torch.exp(-d)
         return torch.einsum("g,gbn->bn", self.linear, p.cross) + self.amplitude * matern
 
     def covariance(self, p: Products) -> Tensor:
-        """Of observations, (n, n), from the products of them with themselves."""
+        """Covariance of observations, (n, n), from their products with themselves."""
         noise = self.noise + _JITTER
         return self.kernel(p) + noise * torch.eye(p.cross.shape[-1], dtype=noise.dtype)
 
@@ -198,10 +198,10 @@ class Hyperparameters(NamedTuple):
 
 
 def prior(num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (2 G + 2,), (2 G + 2,) of theta, which is normal.
+    """Mean and standard deviation, each (2 G + 2,), of the normal prior of theta.
 
-    They say: additive effects explain about as much as the rest, lengthscales are of the order of
-    the distance of two random architectures (sqrt 2), and labels carry little noise.
+    It says that additive effects explain about as much as the rest, that lengthscales are about the
+    distance between two random architectures (sqrt 2), and that labels carry little noise.
     """
     g = num_groups
     mean = [math.log(0.5)] * g + [math.log(2.0)] * g + [math.log(0.5), math.log(0.01)]
@@ -223,8 +223,8 @@ def negative_log_posterior(theta: Tensor, products: Products, z: Tensor) -> Tens
 
 
 def fit_theta(products: Products, z: Tensor, rng: np.random.Generator) -> Tensor:
-    """Maximum a posteriori hyperparameters: the best of L-BFGS runs from the prior mean and from
-    draws of a normal of half the prior's spread."""
+    """Maximum a posteriori hyperparameters: the best of several L-BFGS runs, from the prior mean
+    and from draws of a normal with half the prior's spread."""
     mean, std = prior(len(products.cross))
 
     def objective(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -278,7 +278,7 @@ class FittedGaussianProcess:
         return self._inverse_factor.T @ (self._inverse_factor @ self.z)
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and std of z, (B,), (B,); differentiable in `x` (B, N, F)."""
+        """Posterior mean (B,) and std (B,) of z; differentiable in `x` (B, N, F)."""
         h, _, _, inverse_factor, alpha = self._like(x)
         p = self._products(x)
         k = h.kernel(p)  # (B, n)
@@ -286,7 +286,7 @@ class FittedGaussianProcess:
         return k @ alpha, variance.clamp_min(_MIN_VARIANCE).sqrt()
 
     def mean(self, x: Tensor) -> Tensor:
-        """That of `relaxed` alone, for less."""
+        """Only the mean of `relaxed`, at less cost."""
         h, _, _, _, alpha = self._like(x)
         return h.kernel(self._products(x)) @ alpha
 
@@ -295,7 +295,7 @@ class FittedGaussianProcess:
         return Products.of(features.groups(features(self.space, x)), features.groups(X))
 
     def _like(self, x: Tensor) -> tuple[Hyperparameters, Features, Tensor, Tensor, Tensor]:
-        """All that `relaxed` needs, on the device and in the precision of `x`; moved there once."""
+        """What `relaxed` needs, on the device and in the precision of `x`; moved there once."""
         key = x.device, x.dtype
         if key not in self._moved:
             h, features = self._hyperparameters.to(x), self.features.to(x)
@@ -304,7 +304,7 @@ class FittedGaussianProcess:
         return self._moved[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is derived, which is larger than the data and soon computed again."""
+        """Omit derived tensors: they are larger than the data and quick to recompute."""
         derived = {name for name, x in vars(type(self)).items() if isinstance(x, cached_property)}
         kept = {name: x for name, x in vars(self).items() if name not in derived}
         return {**kept, "_moved": {}}
@@ -322,7 +322,7 @@ class FittedGaussianProcess:
         conditioned = replace(
             self, X=torch.cat([self.X, X]), z=torch.cat([self.z, self.relaxed(x)[0]])
         )
-        # L^-1 gets rows, which takes O(n^2) and not O(n^3); observed at the mean, alpha gets zeros
+        # appending rows to L^-1 takes O(n^2), not O(n^3); values at the mean append zeros to alpha
         h, factor = self._hyperparameters, self._inverse_factor
         new, old = self.features.groups(X), self.features.groups(self.X)
         cross = h.kernel(Products.of(new, old)) @ factor.T

@@ -1,15 +1,15 @@
-"""Noise-aware predictor f(x_t, sigma): the value to expect of the architecture behind noise.
+"""Noise-aware predictor f(x_t, sigma): the expected value of the architecture behind the noise.
 
 DiffusionNAG (An et al., ICLR 2024, Eq. 8) trains a predictor on noised architectures,
 
     min_f  E_{x_0, sigma, noise} (f(x_0 + sigma noise, sigma) - y(x_0))^2,
 
 whose minimiser is E[y(x_0) | x_t]; its gradient guides the reverse diffusion. Here f is refitted in
-every round of the search, so it must be quick and live on few labels. Two choices make it so:
+every round of the search, so it must train fast and on few labels. Two choices achieve this:
 
-* f reads P(operator | x_t), the posterior under the uniform law (`nag.exact_score.posterior`),
-  instead of x_t: in [0, 1] whatever sigma is, and all that x_t tells of each node;
-* f is distilled from the surrogate predictor, which labels as many architectures as we like.
+* the input of f is not x_t but P(operator | x_t), the posterior under the uniform law
+  (`nag.exact_score.posterior`): in [0, 1] for every sigma, and all that x_t says about each node;
+* f is distilled from the surrogate predictor, which can label as many architectures as we like.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,16 @@ _BATCH_SIZE, _LEARNING_RATE = 256, 3e-3
 
 @dataclass(frozen=True, eq=False)
 class NoiseAwarePredictor:
-    """A perceptron of V = P(operator | x_t) and log sigma. It is a `nag.guidance.Reading`.
+    """A perceptron on V = P(operator | x_t) and log sigma. It is a `nag.guidance.Reading`.
 
-    Its mean is E[mean | x_t], its std exp E[log std | x_t]: the surrogate's doubt about the
-    architectures behind the noise, without the spread of their means.
+    Its mean is E[mean | x_t] and its std is exp E[log std | x_t]: the surrogate's uncertainty about
+    the architectures behind the noise, without the spread of their means.
     """
 
     parameters: tuple[Tensor, ...]  # weight (I, O), bias (O,) of each layer
 
     def __call__(self, v: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """V (B, N, F), sigma (B,) -> mean and std (B,), (B,) of the standardised value."""
+        """V (B, N, F), sigma (B,) -> mean (B,) and std (B,) of the standardised value."""
         inputs = _inputs(v, sigma)
         mean, log_std = _perceptron([p.to(inputs) for p in self.parameters], inputs).unbind(1)
         return mean, log_std.exp()
@@ -61,7 +61,7 @@ def fit_noise_aware(
     pool: int = 1024,
     steps: int = 300,
 ) -> NoiseAwarePredictor:
-    """Fit f to a surrogate's mean and log std at the observed architectures and `pool` more.
+    """Fit f to a surrogate's mean and log std at the observed and `pool` more architectures.
 
     Equal arguments give equal results.
     """

@@ -1,6 +1,6 @@
 """Surrogate predictors by name.
 
-`gp-plain` and `hebo-gp` need the extra `baselines`: without it they raise a UserError when made.
+`gp-plain` and `hebo-gp` need the extra `baselines`; without it, building them raises a UserError.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ from nag.spaces import SearchSpace
 
 
 class Surrogate(NamedTuple):
-    """A surrogate predictor that has a name.
+    """A surrogate predictor that can be chosen by name.
 
-    what: it is, in a line of help.
-    differentiable: whether guidance can climb it: it fits a `DifferentiablePredictor`.
+    what: one line of help.
+    differentiable: whether guidance can climb it, i.e. it fits a `DifferentiablePredictor`.
     """
 
     build: Callable[[SearchSpace], SurrogatePredictor]

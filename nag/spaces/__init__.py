@@ -1,4 +1,4 @@
-"""Search spaces by name. To add one, write its file and add its line here."""
+"""Search spaces by name. To add one, write its module and register it in SPACES."""
 
 from nag.spaces.base import (
     ABSENT,

@@ -2,9 +2,9 @@
 
 Shapes: B batch, N nodes, F operators per node.
 
-An architecture gives every node of a fixed graph one operator, or none (``ABSENT``). Its encoding
-is the matrix V (N, F) of one-hot rows; an absent node is an all-zero row. The graph itself is a
-constant of the space: only V is ever generated.
+An architecture assigns one operator, or none (``ABSENT``), to every node of a fixed graph. Its
+encoding is the matrix V (N, F) of one-hot rows; the row of an absent node is all zeros. The graph
+is a constant of the space: only V is ever generated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ ABSENT = -1
 
 
 class InvalidArchitectureError(ValueError):
-    """A text, encoding or operator list that is no architecture of the space."""
+    """A text, encoding or operator list that is not an architecture of the space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One architecture: its own identity, so it can be compared, hashed and used as a key."""
+    """One architecture: a plain value that can be compared, hashed and used as a key."""
 
     space: str
     ops: tuple[int, ...]  # (N,) operator of each node, ABSENT = -1
@@ -36,9 +36,9 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive nodes of which the first `depth` are present; every allowed depth is as likely.
+    """Consecutive nodes; the first `depth` are present. Allowed depths are equally likely.
 
-    choices: for each slot of the stage, the operators it may hold.
+    choices: the operators that each slot of the stage may hold.
     depths: the allowed numbers of present nodes.
     """
 
@@ -47,7 +47,7 @@ class Stage:
 
 
 class SearchSpace(Protocol):
-    """The contract between a search space and everything else; one contract test runs over all."""
+    """What all other code expects of a search space; one contract test runs on every space."""
 
     @property
     def name(self) -> str: ...
@@ -59,7 +59,7 @@ class SearchSpace(Protocol):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The uniform law: independent stages of independent nodes."""
+        """The uniform law: independent stages, with independent nodes."""
         ...
 
     @property
@@ -96,7 +96,7 @@ class SearchSpace(Protocol):
         ...
 
     def neighbours(self, arch: Architecture) -> list[Architecture]:
-        """All that `mutate` can make of `arch`, each once."""
+        """Every architecture that `mutate` can return for `arch`, each once."""
         ...
 
     def encode(self, archs: Sequence[Architecture]) -> Tensor:
@@ -104,22 +104,22 @@ class SearchSpace(Protocol):
         ...
 
     def check(self, x: Tensor) -> Tensor:
-        """(B, N, F) real -> (B,) int64: 0 valid, else the first rule broken (see `errors`)."""
+        """(B, N, F) real -> (B,) int64: 0 if valid, else the first broken rule (see `errors`)."""
         ...
 
     def decode(self, x: Tensor) -> list[Architecture | None]:
-        """(B, N, F) real, entries counted as 1 above 0.5; None where the sample is not valid."""
+        """(B, N, F) real; entries above 0.5 count as 1. None for an invalid sample."""
         ...
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, F) in [0, 1] -> groups (B, D_g) of smooth features a surrogate learns from.
+        """(B, N, F) in [0, 1] -> groups (B, D_g) of smooth features for the surrogate.
 
-        How much each group matters is learned. Architectures that compute the same may share them.
+        The surrogate learns a weight per group. Equivalent architectures may share features.
         """
         ...
 
     def to_str(self, arch: Architecture) -> str:
-        """The notation in which such architectures are published."""
+        """The published notation of an architecture."""
         ...
 
     def from_str(self, text: str) -> Architecture:
@@ -132,7 +132,7 @@ class SearchSpace(Protocol):
 
 
 def encoding(x: Tensor) -> Tensor:
-    """(B, N, F) -> (B, N F): the features of a space that names no others."""
+    """(B, N, F) -> (B, N F): the features of a space that defines none of its own."""
     return x.flatten(1)
 
 
@@ -140,16 +140,15 @@ def encoding(x: Tensor) -> Tensor:
 class StagedSpace:
     """A search space made of stages. Implements `SearchSpace`.
 
-    A matrix is valid when it is the encoding of an architecture of the stages. Name, operators and
-    stages are all a space needs. The other fields are optional; what is left out is
-    derived from the stages:
+    A matrix is valid when it encodes an architecture that the stages allow. Name, operators and
+    stages are required. The other fields are optional and have defaults:
 
-    edges: (u, v) pairs of the graph over the N nodes. Derived: a chain.
+    edges: (u, v) pairs of the graph over the N nodes. Default: a chain.
     render, parse: operators (N,) to published text and back; `parse` need not check validity.
-        Derived: names of the present operators, "," between those of a stage, "/" between stages.
-    config: operators (N,) to a JSON object. Derived: the names of each stage.
+        Default: the names of the present operators, "," within a stage and "/" between stages.
+    config: operators (N,) to a JSON object. Default: the operator names of each stage.
     structure: functions (B, N, F) -> (B, D_g), groups of smooth features for the surrogate.
-        Derived: the encoding itself.
+        Default: the encoding itself.
     """
 
     name: str
@@ -225,7 +224,7 @@ class StagedSpace:
 
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         ops = list(arch.ops)
-        moves = [  # (first node, stage, slot), slot None = the depth of the stage
+        moves = [  # (first node, stage, slot); slot None stands for the depth of the stage
             (nodes.start, stage, j)
             for nodes, stage in zip(self.nodes, self.stages, strict=True)
             for j in (*range(len(stage.choices)), None)
@@ -267,12 +266,12 @@ class StagedSpace:
             hole = (present[:, 1:] & ~present[:, :-1]).any(1)
             depths = torch.tensor(stage.depths, device=on.device)
             code[hole | ~torch.isin(present.sum(1), depths)] = 2
-        code[(on.sum(-1) > 1).any(-1)] = 1  # the first rule wins
+        code[(on.sum(-1) > 1).any(-1)] = 1  # last, so that the first rule wins
         return code
 
     @cached_property
     def _allowed(self) -> Tensor:
-        """(N, F) bool; the operators that each node may hold."""
+        """(N, F) bool: the operators that each node may hold."""
         choices = [slot for stage in self.stages for slot in stage.choices]
         return torch.tensor([[op in slot for op in range(self.shape[1])] for slot in choices])
 
@@ -305,12 +304,12 @@ class StagedSpace:
         return {"stages": self._names(arch.ops)}
 
     def _holds(self, ops: tuple[int, ...]) -> bool:
-        """Whether `check` accepts the encoding of operators (N,), without making one."""
+        """Whether `check` would accept the encoding of operators (N,), without encoding them."""
         if len(ops) != self.shape[0]:
             return False
         return all(_fits(self, s, ops[nodes]) for s, nodes in enumerate(self.nodes))
 
-    # Texts derived from `stages`, for spaces without functions of their own.
+    # Default notation, derived from `stages`, for spaces without functions of their own.
 
     def _names(self, ops: tuple[int, ...]) -> list[list[str]]:
         """Names of the present operators of each stage."""
@@ -333,7 +332,7 @@ class StagedSpace:
 
 
 def _changes(stage: Stage, own: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Another operator in one present slot, or another depth with any operators in new slots."""
+    """Change the operator of one present slot, or the depth, with any operators in new slots."""
     depth = sum(op != ABSENT for op in own)
     for slot in range(depth):
         for op in stage.choices[slot]:
@@ -346,9 +345,9 @@ def _changes(stage: Stage, own: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
                 yield own[: min(depth, other)] + new + absent
 
 
-@lru_cache(2**16)  # a stage has few contents, and they are asked for again and again
+@lru_cache(2**16)  # a stage has few possible contents, and they are checked again and again
 def _fits(space: StagedSpace, stage: int, ops: tuple[int, ...]) -> bool:
-    """Whether operators are those of a stage."""
+    """Whether a stage may hold these operators."""
     choices, depths = space.stages[stage].choices, space.stages[stage].depths
     depth = len(ops) - ops.count(ABSENT)
     present = ops[:depth]

@@ -1,7 +1,7 @@
 """Once-for-all MobileNetV3 (Cai et al., ICLR 2020): 5 stages of 2 to 4 layers, 2.18e19 networks.
 
-Node 4 * stage + position is a layer with kernel 3, 5 or 7 and expand ratio 3, 4 or 6; the layers of
-a stage beyond its depth are absent (all-zero rows).
+Node 4 * stage + position is a layer with kernel 3, 5 or 7 and expand ratio 3, 4 or 6. Layers
+beyond the depth of their stage are absent (all-zero rows).
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _TOKENS = {"0-0-0": (0, ABSENT)} | {  # of the published text -> depth of the st
 
 
 def depths(ops: Sequence[int]) -> list[int]:
-    """Number of present layers of each stage, (5,)."""
+    """Number of layers present in each stage, (5,)."""
     return [
         sum(op != ABSENT for op in ops[s * MAX_DEPTH : (s + 1) * MAX_DEPTH])
         for s in range(NUM_STAGES)
@@ -41,7 +41,7 @@ def ops_from_ofa(ks: Sequence[int], e: Sequence[int], d: Sequence[int]) -> tuple
 
 
 def _config(ops: tuple[int, ...]) -> dict[str, Any]:
-    """OFA's form; absent positions are written 0 so that equal networks have equal text."""
+    """OFA's format; absent positions are written as 0, so that equal networks have equal text."""
     layers = [(0, 0) if op == ABSENT else LAYERS[op] for op in ops]
     return {"ks": [k for k, _ in layers], "e": [e for _, e in layers], "d": depths(ops)}
 
@@ -80,7 +80,7 @@ def _parse(text: str) -> tuple[int, ...]:
 
 @cache
 def _parse_stage(tokens: tuple[str, ...]) -> tuple[int, ...]:
-    """Operators (4,) of a stage, one of 7,371; KeyError: no layer, ValueError: not a stage."""
+    """Operators (4,) of one of 7,371 stages; KeyError: not a layer, ValueError: not a stage."""
     stated, ops = zip(*(_TOKENS[token] for token in tokens), strict=True)
     depth = sum(op != ABSENT for op in ops)
     if list(stated) != [depth] * depth + [0] * (MAX_DEPTH - depth):
@@ -100,7 +100,7 @@ def _layers(x: Tensor) -> Tensor:
 
 
 def stage_numbers(x: Tensor) -> Tensor:
-    """Encodings (B, 20, 9) -> (B, 15): of each stage its depth, and the sums over its layers of
+    """Encodings (B, 20, 9) -> (B, 15): the depth of each stage, and the sums over its layers of
     kernel rank and expand rank in {-1, 0, 1}."""
     return _numbers(x).sum(2).flatten(1)
 

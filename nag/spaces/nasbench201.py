@@ -1,6 +1,6 @@
 """NAS-Bench-201 (Dong & Yang, ICLR 2020): a cell of six operators, 15,625 architectures.
 
-The cell is a DAG over four feature maps; its six edges carry the operators. As in DiffusionNAG we
+The cell is a DAG over four feature maps; its six edges carry the operators. As in DiffusionNAG, we
 generate its *line graph*: a node per cell edge, plus input (node 0) and output (node 7).
 """
 
@@ -24,7 +24,7 @@ OPERATORS = (
 CELL_OPERATORS = OPERATORS[2:]
 INPUT, OUTPUT = 0, 1
 
-# Cell edge of nodes 1..6, in the order in which the published string lists them.
+# Cell edges of nodes 1..6, in the order of the published string.
 CELL_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 _PATTERN = re.compile(
@@ -33,7 +33,7 @@ _PATTERN = re.compile(
 
 
 def _line_graph() -> tuple[tuple[int, int], ...]:
-    """u -> v when cell edge v starts where cell edge u ends; input and output close the ends."""
+    """u -> v when cell edge v starts where cell edge u ends; plus input and output at the ends."""
     nodes = list(enumerate(CELL_EDGES, start=1))
     edges = [(0, v) for v, (tail, _) in nodes if tail == 0]
     edges += [(u, v) for u, (_, head) in nodes for v, (tail, _) in nodes if head == tail]
@@ -60,11 +60,11 @@ def _config(ops: tuple[int, ...]) -> dict[str, Any]:
     return {"name": "infer.tiny", "arch_str": _render(ops)}
 
 
-Words = list[Tensor]  # entry n: (B, 3^n) how many paths spell each word of n letters
+Words = list[Tensor]  # entry n: (B, 3^n), how many paths spell each word of n letters
 
 
 def _then(p: Words, q: Words) -> Words:
-    """Words of `p` followed by words of `q`: a product of non-commutative polynomials."""
+    """Each word of `p` followed by each of `q`: a product of non-commutative polynomials."""
     out: Words = [torch.zeros(1)] * (len(p) + len(q) - 1)
     for i, a in enumerate(p):
         for j, b in enumerate(q):
@@ -73,16 +73,16 @@ def _then(p: Words, q: Words) -> Words:
 
 
 def _plus(p: Words, q: Words) -> Words:
-    """Words of `p` and of the not shorter `q` together."""
+    """Words of `p` and `q` together; `q` must be at least as long as `p`."""
     return [a + b for a, b in zip(p, q, strict=False)] + q[len(p) :]
 
 
 def _paths(x: Tensor) -> Tensor:
     """How many paths from input to output spell each word of at most three letters, (B, 40).
 
-    A path is the word of its operators (conv 1x1, conv 3x3, pooling) with skips left out, and one
-    through `none` is no path: cells that compute the same function have the same words. The idea
-    is the path encoding of BANANAS (White et al., AAAI 2021), here a polynomial in `x`.
+    A path spells the word of its operators (conv 1x1, conv 3x3, pooling), without skips; a path
+    through `none` does not count. So cells that compute the same function have the same words. This
+    is the path encoding of BANANAS (White et al., AAAI 2021) as a polynomial in `x`.
     """
     to1, to2, one_to2, to3, one_to3, two_to3 = ([x[:, i, 3:4], x[:, i, 4:]] for i in range(1, 7))
     at2 = _plus(to2, _then(to1, one_to2))
@@ -91,9 +91,9 @@ def _paths(x: Tensor) -> Tensor:
 
 
 def _operators(x: Tensor) -> Tensor:
-    """Operators but `none` of the edges that lie on a path from input to output, (B, 6, 4).
+    """Operators, except `none`, of the edges on a path from input to output, (B, 6, 4).
 
-    What the others hold makes no difference to what the cell computes. Polynomials in `x`.
+    The other edges do not affect what the cell computes. Polynomials in `x`.
     """
     operators = x[:, 1:7, 3:]
     to1, to2, one_to2, _, one_to3, two_to3 = operators.sum(-1).unbind(1)
@@ -108,12 +108,12 @@ def _either(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _placed(x: Tensor) -> Tensor:
-    """Which operators are where, (B, 24)."""
+    """Which operator is on which edge, (B, 24)."""
     return _operators(x).flatten(1)
 
 
 def _counts(x: Tensor) -> Tensor:
-    """How often each operator occurs, (B, 4): what size and cost of a cell depend on."""
+    """How often each operator occurs, (B, 4): this determines the size and cost of a cell."""
     return _operators(x).sum(1)
 
 

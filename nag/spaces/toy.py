@@ -1,6 +1,6 @@
 """A space of 144 architectures: small enough to list, with stages and depths like MobileNetV3.
 
-Two stages of one or two layers, each layer one of three operators. Used by tests and examples.
+Two stages of one or two layers; each layer is one of three operators. For tests and examples.
 """
 
 from nag.spaces.base import ABSENT, InvalidArchitectureError, Stage, StagedSpace

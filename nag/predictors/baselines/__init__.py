@@ -1,1 +1,1 @@
-"""Surrogate predictors of published searches. They are not differentiable."""
+"""Surrogate predictors of published search methods. They are not differentiable."""

@@ -1,9 +1,9 @@
 """BANANAS' surrogate: an ensemble of feed-forward networks on the path encoding.
 
 White, Neiswanger & Savani, AAAI 2021. Every member has 10 layers of 20 rectified linear units and a
-linear output, and minimises the mean absolute error by Adam over 150 epochs of batches of 32, with
-its own initial weights and its own order of the data. Mean and standard deviation are taken over
-the members. Shapes: M members, D entries of the encoding.
+linear output. It minimises the mean absolute error with Adam for 150 epochs at batch size 32, with
+its own initial weights and data order. Mean and standard deviation are taken over the members.
+Shapes: M members, D entries of the encoding.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Parameters = list[Tensor]  # weight (M, I, O), bias (M, 1, O) of each layer
 
 
 def has_paths(space: SearchSpace) -> bool:
-    """Whether the graph runs from an input to an output, with operators on the way."""
+    """Whether the graph leads from an input to an output through operators."""
     return {"input", "output"} <= {*space.operators}
 
 
@@ -53,7 +53,7 @@ def paths(space: SearchSpace) -> list[tuple[int, ...]]:
 def path_encoding(space: SearchSpace, archs: Sequence[Architecture]) -> Tensor:
     """Which words of operators the paths from input to output spell, (B, D) in {0, 1}.
 
-    A path through `none` is no path. Words of n letters come before those of n + 1.
+    A path through `none` does not count. Words of n letters come before those of n + 1.
     """
     letters = [i for i, o in enumerate(space.operators) if o not in ("input", "output", "none")]
     routes = paths(space)
@@ -118,9 +118,9 @@ class FittedEnsemble:
         return self.outputs.prediction(z.mean(0).numpy(), std.numpy())
 
     def condition(self, archs: Sequence[Architecture]) -> "FittedEnsemble":
-        """The same ensemble: what is trained on its own mean stays as uncertain as it is.
+        """Return the ensemble unchanged: training on its own mean would not reduce uncertainty.
 
-        BANANAS takes a batch by independent Thompson samples of one fit, too.
+        BANANAS, too, picks a batch by independent Thompson samples from one fit.
         """
         del archs
         return self
@@ -130,8 +130,8 @@ class FittedEnsemble:
 class Ensemble:
     """BANANAS' ensemble. Implements `SurrogatePredictor`.
 
-    Spaces without paths from an input to an output have the one-hot encoding. Values are
-    standardised, which the original leaves to its networks.
+    Spaces without paths from an input to an output use the one-hot encoding. Values are
+    standardised, unlike in the original.
     """
 
     space: SearchSpace

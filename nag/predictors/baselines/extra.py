@@ -7,7 +7,7 @@ from nag.errors import UserError
 
 
 def require(name: str) -> Any:
-    """The module `name`; raises UserError where the extra is not installed."""
+    """The module `name`; raises UserError if the extra is not installed."""
     try:
         return import_module(name)
     except ImportError:

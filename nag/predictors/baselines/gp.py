@@ -1,4 +1,4 @@
-"""Gaussian process on the one-hot encoding: what tables of NAS results call GP-UCB's surrogate."""
+"""Gaussian process on the one-hot encoding: the surrogate of GP-UCB in tables of NAS results."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> Tensor:
 def varying(
     space: SearchSpace, inputs: Callable[[Sequence[Architecture]], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns of `inputs` that differ between architectures: their indices, least, largest."""
+    """Columns of `inputs` that vary between architectures: their indices, minima and maxima."""
     x = inputs(space.sample(1000, np.random.default_rng(0)))
     columns = (x.amax(0) > x.amin(0)).nonzero()[:, 0]
     return columns, x.amin(0)[columns], x.amax(0)[columns]
@@ -51,7 +51,7 @@ def fit_posterior(
     exact = gpytorch.settings.fast_computations(False, False, False)
     unchecked = botorch.settings.validate_input_scaling(False)
     with exact, unchecked, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that L-BFGS was stopped
+        warnings.simplefilter("ignore")  # about L-BFGS reaching its iteration limit
         model = botorch.models.SingleTaskGP(
             X,
             z[:, None],
@@ -76,10 +76,10 @@ def fit_posterior(
 
 
 def matern(smoothness: float, d: int, num_lengthscales: int) -> Any:
-    """Matern kernel of d inputs: one lengthscale for all, or (num_lengthscales = d) one for each.
+    """Matern kernel on d inputs: one lengthscale for all, or (num_lengthscales = d) one for each.
 
-    The prior of a lengthscale grows with sqrt(d), as distances do: Hvarfner et al., "Vanilla
-    Bayesian Optimization Performs Great in High Dimensions", ICML 2024.
+    The lengthscale prior grows with sqrt(d), as distances do: Hvarfner et al., "Vanilla Bayesian
+    Optimization Performs Great in High Dimensions", ICML 2024.
     """
     prior = require("gpytorch.priors").LogNormalPrior(math.sqrt(2) + math.log(d) / 2, math.sqrt(3))
     return require("gpytorch.kernels").MaternKernel(
@@ -105,11 +105,11 @@ def gaussian_noise(log_mean: float, log_std: float) -> Any:
 
 @dataclass(frozen=True)
 class PlainGaussianProcess:
-    """Matern-5/2 of the one-hot encoding, values standardised.
+    """Matern-5/2 kernel on the one-hot encoding; values are standardised.
 
-    Implements `SurrogatePredictor`; needs the extra `baselines`, else raises UserError. One
-    lengthscale for all columns: with one for each it ranks architectures worse. The noise's prior
-    is BoTorch's.
+    Implements `SurrogatePredictor`; needs the extra `baselines`, else raises UserError. All columns
+    share one lengthscale: with one per column it ranks architectures worse. The noise prior is
+    BoTorch's.
     """
 
     space: SearchSpace

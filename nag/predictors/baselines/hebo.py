@@ -1,9 +1,9 @@
 """The surrogate of HEBO (Cowen-Rivers et al., JAIR 2022): outputs and inputs are warped.
 
-Re-implemented on BoTorch. Values go through a power transform, numeric inputs through the
-cumulative distribution of Kumaraswamy, whose two parameters per input are fitted with the kernel: a
-linear one plus a Matern-3/2 with a lengthscale per input. There is one start; HEBO takes the best
-of ten.
+Re-implemented on BoTorch. Values go through a power transform, and numeric inputs through the
+Kumaraswamy cumulative distribution function, whose two parameters per input are fitted together
+with the kernel: linear plus Matern-3/2 with a lengthscale per input. The fit has one start; HEBO
+takes the best of ten.
 """
 
 import math
@@ -39,10 +39,10 @@ def numbers(config: Any) -> Iterator[Any]:
 class HeboGaussianProcess:
     """Implements `SurrogatePredictor`; needs the extra `baselines`, else raises UserError.
 
-    Inputs are the numbers of `SearchSpace.to_config`, scaled to [0, 1], where it holds nothing else
-    (once-for-all: kernel sizes and expand ratios, 0 where a layer is absent, and depths). They are
-    ordered, so that warping them has a meaning. Other spaces have the one-hot encoding, as HEBO has
-    for categories; a warp leaves 0 and 1 where they are, so there is none.
+    If `SearchSpace.to_config` holds nothing but numbers, these are the inputs, scaled to [0, 1]
+    (once-for-all: kernel sizes and expand ratios, 0 for absent layers, and depths). They are
+    ordered, so warping them is meaningful. Other spaces use the one-hot encoding, as HEBO does for
+    categories, without a warp, which would not move 0 and 1.
     """
 
     space: SearchSpace
@@ -73,7 +73,7 @@ class HeboGaussianProcess:
         del rng
         d = len(self._scaling[0])
         kernels, priors = require("gpytorch.kernels"), require("gpytorch.priors")
-        # HEBO's priors hold for logarithms: Gamma(1/2, 1) times s, and a normal log(noise)
+        # HEBO's priors are on logarithms: Gamma(1/2, 1) times s, and a normal for log(noise)
         amplitude = priors.GammaPrior(1.5, 1.0)
         return fit_posterior(
             self._inputs,

@@ -1,4 +1,4 @@
-"""Monotone transforms of observed values to z of zero mean and unit variance, and back.
+"""Monotone transforms of observed values to z with zero mean and unit variance, and back.
 
 A surrogate is fitted to z. Its Gaussian in z becomes a Gaussian in values with the same median and
 the same probability of improving on the best observation.
@@ -16,7 +16,7 @@ from nag.predictors.base import Prediction
 
 Map = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-_TINY = 1e-12  # a spread that is smaller, relative to the largest value, is none
+_TINY = 1e-12  # a smaller spread, relative to the largest value, counts as zero
 _STEP = 1e-3  # of z, or of the range of values, for slopes
 
 
@@ -24,7 +24,7 @@ _STEP = 1e-3  # of z, or of the range of values, for slopes
 class Outputs:
     """value = inverse(mean + std z), increasing in z."""
 
-    z: NDArray[np.float64]  # (n,) of the observations
+    z: NDArray[np.float64]  # (n,) z of the observations
     inverse: Map
     mean: float
     std: float
@@ -41,7 +41,7 @@ class Outputs:
         return self.inverse(self.mean + self.std * z)
 
     def prediction(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prediction:
-        """Gaussian in z to a Gaussian in values: its slope is that of the chord to the best."""
+        """Map a Gaussian in z to one in values: the slope is that of the chord to the best."""
         best = float(self.z.max())
         end = np.where(np.abs(best - mean) > _STEP, best, mean + _STEP)
         value = self.values(mean)
@@ -51,22 +51,22 @@ class Outputs:
 
 
 def standardised(values: NDArray[np.float64]) -> Outputs:
-    """No transform but the standardisation."""
+    """Standardisation only."""
     return Outputs.of(values, lambda u: u)
 
 
 def log_error(values: NDArray[np.float64]) -> Outputs:
-    """u = -log(1 - value), of accuracies; only standardised where a value is not in [0, 1)."""
+    """u = -log(1 - value), for accuracies; standardisation only if a value is not in [0, 1)."""
     if values.min() < 0 or values.max() >= 1:
         return standardised(values)
     return Outputs.of(-np.log1p(-values), lambda u: -np.expm1(-u))
 
 
 def power(values: NDArray[np.float64]) -> Outputs:
-    """The power transform of maximum likelihood: Box-Cox where all values are positive, else, or
-    where that fails, Yeo-Johnson of values / std; only standardised where both fail.
+    """The maximum-likelihood power transform: Box-Cox if all values are positive; otherwise, or if
+    that fails, Yeo-Johnson of values / std. Standardisation only if both fail.
 
-    Its inverse goes on as a straight line beyond the observed values, where it need not exist.
+    Beyond the observed values, where the inverse need not exist, it continues as a straight line.
     Box & Cox, JRSS B 1964; Yeo & Johnson, Biometrika 2000.
     """
     if values.std() <= _TINY * np.abs(values).max():
@@ -81,7 +81,7 @@ def power(values: NDArray[np.float64]) -> Outputs:
 
 
 def _box_cox(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Map]:
-    """Of values / max, to which the exponent is indifferent and which cannot overflow."""
+    """Transform values / max: this leaves the exponent unchanged and cannot overflow."""
     top = float(values.max())
     if values.min() <= 0:
         return np.full_like(values, np.nan), lambda u: u
@@ -109,7 +109,7 @@ def _float(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def _continued(f: Map, low: float, high: float) -> Map:
-    """f between `low` and `high`, and its secants at either end beyond."""
+    """f between `low` and `high`; beyond them, its secant at that end."""
     step = _STEP * (high - low)
     points = np.array([low, low + step, high - step, high])
     at_low, after_low, before_high, at_high = f(points)

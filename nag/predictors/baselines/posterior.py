@@ -24,7 +24,7 @@ _CHUNK = 256  # queries at once: their own covariances are (chunk, chunk)
 class Posterior:
     """f | z with f ~ GP(mean, kernel) and z = f(X) + N(0, noise). Implements `FittedPredictor`."""
 
-    inputs: Callable[[Sequence[Architecture]], Tensor]  # architectures to what the kernel takes
+    inputs: Callable[[Sequence[Architecture]], Tensor]  # architectures to kernel inputs
     kernel: Kernel
     mean: float
     noise: float  # variance

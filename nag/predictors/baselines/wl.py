@@ -1,6 +1,6 @@
 """NASBOWL's surrogate: a Gaussian process with the Weisfeiler-Lehman subtree kernel.
 
-Nodes are labelled with their operators. In every iteration the label of a node becomes that of the
+Nodes are labelled with their operators. Every iteration replaces the label of a node by one for the
 pair (its own label, the multiset of its successors' labels). With phi_i(G) the counts of the labels
 after i iterations,
 
@@ -24,8 +24,8 @@ from nag.predictors.baselines.outputs import log_error
 from nag.predictors.baselines.posterior import Posterior
 from nag.spaces import ABSENT, Architecture, SearchSpace
 
-CUTS = ("none",)  # operators that let nothing through
-PASSES = ("skip_connect",)  # operators that change nothing
+CUTS = ("none",)  # operators that pass nothing on
+PASSES = ("skip_connect",)  # operators that pass their input on unchanged
 
 ITERATIONS = (0, 1, 2)  # h to choose from
 NOISES = tuple(np.geomspace(1e-5, 1e-2, 31))  # variances to choose from, the range of NASBOWL
@@ -34,17 +34,17 @@ NOISES = tuple(np.geomspace(1e-5, 1e-2, 31))  # variances to choose from, the ra
 class Graphs(NamedTuple):
     """Labelled directed graphs."""
 
-    labels: NDArray[np.int64]  # (B, N), ABSENT where there is no node
-    edges: NDArray[np.bool_]  # (B, N, N), [u, v] when u feeds v
+    labels: NDArray[np.int64]  # (B, N), ABSENT for a missing node
+    edges: NDArray[np.bool_]  # (B, N, N), [u, v] is True when u feeds v
 
 
 def graphs(space: SearchSpace, ops: NDArray[np.int64]) -> Graphs:
-    """What architectures with operators (B, N) compute: nodes that change what flows through them.
+    """The graphs that operators (B, N) compute, reduced to nodes that change their input.
 
-    `none` and what it cuts off go; skip connections and absent layers go and hand what feeds them
-    to what they feed. Where the graph begins and where it ends stays. Labels are operators; the
-    layers of a stage of several layers are labelled with their stage as well, since an operator of
-    another stage has another width.
+    `none` and whatever it cuts off are removed. Skip connections and absent layers are removed too,
+    and their predecessors are connected to their successors. The first and last nodes stay. Labels
+    are operators; layers of a stage with several layers are also labelled with their stage, since
+    the same operator has another width in another stage.
     """
     fixed = space.adjacency.numpy()
     ends = ~fixed.any(0), ~fixed.any(1)
@@ -79,7 +79,7 @@ def subtree_counts(graphs: Graphs, iterations: int) -> NDArray[np.float64]:
         np.add.at(phi, (graph, index), 1)
         counts.append(phi)
         successors = np.where(edges, labels[:, None, :], ABSENT)  # (B, N, N)
-        multisets = np.sort(successors, axis=2)[:, :, -degree:]  # the rest is ABSENT
+        multisets = np.sort(successors, axis=2)[:, :, -degree:]  # the others are ABSENT
         rows = np.concatenate([labels[:, :, None], multisets], axis=2)[present]
     return np.concatenate(counts, axis=1)
 
@@ -99,10 +99,10 @@ class SubtreeKernel:
 
 @dataclass(frozen=True)
 class WeisfeilerLehmanGaussianProcess:
-    """NASBOWL's Gaussian process of any search space. Implements `SurrogatePredictor`.
+    """NASBOWL's Gaussian process on any search space. Implements `SurrogatePredictor`.
 
-    Values y become -log(1 - y), standardised. h and the variance of the noise are those of the
-    largest marginal likelihood on a grid; the amplitude is 1.
+    Values y become -log(1 - y), standardised. h and the noise variance maximise the marginal
+    likelihood on a grid; the amplitude is 1.
     """
 
     space: SearchSpace
@@ -125,9 +125,9 @@ class WeisfeilerLehmanGaussianProcess:
 
 
 def log_evidence(K: Tensor, z: Tensor, noises: Sequence[float]) -> Tensor:
-    """log N(z | 0, K + noise I) up to a constant for each variance of the noise.
+    """log N(z | 0, K + noise I), up to a constant, for each noise variance.
 
-    One decomposition K = U diag(l) U' does for all of them.
+    One decomposition K = U diag(l) U' serves them all.
     """
     eigenvalues, U = torch.linalg.eigh(K)
     total = eigenvalues.clamp_min(0) + torch.tensor(noises, dtype=K.dtype)[:, None]
@@ -135,7 +135,7 @@ def log_evidence(K: Tensor, z: Tensor, noises: Sequence[float]) -> Tensor:
 
 
 def _stage_offsets(space: SearchSpace) -> NDArray[np.int64]:
-    """(N,) what tells the operators of stages of several layers apart."""
+    """(N,) offsets that distinguish the operators of stages with several layers."""
     stage = space.slots[:, 0].numpy()
     has_several = np.array([len(s.choices) > 1 for s in space.stages])
     return space.shape[1] * np.where(has_several[stage], stage + 1, 0)
