@@ -1,4 +1,4 @@
-"""What a candidate strategy is, and drawing what was not seen before."""
+"""The interface of candidate strategies, and draws of unseen architectures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -12,15 +12,15 @@ from nag.predictors.base import FittedPredictor, Observations
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
-_PATIENCE = 50  # calls in a row that bring nothing new before a source counts as dry
-MIN_DRAWS = 100  # architectures per call, so that a rare last one is found
+_PATIENCE = 50  # successive calls without a new architecture before a source counts as dry
+MIN_DRAWS = 100  # architectures per call, so that the last rare ones are found
 
 
 @dataclass(frozen=True)
 class Unwanted:
-    """What is not to be proposed: what was seen before, and whatever breaks a constraint.
+    """What must not be proposed: seen architectures, and those that violate a constraint.
 
-    pending: those of the seen ones that are being evaluated.
+    pending: the seen architectures that are still being evaluated.
     """
 
     seen: Set[Architecture]
@@ -33,13 +33,13 @@ class Unwanted:
 
 @dataclass(frozen=True)
 class Pool:
-    """Distinct architectures, none of them seen before, and how they were come by."""
+    """Distinct, previously unseen architectures, and diagnostics on how they were found."""
 
     archs: tuple[Architecture, ...]
     diagnostics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def filled(self, more: Sequence[Architecture]) -> "Pool":
-        """With `more` that were drawn at random because it was short; they are counted."""
+        """Add `more`, drawn at random because the pool was too small, and count them."""
         count = self.diagnostics.get("filled", 0) + len(more)
         return Pool(self.archs + tuple(more), {**self.diagnostics, "filled": count})
 
@@ -47,8 +47,8 @@ class Pool:
 class CandidateStrategy(Protocol):
     """Stateless: equal arguments give equal pools.
 
-    A model-free strategy ignores `predictor`, which may then be None, and replays whatever it
-    remembers from the observations, which are ordered by trial.
+    A model-free strategy ignores `predictor`, which may then be None, and reconstructs its state
+    from the observations, which are ordered by trial.
     """
 
     def propose(
@@ -59,21 +59,21 @@ class CandidateStrategy(Protocol):
         exclude: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
-        """At most n valid, distinct architectures outside `exclude`; fewer where none are left."""
+        """At most n valid, distinct architectures outside `exclude`; fewer if it runs out."""
         ...
 
 
 def incumbent(
     observations: Observations, predictor: FittedPredictor, pending: Sequence[Architecture]
 ) -> float:
-    """The value to improve on: the best, pending points counted at their predicted mean."""
+    """The value to improve on: the best value, with pending points at their predicted mean."""
     if not pending:
         return observations.best
     return max(observations.best, float(predictor.predict(pending).mean.max()))
 
 
 def fresh(archs: Iterable[Architecture], exclude: Unwanted) -> list[Architecture]:
-    """Those outside `exclude`, in their order; constraints are asked about all at once."""
+    """Those of `archs` outside `exclude`, in order; constraints are checked in one batch."""
     unseen = [arch for arch in archs if arch not in exclude.seen]
     return list(compress(unseen, satisfied(exclude.constraints, unseen)))
 
@@ -81,7 +81,7 @@ def fresh(archs: Iterable[Architecture], exclude: Unwanted) -> list[Architecture
 def draw_unseen(
     draw: Callable[[], Iterable[Architecture]], n: int, exclude: Unwanted
 ) -> list[Architecture]:
-    """Call `draw` until n new architectures have come, or `_PATIENCE` calls brought none."""
+    """Call `draw` until it has yielded n new architectures, or none in `_PATIENCE` calls."""
     found: dict[Architecture, None] = {}
     idle = 0
     while len(found) < n and idle < _PATIENCE:
@@ -94,14 +94,14 @@ def draw_unseen(
 def random_unseen(
     space: SearchSpace, n: int, exclude: Unwanted, rng: np.random.Generator
 ) -> list[Architecture]:
-    """n uniform draws, distinct and outside `exclude`; fewer where no more are found."""
+    """n uniform draws, distinct and outside `exclude`; fewer if no more are found."""
     return draw_unseen(lambda: space.sample(max(n, MIN_DRAWS), rng), n, exclude)
 
 
 def neighbours_unseen(
     space: SearchSpace, n: int, exclude: Unwanted, rng: np.random.Generator
 ) -> list[Architecture]:
-    """n neighbours of what was seen, distinct and outside `exclude`; fewer where there are no more.
+    """n neighbours of seen architectures, distinct and outside `exclude`; fewer if there are fewer.
 
     Finds the last architectures of a large space, which random draws miss.
     """

@@ -1,6 +1,6 @@
-"""An architecture as its decisions: of each stage the depth, then the operator of each slot.
+"""An architecture as its decisions: for each stage, the depth, then the operator of each slot.
 
-Shapes: n architectures, D decisions, K options at most.
+Shapes: n architectures, D decisions, at most K options.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from nag.spaces import ABSENT, Architecture, SearchSpace
 
 
 def options(space: SearchSpace) -> list[tuple[int, ...]]:
-    """What each of the D decisions chooses from."""
+    """The options of each of the D decisions."""
     return [choice for stage in space.stages for choice in (stage.depths, *stage.choices)]
 
 
 def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> NDArray[np.float64]:
-    """(n, D, K) the option that was chosen; zero for the operator of a slot that is absent."""
+    """(n, D, K): the chosen options; all zeros for the operator of an absent slot."""
     decisions = options(space)
     found = np.zeros((len(archs), len(decisions), max(map(len, decisions))))
     for chosen, arch in zip(found, archs, strict=True):
@@ -28,7 +28,7 @@ def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> NDArray[np.flo
 
 
 def _decided(space: SearchSpace, arch: Architecture) -> Iterator[int]:
-    """What is chosen at each of the D decisions."""
+    """The chosen option of each of the D decisions."""
     for nodes in space.nodes:
         held = arch.ops[nodes]
         yield sum(op != ABSENT for op in held)
@@ -38,7 +38,10 @@ def _decided(space: SearchSpace, arch: Architecture) -> Iterator[int]:
 def draw(
     space: SearchSpace, probabilities: NDArray[np.float64], n: int, rng: np.random.Generator
 ) -> list[Architecture]:
-    """n architectures with independent decisions; probabilities (D, K), zero beyond the options."""
+    """Draw n architectures with independent decisions.
+
+    probabilities: (D, K), zero beyond the options.
+    """
     columns = [
         rng.choice(option, size=n, p=p[: len(option)])
         for option, p in zip(options(space), probabilities, strict=True)

@@ -13,14 +13,14 @@ from nag.spaces import Architecture, SearchSpace
 
 @dataclass(frozen=True)
 class RegularizedEvolution:
-    """Mutates the winner of a tournament in the population; the oldest member dies for the child.
+    """Mutates the winner of a tournament in the population; the child replaces the oldest member.
 
-    One is born as one dies, so the population is the last `population` observations. While there
-    are fewer, architectures are random. A batch has one population for all its children.
+    So the population is the last `population` observations. While there are fewer, architectures
+    are random. All children of a batch come from the same population.
 
-    The sizes are those of the baselines of NAS-Bench-201 (Dong & Yang, ICLR 2020).
-    population: its size, P in the paper.
-    tournament: members drawn with replacement, of which the best is mutated; S in the paper.
+    The default sizes are those of the NAS-Bench-201 baselines (Dong & Yang, ICLR 2020).
+    population: population size, P in the paper.
+    tournament: members drawn with replacement; the best of them is mutated. S in the paper.
     """
 
     space: SearchSpace

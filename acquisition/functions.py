@@ -1,7 +1,7 @@
-"""Acquisition functions: how much an architecture is worth evaluating, given its prediction.
+"""Acquisition functions: how promising an architecture is to evaluate, given its prediction.
 
-Notation: mean, std (B,) of the prediction; best, the best observed value, same unit; larger is
-better everywhere. z = (mean - best) / std; phi, Phi the standard normal density and cdf.
+Notation: mean, std (B,) of the prediction; best, the best observed value, in the same unit; larger
+is better everywhere. z = (mean - best) / std; phi, Phi: the standard normal density and cdf.
 """
 
 import math
@@ -21,16 +21,16 @@ _FAR = -(float(np.finfo(float).eps) ** -0.25)
 
 
 class AcquisitionFunction(Protocol):
-    """Scores predictions; only the order of the scores has a meaning."""
+    """Scores predictions; only the order of the scores is meaningful."""
 
     @property
     def what(self) -> str:
-        """It is, in a few words of help."""
+        """A few words for the help text."""
         ...
 
     @property
     def is_logarithm(self) -> bool:
-        """Whether the scores are logarithms, to which that of a probability can be added."""
+        """Whether scores are logarithms, to which a log probability can be added."""
         ...
 
     def __call__(
@@ -44,8 +44,8 @@ def log_h(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """log(phi(z) + z Phi(z)), accurate for all z.
 
     For z < 0 it is log phi(z) + log(1 - r) with r = |z| Phi(z) / phi(z) = |z| sqrt(pi / 2)
-    erfcx(-z / sqrt 2), which does not underflow. As 1 - r = z^-2 + O(z^-4) cancels down to rounding
-    errors, the leading term takes over where both errors are equal, at z = -eps^(-1/4).
+    erfcx(-z / sqrt 2), which does not underflow. But 1 - r = z^-2 + O(z^-4) suffers cancellation,
+    so the leading term takes over where the two errors are equal, at z = -eps^(-1/4).
     Ament et al., "Unexpected Improvements to Expected Improvement", NeurIPS 2023, eq. 9.
     """
     log_phi = -(z**2) / 2 - _LOG_SQRT_2PI
@@ -67,7 +67,7 @@ class ExpectedImprovement:
 
     log E[max(f - best, 0)] = log std + log_h(z)
 
-    The logarithm keeps the order where the improvement itself underflows to 0.
+    The logarithm preserves the order where the improvement itself underflows to 0.
     Jones et al., J. Global Optimization 1998; Ament et al., NeurIPS 2023.
     """
 
@@ -84,7 +84,7 @@ class ExpectedImprovement:
 
 @dataclass(frozen=True)
 class ProbabilityOfImprovement:
-    """Logarithm of the probability to exceed the best observed value.
+    """Logarithm of the probability of exceeding the best observed value.
 
     log P(f > best) = log Phi(z)
 
@@ -144,13 +144,13 @@ class IndependentThompsonSampling:
 class MultiObjectiveEnsemble:
     """Several acquisition functions at once: a random member of their Pareto front.
 
-    The candidates that no other dominates, in random order, before all others:
+    Non-dominated candidates come first; within both groups the order is random:
 
         score = u - [is dominated],  u ~ U[0, 1)
 
     MACE (Lyu et al., ICML 2018) as in HEBO (Cowen-Rivers et al., JAIR 2022), over a pool. The
-    members are those of this module: HEBO also adds observation noise to the predicted mean, asks
-    for improvement on the mean predicted of the best, and lets beta grow with the evaluations.
+    members are those of this module; HEBO also adds observation noise to the predicted mean,
+    measures improvement against the predicted mean of the best, and lets beta grow over time.
     """
 
     what: ClassVar[str] = "Pareto front of several"
@@ -170,14 +170,14 @@ class MultiObjectiveEnsemble:
 
 @dataclass(frozen=True)
 class TargetLikelihood:
-    """Logarithm of the density of the predicted value at a target: not the largest, that value.
+    """Logarithm of the predictive density at a target: seeks that value, not the largest.
 
     log N(target; mean, std^2) = -log std - (target - mean)^2 / (2 std^2) - log sqrt(2 pi)
 
-    The expected improvement of the distance |f - target| on a distance d that was reached tends to
-    d^2 times this density as d tends to 0, and a search for a target is soon that near: the
-    density is simpler, and does not end in 0 for all where the target was met exactly. Among equal
-    means a larger std is better only where the mean is more than one std away.
+    The expected improvement of |f - target| over the best distance d so far tends to d^2 times this
+    density as d tends to 0, and a search for a target soon gets that close. The density is simpler,
+    and unlike that improvement it is not 0 everywhere once the target is met exactly. Of two equal
+    means, the one with the larger std scores better only if it is over one std from the target.
     """
 
     what: ClassVar[str] = "likelihood of --target, and all that goes with it"
@@ -193,11 +193,11 @@ class TargetLikelihood:
 
 
 def dominated(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether another candidate is as good in everything and better in something, (B,), from
-    objectives (B, K)."""
+    """(B,) whether another candidate is as good in all objectives (B, K) and better in at least
+    one."""
     found = np.zeros(len(scores), dtype=bool)
     front, size = np.empty_like(scores), 0
-    for i in np.lexsort(-scores.T[::-1]):  # a candidate comes after all that dominate it
+    for i in np.lexsort(-scores.T[::-1]):  # a candidate comes after all those that dominate it
         best = front[:size]
         found[i] = ((best >= scores[i]).all(1) & (best > scores[i]).any(1)).any()
         if not found[i]:

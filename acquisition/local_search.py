@@ -15,14 +15,14 @@ from nag.spaces import Architecture, SearchSpace
 class LocalSearch:
     """Tries the neighbours of the current architecture, in random order, until one is better.
 
-    The better one is the next current architecture. When no neighbour is better it is a local
-    optimum, and the search starts again from a random architecture ("query until lower" in the
+    The better one becomes the current architecture. If no neighbour is better, the current one is
+    a local optimum, and the search restarts from a random architecture ("query until lower" in the
     paper).
 
-    All of this is read off the observations: the current architecture is the best since the last
-    start, the first of equals; a start is an observation that comes when nothing is left to try
-    around the current one. So the search begins at the best of the initial design, and of a batch
-    the best member counts. A neighbour that is excluded without a value (it failed, or breaks a
+    All state is derived from the observations. The current architecture is the best since the last
+    start, the first of several; a start is an observation made when no neighbour of the current one
+    was left to try. So the search begins at the best of the initial design, and the best member of
+    a batch counts. A neighbour that is excluded without a value (it failed, or violates a
     constraint) counts as tried.
     """
 

@@ -3,7 +3,7 @@
 Falkner, Klein & Hutter, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale", ICML
 2018, section 3.2 and algorithm 2; kernels: Aitchison & Aitken, Biometrika 1976.
 
-Shapes: n, m architectures, D decisions (`acquisition.decisions`), K options at most.
+Shapes: n, m architectures, D decisions (`acquisition.decisions`), at most K options.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from nag.spaces import Architecture, SearchSpace
 
 _MIN_BANDWIDTH = 1e-3
 
-Kernels = NDArray[np.float64]  # (n, D, K) around each of n architectures the law of each decision
+Kernels = NDArray[np.float64]  # (n, D, K): around each of n architectures, each decision's law
 
 
 @dataclass(frozen=True)
 class ParzenEstimator:
-    """Of some draws from the density l of the good, the one with the largest l / g.
+    """Draws from the density l of good architectures; proposes the draw with the largest l / g.
 
-    l is the density of the best max(D + 1, share N) of N observations, g that of the worst
-    max(D + 1, N - as many). While there are fewer than D + 3, architectures are random.
+    Of N observations, l is the density of the best N_l = max(D + 1, share N), and g that of the
+    worst max(D + 1, N - N_l). With fewer than D + 3 observations, architectures are random.
 
-    Settings are those of the baseline of NATS-Bench (Dong et al., TPAMI 2021); share: the paper's.
-    draws: from l, for each architecture that is proposed.
-    share: of the observations that are good.
-    widening: the draws are from an l whose bandwidths are so many times as large.
+    Defaults follow the NATS-Bench baseline (Dong et al., TPAMI 2021), share follows the paper.
+    draws: draws from l per proposed architecture.
+    share: fraction of the observations that counts as good.
+    widening: factor on the bandwidths of l for these draws.
     """
 
     space: SearchSpace
@@ -42,12 +42,12 @@ class ParzenEstimator:
 
     @property
     def _min_part(self) -> int:
-        """D + 1, where D counts what there is a choice of."""
+        """D + 1, where D counts the decisions with more than one option."""
         return sum(len(option) > 1 for option in options(self.space)) + 1
 
     @property
     def min_points(self) -> int:
-        """Observations below which there is no model."""
+        """Minimum number of observations for a model."""
         return self._min_part + 2
 
     def propose(
@@ -77,7 +77,7 @@ class ParzenEstimator:
         return Pool(tuple(draw_unseen(best, n, exclude)))
 
     def parts(self, observations: Observations) -> tuple[Kernels, Kernels]:
-        """What the good and the bad have chosen; with few observations some are both."""
+        """The choices of good and bad architectures; with few observations some are both."""
         total = len(observations)
         num_good = max(self._min_part, int(self.share * total))
         num_bad = max(self._min_part, total - num_good)
@@ -89,12 +89,12 @@ class ParzenEstimator:
 def kernels(space: SearchSpace, chosen: NDArray[np.float64], widening: float = 1.0) -> Kernels:
     """The kernel of each of `chosen` (n, D, K), one-hot.
 
-    A decision with c options keeps the option chosen with probability 1 - h and has each other one
-    with h / (c - 1); the operator of an absent slot has all with 1 / c.
+    For a decision with c options, the chosen option has probability 1 - h and each other option
+    h / (c - 1). For the operator of an absent slot, each option has probability 1 / c.
 
-    h = 1.06 s n^(-1 / (4 + D)), at most (c - 1) / c, where all are equal (the normal reference
-    rule); s^2, half the probability that two of n choices differ, is to categories what a variance
-    is to numbers: half the mean squared difference.
+    h = 1.06 s n^(-1 / (4 + D)) (the normal reference rule), capped at (c - 1) / c, where all
+    options are equally likely. s^2, half the probability that two of n choices differ, is the
+    categorical analogue of the variance, which is half the mean squared difference.
     """
     sizes = np.array([len(option) for option in options(space)])[:, None]  # (D, 1)
     allowed = np.arange(chosen.shape[-1]) < sizes  # (D, K)
@@ -111,7 +111,7 @@ def kernels(space: SearchSpace, chosen: NDArray[np.float64], widening: float = 1
 def log_density(around: Kernels, chosen: NDArray[np.float64]) -> NDArray[np.float64]:
     """(m,) log of the mean over n kernels of the product over decisions, at `chosen` (m, D, K).
 
-    Operators of absent slots have no part in it.
+    Operators of absent slots are left out of the product.
     """
     laws = np.einsum("mdk,ndk->mnd", chosen, around)
     made = chosen.sum(-1)[:, None] > 0  # (m, 1, D)

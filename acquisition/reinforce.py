@@ -1,8 +1,8 @@
 """REINFORCE. Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist
-Reinforcement Learning", Machine Learning 1992; as a baseline of architecture search: Ying et al.,
+Reinforcement Learning", Machine Learning 1992; as an architecture-search baseline: Ying et al.,
 "NAS-Bench-101", ICML 2019, and Dong & Yang, "NAS-Bench-201", ICLR 2020.
 
-Shapes: n architectures, D decisions, K options at most.
+Shapes: n architectures, D decisions, at most K options.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from acquisition.decisions import draw, one_hot, options
 from nag.predictors.base import FittedPredictor, Observations
 from nag.spaces import Architecture, SearchSpace
 
-_ADAM = 0.9, 0.999, 1e-8  # decay of both moments, and what keeps a step finite
+_ADAM = 0.9, 0.999, 1e-8  # beta_1, beta_2, epsilon
 
 
 @dataclass(frozen=True)
 class Reinforce:
     """Draws from a categorical distribution per decision, trained by its policy gradient.
 
-    For every observation in order, one step of Adam (Kingma & Ba, ICLR 2015) up
+    For every observation, in order, Adam (Kingma & Ba, ICLR 2015) takes one ascent step along
 
-    (value - b) grad log pi(arch),  log pi(arch) = sum of log softmax(logits) over what is chosen
+    (value - b) grad log pi(arch),  log pi(arch) = sum of log softmax(logits) over chosen options
 
-    where b is the moving average of the values, this one included.
+    where b is the moving average of the values, including this one.
 
-    learning_rate: of Adam. The policy moves by about as much per evaluation, so 0.1 lets it decide
-    within the hundred evaluations of a run here; the benchmarks train for many hundreds.
+    learning_rate: of Adam. Each evaluation moves a logit by about this much, so 0.1 lets the policy
+    settle within the hundred evaluations of a run here; the benchmarks train for many hundreds.
     momentum: of the moving average.
     """
 
@@ -55,7 +55,7 @@ class Reinforce:
         return Pool(tuple(draw_unseen(sample, n, exclude)))
 
     def policy(self, observations: Observations) -> NDArray[np.float64]:
-        """(D, K) probabilities of the options after all observations, zero beyond them."""
+        """(D, K) probabilities after all observations, zero beyond the options."""
         sizes = np.array([len(choice) for choice in options(self.space)])
         beyond = np.arange(sizes.max()) >= sizes[:, None]
         logits = np.where(beyond, -np.inf, 0.0)
@@ -73,7 +73,7 @@ class Reinforce:
         return softmax(logits, -1)
 
     def _advantages(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) values less their moving average."""
+        """(n,) values minus their moving average."""
         averages, total, weight = [], 0.0, 0.0
         for value in values.tolist():
             total = self.momentum * total + (1 - self.momentum) * value

@@ -1,4 +1,4 @@
-"""From a pool to a batch: the best by acquisition, one after the other, earlier ones pending."""
+"""From a pool to a batch: greedy picks by acquisition, with the earlier picks pending."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from nag.spaces import Architecture
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture worth evaluating, and what was predicted of it."""
+    """An architecture worth evaluating, and its prediction."""
 
     arch: Architecture
-    mean: float  # before any other of its batch was pending
+    mean: float  # predicted before any other pick of the batch was pending
     std: float
 
 
@@ -32,13 +32,13 @@ def select_batch(
 ) -> list[Candidate]:
     """At most `count` candidates of the pool, without repeats.
 
-    EI and PI are weighted with the probability of satisfying the constraints (Gardner et al., ICML
-    2014), which matters for properties that are predicted; a strategy proposes nothing that more
-    likely breaks one than not.
+    EI and PI are weighted by the probability of satisfying the constraints (Gardner et al., ICML
+    2014), which matters for predicted properties; strategies already exclude architectures that
+    are more likely than not to violate one.
 
-    Each pick is pending for the next: it counts as observed at its predicted mean (kriging
-    believer, Ginsbourger et al. 2010). No uncertainty is left around it, and where that is better
-    than `best`, the next has to improve on it; both spread the batch.
+    Each pick is pending for the next one: it counts as observed at its predicted mean (kriging
+    believer, Ginsbourger et al. 2010). This removes the uncertainty around it, and if that mean
+    exceeds `best`, the next pick has to improve on it. Both spread the batch.
     """
     before = predictor.predict(pool.archs)
     log_weight = np.zeros(len(pool.archs))

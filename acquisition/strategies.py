@@ -1,8 +1,8 @@
 """Candidate strategies: where to look. Each fills a pool from which an acquisition function picks.
 
 These are the acquisition-optimisation strategies of DiffusionNAG, section 3.2: Random, Mutation,
-Mutation + Random, and Guided Gen; Guided Gen that looks near the best while it finds nothing
-better; and the ablation that uses the same generator and predictor, but the predictor only to sort.
+Mutation + Random, and Guided Gen; a Guided Gen that looks near the best while it finds nothing
+better; and the ablation with the same generator, whose predictor only sorts the samples.
 Strategies without a predictor have modules of their own; STRATEGIES lists them all.
 """
 
@@ -37,8 +37,8 @@ from nag.predictors.base import DifferentiablePredictor, FittedPredictor, Observ
 from nag.properties import Constraint, satisfied
 from nag.spaces import Architecture, SearchSpace
 
-_MAX_ROUNDS = 3  # batches a generator is asked for before a smaller pool is accepted; the first is
-# of the size of the pool, the others as large as it takes by the yield of the one before
+_MAX_ROUNDS = 3  # batches to generate before a smaller pool is accepted; the first has the size of
+# the pool, and the yield of each batch determines the size of the next
 _PART = 512  # samples of a larger batch that one generator makes at a time
 
 
@@ -62,9 +62,9 @@ class RandomSearch:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One changed decision of the best architecture; of the next best once its mutants run out.
+    """Changes one decision of the best architecture, or of the next best once its mutants run out.
 
-    parents: as many of the best are mutated in turn, and as many of the next best after them.
+    parents: this many of the best are mutated in turn, then as many of the next best.
     """
 
     space: SearchSpace
@@ -85,7 +85,7 @@ class Mutation:
             parents = [observations.archs[i] for i in best_first[first : first + self.parents]]
             mutants = partial(self._mutants, cycle(parents), rng)
             found += draw_unseen(mutants, n - len(found), exclude | set(found))
-            if len(found) < n:  # rare ones may be left
+            if len(found) < n:  # rare mutants may be left
                 near = dict.fromkeys(chain(*map(self.space.neighbours, parents)))
                 left = fresh(near, exclude | set(found))
                 found += [left[i] for i in rng.permutation(len(left))[: n - len(found)]]
@@ -122,18 +122,18 @@ class Union:
 
 @dataclass(frozen=True)
 class NearAfterFailure:
-    """`wide` after an improvement, `near` as long as the last evaluations brought none.
+    """`wide` after an improvement, `near` while the latest evaluations bring none.
 
-    The promises of a surrogate are the emptier the farther they are from what it has seen, and an
-    acquisition function that chooses from a wide pool takes the emptiest. A trust region (Eriksson
-    et al., TuRBO, NeurIPS 2019) shrinks with every failure; this one has two sizes, the space and
-    what `near` reaches (docs/adr/0010-near-after-failure.md).
+    A surrogate is less reliable the farther it extrapolates, and an acquisition function that
+    chooses from a wide pool picks the least reliable promises. A trust region (Eriksson et al.,
+    TuRBO, NeurIPS 2019) shrinks with every failure; this one has two sizes, the whole space and
+    the reach of `near` (docs/adr/0010-near-after-failure.md).
 
-    initial: so many evaluations are the initial design, in which nothing fails; those without an
-        observation count, because they broke down or were stopped.
-    patience: so many later ones without a new best are a failure: those of one batch. Where more
-    are pending, each of them without a new best makes `near` more likely, until it is certain when
-    as many have come as are evaluated at a time.
+    initial: number of evaluations in the initial design, in which nothing counts as a failure;
+        includes those without an observation, which broke down or were stopped.
+    patience: this many later evaluations (one batch) without a new best are a failure. If at least
+    as many are pending, each later evaluation without a new best makes `near` more likely; it is
+    certain once there are as many of them as are evaluated at a time.
     """
 
     wide: CandidateStrategy
@@ -166,9 +166,9 @@ class NearAfterFailure:
 class GuidedGeneration:
     """Samples of the diffusion model, guided by the predictor (the paper's Guided Gen).
 
-    Where constraints leave too few of them, random architectures that keep these fill the pool.
+    If constraints leave too few samples, random architectures that satisfy them fill the pool.
 
-    The fields are those of `Guidance` of the same names; its optimism is the default.
+    The fields are those of `Guidance` with the same names; optimism keeps its default.
     """
 
     generator: Generator
@@ -208,10 +208,10 @@ class GuidedGeneration:
 
 @dataclass(frozen=True)
 class UnconditionalSorted:
-    """Unguided samples, the best of `oversample` times as many kept by predicted mean.
+    """Unguided samples: generates `oversample` times as many, keeps the best by predicted mean.
 
     The ablation "Uncond. + Sorting" (Table 3): the same generator and predictor, but the predictor
-    only judges what was generated.
+    only ranks what was generated.
     """
 
     generator: Generator
@@ -276,9 +276,9 @@ def _generate_unseen(
 def _generate(
     generator: Generator, n: int, rng: np.random.Generator, guidance: Guidance | None
 ) -> list[Samples]:
-    """n samples, in parts that do not depend on how many generators make them.
+    """n samples, in parts that do not depend on the number of generators.
 
-    The first finds out what guidance has to, for all.
+    The first part finds the guidance scale and predictor for all.
     """
     sizes = [_PART] * (n // _PART) + [n % _PART] * (n % _PART > 0)
     first, *others = (Part(size, seed=int(rng.integers(2**62))) for size in sizes)
@@ -289,7 +289,7 @@ def _generate(
 
 
 def _informed(guidance: Guidance | None, samples: Samples) -> Guidance | None:
-    """Guidance that has not to find out again what it had for these samples."""
+    """Guidance that reuses the scale and the predictor found for these samples."""
     if guidance is None or not {"scale_low", "scale_high"} <= samples.diagnostics.keys():
         return guidance
     low, high = (samples.diagnostics[key] for key in ("scale_low", "scale_high"))
@@ -298,9 +298,9 @@ def _informed(guidance: Guidance | None, samples: Samples) -> Guidance | None:
 
 @dataclass(frozen=True)
 class ConstrainedGeneration:
-    """Samples of the diffusion model that keep to constraints; no predictor is asked.
+    """Samples of the diffusion model that satisfy constraints, without a predictor.
 
-    For an initial design where random draws hardly ever satisfy the constraints.
+    For an initial design when random draws hardly ever satisfy the constraints.
     """
 
     generator: Generator
@@ -320,9 +320,9 @@ class ConstrainedGeneration:
 
 
 class StrategyBuilder(Protocol):
-    """Builds a strategy from the guided generation it may use, with its generator.
+    """Builds a strategy; it may use `guided` or its generator.
 
-    initial, patience: of `NearAfterFailure`.
+    initial, patience: those of `NearAfterFailure`.
     """
 
     def __call__(
@@ -333,17 +333,17 @@ class StrategyBuilder(Protocol):
 def _guided(
     space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int
 ) -> CandidateStrategy:
-    if guided.target is not None:  # to be better than the best is not the aim
+    if guided.target is not None:  # beating the best value is not the aim
         return guided
     return NearAfterFailure(guided, Mutation(space), initial, patience)
 
 
 class Strategy(NamedTuple):
-    """A strategy that has a name.
+    """A strategy that can be chosen by name.
 
-    what: it does, in a line of help.
-    generates: whether it asks the diffusion model.
-    surrogate: what one is to it. One that is climbed needs a gradient, and can be led to a value
+    what: one line of help.
+    generates: whether it uses the diffusion model.
+    surrogate: how it uses one. A climbed surrogate needs a gradient, and can lead to a target value
         instead of the best.
     """
 

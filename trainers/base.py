@@ -1,4 +1,4 @@
-"""Evaluators: architecture -> measurement. The one thing the search pays for."""
+"""Evaluators: architecture -> measurement. This is the expensive part of a search."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,78 +7,78 @@ from typing import Protocol, runtime_checkable
 from nag.errors import UserError
 from nag.spaces import Architecture
 
-LOW_EPOCHS, FULL_EPOCHS = 12, 200  # of the fidelities of NAS-Bench-201
+LOW_EPOCHS, FULL_EPOCHS = 12, 200  # the fidelities of NAS-Bench-201
 
 
 class EvaluationError(Exception):
-    """The architecture itself cannot be evaluated; trying again would not help."""
+    """The architecture itself cannot be evaluated; retrying would not help."""
 
 
 class EvaluatorConfigError(UserError):
-    """The evaluator cannot be set up as asked: a one-line message for the user."""
+    """The evaluator cannot be set up as requested: a one-line message for the user."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one evaluation found."""
+    """The result of one evaluation."""
 
     value: float  # the objective, larger is better; an accuracy is a fraction in [0, 1]
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. macs, params, test
     seconds: float = 0.0  # cost of the evaluation
     curve: Sequence[float] = ()  # the objective after each epoch of training, if there was one
-    device: str = ""  # what the metric `latency` was measured on, if it was
+    device: str = ""  # the device on which the metric `latency` was measured, if it was
 
 
 class Evaluator(Protocol):
     """Built once in each worker process; never pickled."""
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """Evaluate one architecture; raises EvaluationError when that is not possible."""
+        """Evaluate one architecture; raises EvaluationError if that is impossible."""
         ...
 
 
 @runtime_checkable
 class MultiFidelityEvaluator(Evaluator, Protocol):
-    """An evaluator that can also train for less."""
+    """An evaluator that can also train for fewer epochs."""
 
     def at(self, epochs: int) -> Evaluator:
-        """The same with so many epochs; raises EvaluatorConfigError where there is no such thing.
+        """The same evaluator with `epochs` epochs; raises EvaluatorConfigError if it has none.
 
-        Of FULL_EPOCHS: where a full training has others, in proportion. Cheap when it is called
-        again.
+        `epochs` is out of FULL_EPOCHS; if a full training has another length, it is scaled in
+        proportion. Repeated calls are cheap.
         """
         ...
 
 
 @runtime_checkable
 class TrainingInSteps(Evaluator, Protocol):
-    """An evaluator whose trainings can be watched, and cut short."""
+    """An evaluator whose trainings can be watched and stopped early."""
 
     @property
     def epochs(self) -> int:
-        """Of a whole training."""
+        """Epochs of a full training."""
         ...
 
     def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
-        """The measurement after every epoch that there is still to train; the last is whole.
+        """Yield a measurement after every epoch still to be trained; the last one is complete.
 
-        As `evaluate`, which gives the last one. To ask for no more stops the training.
+        `evaluate` returns that last one. To stop the training, stop iterating.
         """
         ...
 
 
 @runtime_checkable
 class BenchmarkEvaluator(Evaluator, Protocol):
-    """An evaluator that knows the best value there is."""
+    """An evaluator that knows the best possible value."""
 
     @property
     def optimum(self) -> float:
-        """The largest value of any architecture."""
+        """The largest value over all architectures."""
         ...
 
 
 def in_steps(evaluator: Evaluator) -> TrainingInSteps:
-    """`evaluator` as one that trains in steps; raises EvaluatorConfigError where it does not."""
+    """`evaluator`, checked to train in steps; raises EvaluatorConfigError if it does not."""
     if not isinstance(evaluator, TrainingInSteps):
         raise EvaluatorConfigError(
             "there is no training here that could be stopped early: choose --evaluator train"
@@ -87,7 +87,7 @@ def in_steps(evaluator: Evaluator) -> TrainingInSteps:
 
 
 def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
-    """`evaluator` with so many epochs; raises EvaluatorConfigError. None is the full fidelity."""
+    """`evaluator` at `epochs` epochs; raises EvaluatorConfigError. None means full fidelity."""
     if epochs is None:
         return evaluator
     if not isinstance(evaluator, MultiFidelityEvaluator):
