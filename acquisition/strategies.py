@@ -131,9 +131,9 @@ class NearAfterFailure:
 
     initial: number of evaluations in the initial design, in which nothing counts as a failure;
         includes those without an observation, which broke down or were stopped.
-    patience: this many later evaluations (one batch) without a new best are a failure. If at least
-    as many are pending, each later evaluation without a new best makes `near` more likely; it is
-    certain once there are as many of them as are evaluated at a time.
+    patience: this many later evaluations (one batch) without a new best are a failure. If that many
+        or more are pending, each evaluation without a new best makes `near` more likely; it is
+        certain once there are as many of them as are evaluated at a time.
     """
 
     wide: CandidateStrategy

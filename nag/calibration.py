@@ -1,12 +1,12 @@
-"""Guidance scales that find themselves: no k suits every space, predictor and round.
+"""Self-calibrating guidance scales: no k suits every space, predictor and round.
 
-A small pilot batch is drawn over a wide range of scales k, and the mean of g over k is fitted by
+A small pilot batch is drawn over a wide range of scales k, and the mean of g is fitted by
 
     g(k) = start + (top - start) k / (k + k_half)
 
-k / (k + k_half) is the *progress* of a scale: how far it goes from what g does not guide (0) to the
-best that guidance reaches (1). Scales are asked for by their progress, which needs no tuning:
-multiplying g by a constant divides k by it.
+k / (k + k_half) is the *progress* of a scale: how far it moves from unguided samples (0) to the
+best that guidance can reach (1). Scales are specified by their progress, which needs no tuning:
+multiplying g by a constant divides k by the same constant.
 """
 
 import math
@@ -26,7 +26,7 @@ _RANGE = (0.03, 300.0)  # scales tried, in units of 1 / standard deviation of g 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A `Ladder` from the scale of progress `low` to that of progress `high`, in (0, 1)."""
+    """A `Ladder` from the scale with progress `low` to that with progress `high`, in (0, 1)."""
 
     low: float = 0.3
     high: float = 0.9
@@ -40,8 +40,8 @@ class Calibrated:
     ) -> Ladder:
         """Find the scales.
 
-        reference: (M,) g of random architectures, whose spread is the unit of 1 / k.
-        pilot: scales -> (P,) g of as many guided samples, nan where one is invalid.
+        reference: (M,) g of random architectures; its spread is the unit of 1 / k.
+        pilot: scales -> (P,) g of P guided samples, nan for an invalid one.
         """
         spread = float(reference.std())
         if not spread > 1e-12:  # g is constant: nothing to climb
@@ -52,7 +52,7 @@ class Calibrated:
 
 
 def half_way(scales: Ladder, g: NDArray[np.float64]) -> float:
-    """k_half by least squares: g (P,) of samples along the ladder, nan where invalid."""
+    """k_half by least squares, from g (P,) of samples along the ladder, nan if invalid."""
     k = np.geomspace(scales.low, scales.high, len(g))
     k, g = k[np.isfinite(g)], g[np.isfinite(g)]
     middle = math.sqrt(scales.low * scales.high)

@@ -1,7 +1,7 @@
-"""Score networks on disk: weights as safetensors, everything else as JSON beside them.
+"""Score networks on disk: weights as safetensors, everything else as JSON next to them.
 
-W.safetensors holds the EMA weights; W.json the space, SDE, network configuration, how they were
-made, and the SHA-256 of the weights. Loading never unpickles anything.
+W.safetensors holds the EMA weights; W.json holds the space, SDE, network configuration, how the
+weights were trained, and their SHA-256. Loading never unpickles anything.
 """
 
 import json
@@ -24,11 +24,11 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 class CheckpointError(UserError):
-    """Weights that cannot be used: missing, damaged, or made for something else."""
+    """The weights cannot be used: they are missing, damaged, or for something else."""
 
 
 def shipped_weights(space: SearchSpace) -> Path:
-    """Path of the weights that come with the package."""
+    """Path of the weights shipped with the package."""
     path = _WEIGHTS / f"{space.name}.safetensors"
     if not path.exists():
         raise CheckpointError(
@@ -42,7 +42,7 @@ def shipped_weights(space: SearchSpace) -> Path:
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole; raises OSError."""
+    """Write a safetensors file atomically; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save(tensors, metadata))
 
@@ -50,9 +50,9 @@ def save_tensors(
 def save_network(
     network: ScoreNetwork, path: Path, training: dict[str, Any], dtype: torch.dtype | None = None
 ) -> None:
-    """Save the network; `training` says how it was made (seed, steps, command, ...).
+    """Save the network; `training` records how it was trained (seed, steps, command, ...).
 
-    dtype: to store it in, e.g. float16 for half the size; it is loaded as float32 again.
+    dtype: storage type, e.g. float16 for half the size; loading converts back to float32.
     """
     save_tensors(
         {k: v.to(dtype or v.dtype).contiguous().cpu() for k, v in network.state_dict().items()},
@@ -76,9 +76,9 @@ def load_network(
     sigmas: tuple[float, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> ScoreNetwork:
-    """Load a network in evaluation mode; raises CheckpointError when it does not fit.
+    """Load a network in evaluation mode; raises CheckpointError if it does not fit.
 
-    sigmas: the noise levels expected, smallest and largest; by default any are taken.
+    sigmas: expected noise levels, smallest and largest; None accepts any.
     """
     record = _read_record(path)
     if record["space"] != space.name:

@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors with exit code 2, and Ctrl-C without a traceback."""
+"""Shared by all commands: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
 import shlex
 import sys
@@ -24,7 +24,7 @@ from rich.console import Console
 from nag.errors import UserError, choose, one_line
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
 
-INVALID = "INVALID"  # stands for an invalid sample in a list of architectures
+INVALID = "INVALID"  # marks an invalid sample in a list of architectures
 
 
 def package_version(package: str = "diffusionnag-bo") -> str:
@@ -39,12 +39,12 @@ _SECTIONS = ("Parameters", "Search", "Rounds", "Diffusion", "Images and networks
 
 
 def section(title: str) -> Group:
-    """A part of the help of commands; they come in the same order in all."""
+    """A section of the help; sections have the same order in all commands."""
     return Group(title, sort_key=_SECTIONS.index(title))
 
 
 def command_line(name: str, *examples: str) -> App:
-    """An empty command line, as all ours are; its help ends with examples, as one types them."""
+    """A new command line in our common style; its help ends with `examples`, ready to type."""
     return App(
         name=name,
         version=package_version,
@@ -56,7 +56,7 @@ def command_line(name: str, *examples: str) -> App:
 
 
 def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
-    """Where commands talk to people: text as it is, whatever is in it, lines in one piece."""
+    """A console for messages to the user: text is printed verbatim, and lines are not wrapped."""
     return Console(
         stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
@@ -64,7 +64,7 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What to call with how much more is done: a bar on a terminal, nothing elsewhere."""
+    """Yield a function to report progress to: draws a bar on a terminal, nothing elsewhere."""
     from rich.progress import (  # not needed for --help
         BarColumn,
         MofNCompleteColumn,
@@ -85,7 +85,7 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
-    """Where cyclopts would round 6.5 in silence."""
+    """Convert a whole number; cyclopts would silently round 6.5."""
     del type_
     try:
         return int(tokens[0].value)
@@ -97,15 +97,15 @@ WholeNumber = Annotated[int, Parameter(converter=_whole)]
 
 
 def check_seed(seed: int) -> None:
-    """Raise UserError for a seed that a generator of numpy or PyTorch does not take."""
+    """Raise UserError for a seed that the generators of numpy or PyTorch do not accept."""
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed} must not be negative, and must be below 2^63")
 
 
 def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()) -> None:
-    """Before the work begins: raises UserError where --out cannot become a file of that ending.
+    """Before any work: raise UserError if --out cannot become a file with that suffix.
 
-    inputs: what is read, which is not to be overwritten; None where it is not given.
+    inputs: input files, which must not be overwritten; None if not given.
     """
     if suffix and out.suffix != suffix:
         raise UserError(f"--out {out} must end in {suffix}")
@@ -118,13 +118,13 @@ def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()
 
 
 def check_new(out: Path) -> None:
-    """Raises UserError where --out is there: what took work is not overwritten."""
+    """Raise UserError if --out exists, so that finished work is not overwritten."""
     if out.exists():
         raise UserError(f"--out {out} is there: delete it or choose another")
 
 
 def find_space(name: str) -> StagedSpace:
-    """The search space of that name."""
+    """The search space called `name`."""
     return SPACES[choose("space", name, SPACES)]
 
 
@@ -134,7 +134,7 @@ def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
     Empty lines and samples marked INVALID are skipped. Raises UserError with the line number.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows adds a BOM
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}") from None
@@ -144,7 +144,7 @@ def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
 def parse_architectures(
     path: Path, what: str, first: int, texts: Iterable[str | None], space: StagedSpace
 ) -> list[Architecture]:
-    """The same of texts found in `path`; `what` each is called, and the number of the first."""
+    """The same for texts found in `path`; `what` names one and `first` numbers the first."""
     architectures = []
     for number, text in enumerate(texts, start=first):
         if text is None or text.strip() in ("", INVALID):
@@ -159,7 +159,7 @@ def parse_architectures(
 
 
 def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The settings in which two configurations differ, in words; empty where they are equal."""
+    """Describe the settings in which two configurations differ; empty if they are equal."""
 
     def text(settings: Mapping[str, Any], key: str) -> str:
         return shorten(repr(settings.get(key)), 100)
@@ -169,8 +169,8 @@ def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and leave the process with its exit code (2 after bad input)."""
-    app.suppress_keyboard_interrupt = False  # else cyclopts exits without a word
+    """Run a command line and exit the process with its exit code (2 after bad input)."""
+    app.suppress_keyboard_interrupt = False  # else cyclopts exits silently
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except MissingArgumentError as error:

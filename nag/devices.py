@@ -8,15 +8,15 @@ from nag.errors import UserError
 
 
 def is_device(name: str) -> bool:
-    """Whether there may be such a device somewhere: auto, cpu, cuda or cuda:N."""
+    """Whether some machine may have a device of this name: auto, cpu, cuda or cuda:N."""
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name here, where auto is the GPU if there is one.
+    """The local device called `name`; auto means the GPU if there is one.
 
-    The GPU without a number is that of this process: of several that train together, each has its
-    own. Raises UserError for a device of another kind, and for one that is not there.
+    `cuda` without a number means the GPU of this process: processes that train together each have
+    their own. Raises UserError for an unknown kind of device and for one that does not exist.
     """
     refusal = f"device {name!r} is not available: use cpu, cuda or auto"
     if not is_device(name):

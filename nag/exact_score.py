@@ -1,8 +1,8 @@
 """The score in closed form.
 
 Under the uniform law a space is a product of independent stages, so E[x_0 | x_t] is a softmax over
-operators inside a softmax over depths: no training is needed. It is the oracle that samplers,
-guidance and score networks are tested against, and can drive a search by itself (`--score exact`).
+operators inside a softmax over depths: no training is needed. Samplers, guidance and score networks
+are tested against this score; it can also drive a search on its own (`--score exact`).
 
 For a node i with row x[i], the log-likelihood of operator o relative to an absent row is
 l[i, o] = 2 x[i, o] / sigma^2 (rows differ from "absent" in one entry, +1 instead of -1). Then
@@ -21,7 +21,7 @@ from torch import Tensor
 from nag.sde import VESDE, ScoreFn, per_sample
 from nag.spaces import SearchSpace, Stage
 
-_NEVER = -1e30  # log of a probability that is zero; finite, so that gradients stay finite
+_NEVER = -1e30  # log of a zero probability; finite, so that gradients stay finite
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Layout:
 
     node: Tensor  # (S, M) node of each slot; padding slots point at node 0
     real: Tensor  # (S, M) bool
-    log_operator: Tensor  # (S, M, F) log prior of the operators of a slot that is used
+    log_operator: Tensor  # (S, M, F) log prior of the operators of a used slot
     log_depth: Tensor  # (S, M + 1) log prior of each depth
 
 
@@ -66,7 +66,7 @@ def posterior(space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor | Non
     if reward is not None:
         llr = llr + reward
     log_p = llr[:, layout.node] + layout.log_operator  # (B, S, M, F)
-    # logsumexp and softmax from one exponential: torch's own are slow along a short dimension
+    # logsumexp and softmax share one exponential: torch's own are slow along a short dimension
     top = log_p.amax(-1, keepdim=True).detach()
     weight = (log_p - top).exp()
     total = weight.sum(-1, keepdim=True)
@@ -86,14 +86,14 @@ def posterior_mean(
 
 def uniform_mean(space: SearchSpace) -> Tensor:
     """(N, F) mean of the encodings under the uniform law, in float64."""
-    x = torch.zeros(1, *space.shape).double()  # no evidence at an infinite sigma
+    x = torch.zeros(1, *space.shape).double()  # an infinite sigma makes x uninformative
     return posterior(space, x, torch.tensor([torch.inf]).double())[0]
 
 
 def posterior_mean_of_samples(samples: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x_t] under the empirical law of a finite set, (B, N, F).
 
-    samples: (M, N, F) in the centred coding, as x (B, N, F); sigma: (B,).
+    samples (M, N, F) and x (B, N, F): in the centred coding; sigma: (B,).
     """
     flat = samples.flatten(1)  # (M, N F)
     distance = torch.cdist(x.flatten(1), flat).square()  # (B, M)

@@ -1,4 +1,4 @@
-"""How files are written: aside, then renamed; and what is measured once is read afterwards."""
+"""Files: written under a temporary name, then renamed; and a cache for measurements."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from typing import Any
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A name beside `path`, and nobody else's, to write a file to in this block.
+    """Yield a unique name in the folder of `path`, to write a file to in this block.
 
-    At the end the file goes to the disk and replaces `path`, which is the old file or the whole new
-    one at any time. Whatever the block raises, also Ctrl-C, leaves nothing behind.
+    At the end the file is flushed to disk and replaces `path`, so at any time `path` is either the
+    old file or the complete new one. If the block raises, even on Ctrl-C, nothing is left behind.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -32,7 +32,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole; raises OSError, which names `path`, e.g. where the disk is full."""
+    """Write a file atomically; raises OSError, naming `path`, e.g. if the disk is full."""
     try:
         with aside(path) as temporary:
             temporary.write_bytes(data)
@@ -41,23 +41,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same with a text, in UTF-8; a last line without an end gets one."""
+    """The same for a text, in UTF-8; adds a final newline if it is missing."""
     write_bytes(path, (text if text.endswith("\n") or not text else f"{text}\n").encode())
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """The same with what becomes JSON."""
+    """The same for a JSON object."""
     write_text(path, json.dumps(record, indent=1))
 
 
 def sha256_of(path: Path) -> str:
-    """That of what is in a file, in hexadecimal; raises OSError."""
+    """SHA-256 of the content of a file, in hexadecimal; raises OSError."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache
 def code_digest(*packages: str) -> str:
-    """The same for the same code of packages of ours, and the same files that come with it."""
+    """Digest of all files of these packages of ours: code, and the data shipped with it."""
     digest = hashlib.sha256()
     for package in packages:
         root = Path(str(import_module(package).__file__)).parent
@@ -74,16 +74,16 @@ def kept(
     measure: Callable[[], dict[str, Any]],
     tell: Callable[[str], object],
 ) -> dict[str, Any]:
-    """What `measure` gives, as JSON; where it was asked for the same before, what it gave then.
+    """The result of `measure`, cached as JSON in `folder` under `asked`.
 
-    So a long command that is repeated goes on where it was stopped. Raises OSError.
+    So a long command that was stopped continues when it is repeated. Raises OSError.
 
-    asked: all that decides the result, the code by `code_digest`.
-    tell: is told when nothing had to be measured.
+    asked: all that determines the result; for the code, its `code_digest`.
+    tell: called when nothing had to be measured.
     """
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.json"
-    with suppress(FileNotFoundError, ValueError):  # what is damaged is measured again
+    with suppress(FileNotFoundError, ValueError):  # a damaged file is measured again
         found: dict[str, Any] = json.loads(path.read_bytes())
         tell(f"already in {path}")
         return found

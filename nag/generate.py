@@ -1,4 +1,4 @@
-"""From a score to architectures: sample, decode, keep what is valid, and say how much was."""
+"""From a score to architectures: sample, decode, and report how many samples are valid."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ DEFAULT_SAMPLER = "dpm++2m-sde"
 
 @dataclass(frozen=True)
 class Samples:
-    """What a sampler made, in order; None stands for an invalid sample."""
+    """The samples, in order; None stands for an invalid sample."""
 
     archs: tuple[Architecture | None, ...]  # (B,)
     codes: tuple[int, ...]  # (B,) error codes of the space, 0 = valid
-    score_evaluations: int  # calls of the score per sample, counted; without those of a pilot
-    seconds: float  # with what guidance had to fit and find out first
+    score_evaluations: int  # counted score calls per sample, without those of a pilot batch
+    seconds: float  # includes fitting and calibrating the guidance
     diagnostics: Mapping[str, float] = field(default_factory=dict)  # of guidance
-    noise_aware: NoiseAwarePredictor | None = None  # what guided, to be used for more of the same
+    noise_aware: NoiseAwarePredictor | None = None  # guided these samples; reusable for more
 
     @cached_property
     def valid(self) -> tuple[Architecture, ...]:
@@ -64,8 +64,8 @@ def generate(
 ) -> Samples:
     """Draw n samples; equal arguments give equal samples on the same machine.
 
-    steps, schedule: number of the noise levels, by default that of the sampler, and their spacing.
-    progress: called with the number of samples times levels done, whose total is n * steps.
+    steps, schedule: number of noise levels, by default that of the sampler, and their spacing.
+    progress: called with the newly completed samples times levels; the total is n * steps.
     """
     spec = SAMPLERS[sampler]
     levels = spec.levels(sde, steps, schedule)

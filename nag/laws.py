@@ -1,6 +1,6 @@
-"""Laws of architectures: what a score network learns, and what its samples are compared with.
+"""Laws (distributions) of architectures, which score networks learn and are compared with.
 
-A law can be drawn from, and its posterior behind Gaussian noise is known in closed form.
+A law can be sampled, and its posterior given Gaussian noise is known in closed form.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from nag.exact_score import posterior, posterior_mean_of_samples, uniform_mean
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, centre, uncentre
 from nag.spaces import Architecture, SearchSpace
 
-LARGEST_EXACT = 20_000  # architectures in a list whose exact score is cheap enough to compute
+LARGEST_EXACT = 20_000  # longest list whose exact score is cheap enough to compute
 
-_MAX_DRAWS = 50  # times the number wanted, before a random list of distinct ones is given up
+_MAX_DRAWS = 50  # times the number of distinct architectures wanted; then `random_list` gives up
 
 
 class Law(Protocol):
@@ -42,13 +42,13 @@ class Law(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """How the law can be told from others, for the record of what was trained on it."""
+        """Identify the law in the training record of a network."""
         ...
 
 
 @dataclass(frozen=True)
 class UniformLaw:
-    """Every decision of the space uniform: independent stages, all depths as likely."""
+    """Every decision of the space is uniform: independent stages, equally likely depths."""
 
     space: SearchSpace
 
@@ -68,10 +68,10 @@ class UniformLaw:
 
 @dataclass(frozen=True, eq=False)
 class ListLaw:
-    """The empirical law of a finite list: each of its architectures as likely.
+    """The empirical law of a finite list: its architectures are equally likely.
 
-    Its exact score reproduces the list and nothing else; a network trained on it generalises as far
-    as its capacity and training make it.
+    Its exact score reproduces the list and nothing else. How far a network trained on it
+    generalises depends on its capacity and training.
     """
 
     space: SearchSpace
@@ -99,9 +99,9 @@ class ListLaw:
 
 
 def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
-    """`num` distinct uniform draws, the same for the same seed: a random part of the space.
+    """`num` distinct uniform draws, the same for the same seed: a random subset of the space.
 
-    Raises UserError when the space does not hold so many.
+    Raises UserError if the space is too small.
     """
     rng = np.random.default_rng([seed, 2])
     found: dict[Architecture, None] = {}

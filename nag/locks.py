@@ -1,4 +1,4 @@
-"""One process at a time: files and folders that others keep off."""
+"""Locks: one process at a time uses a file or folder."""
 
 import fcntl
 import os
@@ -10,13 +10,13 @@ from typing import IO, Any
 
 from nag.errors import UserError
 
-_PATIENCE = 10.0  # seconds; processes that load images outlive one that was killed
+_PATIENCE = 10.0  # seconds; image-loading processes outlive a killed parent
 
 
 def lock(file: int | IO[Any], mode: int, path: Path, patience: float = 30.0) -> None:
-    """Lock an open file, which is `path` or stands for it, as `flock` does; until it is closed.
+    """Lock an open file with `flock` until it is closed; it is `path` or stands for it.
 
-    A process whose driver was killed is given `patience` seconds to end. Raises UserError.
+    Waits `patience` seconds, e.g. for a process whose driver was killed; then raises UserError.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -30,9 +30,9 @@ def lock(file: int | IO[Any], mode: int, path: Path, patience: float = 30.0) -> 
 
 @contextmanager
 def claim(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of a file or folder that no other process claims in this block.
+    """Yield a descriptor of a file or folder that no other process can claim in this block.
 
-    flags: of os.open. Raises UserError. Without effect on a filesystem that has no locks.
+    flags: for os.open. Raises UserError. Has no effect on a filesystem without locks.
     """
     with ExitStack() as opened:
         while True:
@@ -43,5 +43,5 @@ def claim(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
             except OSError:
                 break
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break  # it has not been removed by another process that has just ended
+                break  # else a process that has just ended removed it: open it again
         yield descriptor

@@ -1,13 +1,14 @@
-"""How good samples are: the three numbers of the paper, and the distance to the law they hide.
+"""Sample quality: the paper's three metrics, and the distance to the law, which they do not show.
 
-Notation: B samples, N nodes, F operators; a *cell* is what a node holds, one of F + 2: invalid
-(the whole sample is), absent, or an operator. A law over k nodes is an array of k axes of cells.
+Notation: B samples, N nodes, F operators; a *cell* is the state of a node, one of F + 2: invalid
+(as the whole sample is), absent, or an operator. A law over k nodes is an array with k axes of
+cells.
 
-Validity, uniqueness and novelty are the same for samples of a law and for samples that prefer one
-operator or depth to another. The distances see it: total variation, half the sum of |p - q|,
-between the samples and the uniform law, over one node, two nodes, and all nodes of a block. A block
-is a stage; in a space whose stages are single nodes (NAS-Bench-201), all nodes that have a choice.
-Even draws of the law itself are at a distance, `noise`, to be compared with.
+Validity, uniqueness and novelty do not reveal whether samples prefer some operators or depths. The
+distances do: total variation, half the sum of |p - q|, between the samples and the uniform law,
+over one node, two nodes, and all nodes of a block. A block is a stage, or, in a space whose stages
+are single nodes (NAS-Bench-201), all nodes that have a choice. Even draws from the law itself have
+a nonzero distance; `noise` gives it as a reference.
 """
 
 from collections.abc import Sequence, Set
@@ -34,13 +35,13 @@ class Summary:
 
 
 def summary(samples: Samples, known: Set[bytes]) -> Summary:
-    """Quality of samples; `known` are the packed architectures of the training."""
+    """Quality of samples; `known` are the packed training architectures."""
     novel = sum(pack(arch) not in known for arch in samples.unique)
     return Summary(samples.validity, samples.uniqueness, novel / max(len(samples.unique), 1))
 
 
 def pack(arch: Architecture) -> bytes:
-    """An architecture as a byte a node, so that sets of millions fit in memory."""
+    """An architecture as one byte per node, so that sets of millions fit in memory."""
     return bytes(op + 1 for op in arch.ops)
 
 
@@ -68,7 +69,7 @@ def distances(space: SearchSpace, archs: Sequence[Architecture | None]) -> Dista
 
 
 def noise(space: SearchSpace, num: int, rng: np.random.Generator, repeats: int = 20) -> Distances:
-    """What the distances are of `num` independent draws of the law: means over `repeats`."""
+    """The distances of `num` independent draws from the law: means over `repeats`."""
     found = [astuple(distances(space, space.sample(num, rng))) for _ in range(repeats)]
     return Distances(*np.mean(found, axis=0).tolist())
 
@@ -80,7 +81,7 @@ def _cells(space: SearchSpace, archs: Sequence[Architecture | None]) -> NDArray[
 
 
 def _histogram(cells: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Shares of the cells of k nodes, (B, k) -> k axes."""
+    """Relative frequencies of the cells of k nodes, (B, k) -> k axes."""
     index = np.ravel_multi_index(tuple(cells.T), shape)
     counts = np.bincount(index, minlength=int(np.prod(shape)))
     return counts.reshape(shape) / len(cells)
@@ -93,7 +94,7 @@ def _variation(difference: NDArray[np.float64], keep: tuple[int, ...]) -> float:
 
 
 def _blocks(space: SearchSpace) -> list[tuple[list[int], NDArray[np.float64]]]:
-    """(nodes, law over their cells) of each block."""
+    """(nodes, law over their cells) for each block."""
     num_cells = space.shape[1] + _FIRST
     blocks = [
         (list(range(nodes.start, nodes.stop)), _stage_law(stage, num_cells))
@@ -107,7 +108,7 @@ def _blocks(space: SearchSpace) -> list[tuple[list[int], NDArray[np.float64]]]:
 
 
 def _stage_law(stage: Stage, num_cells: int) -> NDArray[np.float64]:
-    """A depth, each as likely; then an operator for each node above it."""
+    """A uniform depth, then a uniform operator for each node up to that depth."""
 
     def uniform(cells: Sequence[int]) -> NDArray[np.float64]:
         law = np.zeros(num_cells)

@@ -1,8 +1,8 @@
-"""Properties of architectures that cost nothing to know, and constraints on them.
+"""Properties of architectures that are known without evaluation, and constraints on them.
 
-MACs, parameters and the latency of a look-up table are sums over the nodes: additive in the
-encoding. Their expectation behind noise is therefore exact, E[c | x_t] = c(E[V | x_t]), and a
-constraint can be kept without retraining anything.
+MACs, parameters and latencies from a look-up table are sums over the nodes: additive in the
+encoding. So their expectation given x_t is exact, E[c | x_t] = c(E[V | x_t]), and a constraint can
+be enforced without retraining anything.
 """
 
 import math
@@ -21,13 +21,13 @@ from nag.sde import per_sample
 from nag.spaces import Architecture, SearchSpace
 
 # Standard deviations between the mean of the guided law and the limit. Towards the end one node may
-# be left undecided: by Cantelli's inequality 1 keeps at least half of its weight below the limit.
+# still be undecided; by Cantelli's inequality, 1 keeps at least half of its weight below the limit.
 _MARGIN = 1.0
 _BISECTIONS = 10
-_PRICES = (1e-2, 1e5)  # searched, in units of 1 / standard deviation of the property
-_REACH = 100.0  # several prices are searched up to so many times the evidence and the reward
-_ELLIPSOIDS = 14  # times K (K + 1)
-_RESOLUTION = 0.01  # of several prices
+_PRICES = (1e-2, 1e5)  # search range, in units of 1 / standard deviation of the property
+_REACH = 100.0  # several prices are searched up to this many times the evidence and the reward
+_ELLIPSOIDS = 14  # steps, times K (K + 1)
+_RESOLUTION = 0.01  # of a search for several prices
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Property:
         """(B,) values."""
         ops = np.array([arch.ops for arch in archs], dtype=int)
         ops = ops.reshape(-1, len(self.coefficients))  # (B, N)
-        chosen = self.coefficients[np.arange(ops.shape[1]), ops]  # ABSENT picks any
+        chosen = self.coefficients[np.arange(ops.shape[1]), ops]  # arbitrary for ABSENT
         return self.offset + np.where(ops >= 0, chosen, 0.0).sum(1)
 
     @cached_property
@@ -61,7 +61,7 @@ class Property:
 
     @cached_property
     def spread(self) -> float:
-        """Standard deviation over the uniform law, were its nodes independent; 1 if it is 0."""
+        """Standard deviation under the uniform law if nodes were independent; 1 if it is 0."""
         c = torch.from_numpy(self.coefficients)
         spread = math.sqrt(_variance(uniform_mean(self.space), c).item())
         return spread if spread > 1e-6 * float(np.abs(self.coefficients).max()) else 1.0
@@ -85,7 +85,7 @@ class Constraint:
         return low <= self.limit if self.at_most else high >= self.limit
 
     def scaled(self, like: Tensor) -> Tensor:
-        """(N, F) coefficients in standard deviations of the property, so that less is better."""
+        """(N, F) coefficients in standard deviations of the property, signed: less is better."""
         sign = 1.0 if self.at_most else -1.0
         return torch.from_numpy(sign * self.quantity.coefficients / self.quantity.spread).to(like)
 
@@ -106,7 +106,7 @@ class Constraint:
         return log_ndtr(slack / self.quantity.std)
 
     def satisfied(self, archs: Sequence[Architecture]) -> NDArray[np.bool_]:
-        """(B,) whether the constraint more likely holds than not."""
+        """(B,) whether the constraint holds more likely than not."""
         return self.log_feasible(archs) >= math.log(0.5)
 
 
@@ -126,14 +126,14 @@ def shadow_prices(
     sigma: Tensor,
     reward: Tensor,
 ) -> Tensor:
-    """sum_c lambda_c coefficients_c, (B, N, F): what to take off `reward` to keep the constraints.
+    """sum_c lambda_c coefficients_c, (B, N, F): subtracted from `reward` to keep the constraints.
 
-    lambda (B,) is the least price >= 0 at which the law p(A | x_t) exp((reward - lambda c) . A) has
-    its mean of c a margin below the limit. This tilted law is what conditioning on the constraint
-    comes to when many nodes contribute (the Gibbs conditioning principle); for a strong reward it
-    is the Lagrangian of "maximise the reward subject to the constraint", and the prices minimise
-    its dual, whose gradient is limit - E[c] - margin. One price is found by bisection, several
-    by the ellipsoid method, whose evaluations grow with the square of their number.
+    lambda (B,) is the least price >= 0 at which the mean of c under the law p(A | x_t)
+    exp((reward - lambda c) . A) is a margin below the limit. Conditioning on the constraint tends
+    to this tilted law when many nodes contribute (the Gibbs conditioning principle). For a strong
+    reward it is the Lagrangian of "maximise the reward subject to the constraint", and the prices
+    minimise its dual, whose gradient is limit - E[c] - margin. One price is found by bisection,
+    several by the ellipsoid method, whose evaluations grow with the square of their number.
     """
     if not constraints:
         return torch.zeros_like(reward)
@@ -144,7 +144,7 @@ def shadow_prices(
         return (prices[:, :, None, None] * c).sum(1)
 
     def excess(prices: Tensor) -> Tensor:
-        """(B, K) -> (B, K) what the means and their margins are above the limits."""
+        """(B, K) -> (B, K): by how much means plus margins exceed the limits."""
         p = posterior(space, x, sigma, reward - charge(prices))[:, None]  # (B, 1, N, F)
         return (p * c).sum((2, 3)) + _MARGIN * (_variance(p, c) + noise**2).sqrt() - limit
 
@@ -155,7 +155,7 @@ def shadow_prices(
 
 
 def _bisected(excess: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
-    """(B, 1) the least price without excess."""
+    """(B, 1): the least price without excess."""
     free = excess(zero) <= 0
     low, high = (zero + math.log(price) for price in _PRICES)
     for _ in range(_BISECTIONS):
@@ -166,8 +166,8 @@ def _bisected(excess: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
 
 
 def _by_ellipsoids(excess: Callable[[Tensor], Tensor], most: Tensor, k: int) -> Tensor:
-    """(B, K) prices up to `most` (B,): of those tried without excess the ones nearest to paying
-    only where a limit is reached; where there is none, those of least excess.
+    """(B, K) prices up to `most` (B,): of those without excess, the ones closest to charging only
+    for limits that are reached (complementary slackness); if all have excess, the least excess.
 
     The ellipsoid method (Grötschel, Lovász & Schrijver, "Geometric Algorithms and Combinatorial
     Optimization", 1988, chapter 3): the gradient at the centre of an ellipsoid tells which half of
@@ -196,5 +196,5 @@ def _by_ellipsoids(excess: Callable[[Tensor], Tensor], most: Tensor, k: int) -> 
 
 
 def _variance(p: Tensor, c: Tensor) -> Tensor:
-    """(...) variance of sum_i c[i, o_i] for independent o_i ~ p (..., N, F), absent counting 0."""
+    """(...) variance of sum_i c[i, o_i] for independent o_i ~ p (..., N, F); absent counts as 0."""
     return ((p * c**2).sum(-1) - (p * c).sum(-1) ** 2).clamp_min(0).sum(-1)

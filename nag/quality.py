@@ -1,4 +1,4 @@
-"""`python -m nag.quality`: the paper's Table 4, and the distance to the law that it hides."""
+"""`python -m nag.quality`: the paper's Table 4, plus the distance to the law."""
 
 import json
 import platform
@@ -49,7 +49,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the network of a row is made."""
+    """How the network of a row is built and trained."""
 
     training: TrainingConfig
     preset: str = "default"
@@ -75,7 +75,7 @@ _LARGEST_LIST = 500_000  # architectures to train on, or half of the space if th
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers depend on, beside the weights."""
+    """What the numbers depend on, apart from the weights."""
 
     space: str
     seeds: int
@@ -94,7 +94,7 @@ class Source:
     """Where the samples of a row come from.
 
     known: the packed architectures that novelty is measured against.
-    weights: what their record says of them; empty without weights.
+    weights: from their record; empty without weights.
     """
 
     score: ScoreFn
@@ -120,10 +120,10 @@ def main(
 ) -> None:
     """Validity, uniqueness and novelty of samples, and their distance to the uniform law.
 
-    Writes quality-SPACE.csv, .json and .md to OUT; the last also goes to stdout. Networks that are
-    missing are trained first, on a random list: half of the space, or 500,000 architectures.
-    Interrupted measurements continue row by row when the command is repeated; rows of another
-    version of the program are measured again.
+    Writes quality-SPACE.csv, .json and .md to OUT, and prints the last to stdout. Missing networks
+    are trained first, on a random list: half of the space, or 500,000 architectures. Repeat an
+    interrupted command to continue row by row; rows measured by another version of the program are
+    measured again.
 
     Parameters
     ----------
@@ -134,20 +134,20 @@ def main(
     networks
         Folder of the networks, SPACE-ROW.safetensors; by default OUT/networks.
     rows
-        Rows of the table, separated by commas; by default all that the space can have: exact,
+        Rows of the table, separated by commas; by default all that the space supports: exact,
         default, shipped, paper, no-positions, undirected, exact-of-list.
     seeds
         Repeats, with seeds 0, 1, ...
     num
         Samples per repeat.
     distance_num
-        Samples for the distances, made once.
+        Samples for the distances, drawn once.
     sampler
         predictor-corrector (the reference), ancestral, heun (EDM), dpm++2m or dpm++2m-sde.
     steps
         Noise levels; by default those of the sampler.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     threads
         CPU threads.
     """
@@ -167,7 +167,7 @@ def main(
     bench = Benchmark(
         settings, search_space, random_list(search_space, size, 0), networks or out / "networks"
     )
-    sources = {name: bench.source(name) for name in chosen}  # refusals before the long work
+    sources = {name: bench.source(name) for name in chosen}  # fail before the long work
     results = [bench.row(name, sources[name], out / "quality-rows") for name in chosen]
     found = {
         "command": _command(),
@@ -180,7 +180,7 @@ def main(
 
 
 def choose_rows(text: str | None, space: SearchSpace, size: int) -> list[str]:
-    """The rows asked for, in the order of the table; `size` is that of the training list."""
+    """The requested rows, in table order; `size` is the length of the training list."""
     impossible = {}
     try:
         shipped_weights(space)
@@ -215,7 +215,7 @@ class Benchmark:
         return {pack(arch) for arch in self.law.archs}
 
     def row(self, name: str, source: Source, cache: Path) -> dict[str, Any]:
-        """Measure a row, or read it where an earlier command with equal settings left it."""
+        """Measure a row, or read it if an earlier command with equal settings measured it."""
         row = {"row": name, "weights": source.weights}
         return kept(
             cache,
@@ -254,7 +254,7 @@ class Benchmark:
         return {"repeats": repeats, "distances": asdict(distance)}
 
     def source(self, name: str) -> Source:
-        """What a row samples from; trains its network where there is none."""
+        """What a row samples from; trains its network if there is none."""
         if name == "exact":
             sde = sde_of(UniformLaw(self.space))
             return Source(exact_score(self.space, sde), sde, lambda: self.listed)
@@ -285,7 +285,7 @@ class Benchmark:
         return replace(source, known=partial(uniform_draws, self.space, seed, steps, batch_size))
 
     def _load(self, path: Path, expected: ScoreNetConfig | None = None) -> Source:
-        """Weights on disk, as a source whose known architectures are those of the list."""
+        """Weights on disk as a source whose known architectures are those of the list."""
         device = torch.device(self.settings.device)
         network = load_network(path, self.space, device=device)
         if expected is not None and network.config != expected:

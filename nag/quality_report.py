@@ -1,4 +1,4 @@
-"""How the numbers of `nag.quality` are written down: CSV, JSON and Markdown."""
+"""Reports of `nag.quality`: CSV, JSON and Markdown."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ PUBLISHED = {  # Table 4: validity, uniqueness, novelty, percent
 
 
 def report(found: dict[str, Any], stem: Path) -> None:
-    """Write STEM.json, .csv and .md, the last also to stdout."""
+    """Write STEM.json, .csv and .md; print the last to stdout as well."""
     write_json(stem.with_suffix(".json"), found)
     table = io.StringIO()
     lines = [line for row in found["rows"] for line in csv_lines(row, found["noise"])]
@@ -40,7 +40,7 @@ def report(found: dict[str, Any], stem: Path) -> None:
 
 
 def csv_lines(row: dict[str, Any], floor: dict[str, float]) -> Iterator[dict[str, object]]:
-    """One line per seed; the distances, measured once, are repeated."""
+    """One line per seed; the distances, measured once, are repeated on each."""
     of_row: dict[str, float] = {}
     for kind, distance in row["distances"].items():
         of_row |= {kind: distance, f"{kind}_noise": floor[kind]}

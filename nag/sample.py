@@ -51,10 +51,10 @@ def main(
     device: str = "auto",
     threads: WholeNumber = 1,
 ) -> None:
-    """Draw unguided samples; one published string per line in OUT, INVALID for an invalid sample.
+    """Draw unguided samples: one published string per line in OUT, INVALID for an invalid sample.
 
-    Statistics go to stdout as JSON: validity, uniqueness, shares of operators and of stage depths,
-    score evaluations and seconds.
+    Prints statistics to stdout as JSON: validity, uniqueness, frequencies of operators and stage
+    depths, score evaluations and seconds.
 
     Parameters
     ----------
@@ -63,17 +63,17 @@ def main(
     num
         Number of samples.
     out
-        Text file to write, which is not there yet.
+        Text file to write; must not exist yet.
     seed
         Seed of the samples.
     score
         The trained network, or the closed form.
     weights
-        Score-network weights, instead of those that come with the package.
+        Score-network weights, instead of those shipped with the package.
     sigma_min
-        Smallest noise level; must be that of the weights.
+        Smallest noise level; must match the weights.
     sigma_max
-        Largest noise level; must be that of the weights.
+        Largest noise level; must match the weights.
     sampler
         predictor-corrector (the reference), ancestral, heun (EDM), dpm++2m or dpm++2m-sde.
     steps
@@ -81,9 +81,9 @@ def main(
     schedule
         Spacing of the noise levels: geometric or karras.
     batch_size
-        Samples drawn at once.
+        Samples drawn per batch.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     threads
         CPU threads.
     """
@@ -119,7 +119,7 @@ def main(
 
 
 def statistics(space: SearchSpace, samples: Samples) -> dict[str, Any]:
-    """What the samples look like; shares are fractions of the valid samples."""
+    """Statistics of the samples; shares are fractions of the valid samples."""
     codes = torch.tensor(samples.codes)
     v = space.encode(samples.valid)  # (B, N, F)
     free = torch.tensor([len(c) > 1 for stage in space.stages for c in stage.choices])

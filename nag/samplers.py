@@ -1,8 +1,8 @@
 """Samplers: from noise to architectures along the reverse SDE.
 
-A sampler sees a `ScoreFn` and the SDE, nothing of guidance, spaces or data. Each takes the starting
-noise x_1 (B, N, F) and decreasing noise levels (K,), sigma_max first, and returns an estimate of
-x_0. D(x, sigma) = x + sigma^2 score is the denoised estimate.
+A sampler sees a `ScoreFn` and the SDE; it knows nothing about guidance, spaces or data. It takes
+the starting noise x_1 (B, N, F) and decreasing noise levels (K,), sigma_max first, and returns an
+estimate of x_0. D(x, sigma) = x + sigma^2 score is the denoised estimate.
 """
 
 import math
@@ -19,7 +19,7 @@ from nag.sde import VESDE, ScoreFn
 
 
 class Sampler(Protocol):
-    """`progress` is called after every level; raising in it stops the sampler."""
+    """Calls `progress` after every level; an exception from it stops the sampler."""
 
     def __call__(
         self,
@@ -52,7 +52,7 @@ def predictor_corrector(
 ) -> Tensor:
     """Langevin corrector, then Euler-Maruyama predictor, at each of the levels.
 
-    The reference sampler of DiffusionNAG (Song et al. 2021, Algorithm 2). Calls the score twice a
+    The reference sampler of DiffusionNAG (Song et al. 2021, Algorithm 2). Calls the score twice per
     level; 1,000 levels are usual. Returns the noise-free mean of the last predictor step.
     """
     times = sde.time(x.new_tensor(levels)).tolist()
@@ -78,11 +78,11 @@ class DPMSolver:
     """DPM-Solver++ multistep of order 1 or 2 (Lu et al. 2022), deterministic or stochastic.
 
     With r = sigma' / sigma the ratio of a step, x' = r^(1 + eta^2) x + (1 - r^(1 + eta^2)) D* +
-    noise, whose variance makes x' | x_0 exact when D is; D* = D at order 1 and is extrapolated from
-    the last two steps at order 2.
+    noise, whose variance makes x' | x_0 exact when D is exact. At order 1, D* = D; at order 2, D*
+    is extrapolated from the last two steps.
 
-    eta 0, order 1 is DDIM (the Euler method of the probability-flow ODE); eta 1, order 1 ancestral
-    sampling; order 2 is "2M" for eta 0 and "2M SDE" for eta 1. Calls the score once a level; the
+    Order 1 is DDIM for eta 0 (the Euler method on the probability-flow ODE) and ancestral sampling
+    for eta 1; order 2 is "2M" for eta 0 and "2M SDE" for eta 1. Calls the score once per level; the
     last step returns D.
     """
 
@@ -98,7 +98,7 @@ class DPMSolver:
         generator: torch.Generator,
         progress: Callable[[], None] | None = None,
     ) -> Tensor:
-        previous: tuple[Tensor, float] | None = None  # D and log-step of the step before
+        previous: tuple[Tensor, float] | None = None  # D and log-step of the previous step
         for sigma, after in pairwise(levels):
             denoised = _denoised(score, sde, x, sigma)
             log_step = math.log(sigma / after)
@@ -131,7 +131,7 @@ def heun(
     """Heun's method on the probability-flow ODE dx / dsigma = (x - D(x, sigma)) / sigma.
 
     Karras et al. 2022 (EDM), Algorithm 1: deterministic and of second order. Calls the score twice
-    a level, once at the last, which returns D.
+    per level, except once at the last, where it returns D.
     """
     del generator
     for sigma, after in pairwise(levels):
@@ -148,7 +148,7 @@ def heun(
 
 
 def geometric(first: float, last: float, steps: int) -> list[float]:
-    """Levels evenly spaced in log sigma: evenly in the time of the VE SDE."""
+    """Levels evenly spaced in log sigma, i.e. in the time of the VE SDE."""
     return np.geomspace(first, last, steps).tolist()
 
 
@@ -165,10 +165,10 @@ SCHEDULES: dict[str, Callable[[float, float, int], list[float]]] = {
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler, its usual number of levels, and where they end, in units of sigma_min.
+    """A sampler, its default number of levels, and the last level in units of sigma_min.
 
-    A 0/1 entry is decided long before sigma_min, so all but the reference end at 2 sigma_min and
-    spend the steps where something is still open.
+    A 0/1 entry is decided long before sigma_min, so all samplers but the reference end at
+    2 sigma_min and spend their steps where entries are still undecided.
     """
 
     sampler: Sampler

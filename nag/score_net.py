@@ -2,12 +2,12 @@
 
 Shapes: B batch, N nodes, F operators, C width, H heads.
 
-Two presets. `paper` is the network of DiffusionNAG (paper Eq. 4-5, after CATE, Yan et al. 2021): it
-outputs the score itself. `default` is 20 times smaller and outputs a *posterior* over the
-operators of each node, from which the score follows. By Bayes' rule
+There are two main presets. `paper` is the network of DiffusionNAG (paper Eq. 4-5, after CATE, Yan
+et al. 2021); it outputs the score itself. `default` is 20 times smaller and outputs a *posterior*
+over the operators of each node, from which the score follows. By Bayes' rule
     p(o_i | x_t)  ~  p(x_t[i] | o_i)  p(o_i | x_t[others])
-and the first factor, a Gaussian likelihood, is known; it is added to the logits, so that the
-network only has to learn what the *other* nodes say about node i, whatever the law of the data.
+The first factor, a Gaussian likelihood, is known. It is added to the logits, so the network only
+has to learn what the *other* nodes say about node i, whatever the law of the data.
 """
 
 import itertools
@@ -28,7 +28,7 @@ PositionKind = Literal["learned", "slot", "absolute", "none"]
 
 @dataclass(frozen=True)
 class ScoreNetConfig:
-    """Everything that shapes a score network, stored with its weights.
+    """The architecture of a score network, stored with its weights.
 
     output: `posterior` (logits over operators and "absent") or `score`.
     positions: `learned` stage + slot embeddings; fixed sinusoids of the position inside the stage
@@ -57,11 +57,11 @@ PRESETS = ("default", "paper", "undirected")
 
 
 def preset(name: str, space: SearchSpace) -> ScoreNetConfig:
-    """The configuration of that name, one of PRESETS, for a space.
+    """The configuration called `name`, one of PRESETS, for a space.
 
-    `undirected` is a baseline in the manner of GDSS (Jo et al., ICML 2022), the paper's Table 4: an
-    attention network on the graph without directions, equivariant to permutations of its nodes. It
-    is told the graph, which GDSS has to generate as well.
+    `undirected` is a baseline in the style of GDSS (Jo et al., ICML 2022) in the paper's Table 4:
+    an attention network on the undirected graph, equivariant to permutations of its nodes. Unlike
+    GDSS, which also has to generate the graph, it is given the graph.
     """
     if name == "default":
         return ScoreNetConfig()
@@ -89,7 +89,7 @@ def without_positions(config: ScoreNetConfig) -> ScoreNetConfig:
 
 
 def attention_mask(space: SearchSpace, kind: MaskKind) -> Tensor:
-    """(N, N) bool, [i, j] True when query node i may read key node j; always with the diagonal."""
+    """(N, N) bool, [i, j] is True when query node i may read key node j; includes the diagonal."""
     n = space.shape[0]
     match kind:
         case "full":
@@ -127,7 +127,7 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm transformer block; also returns its output normalised for the head."""
+    """Pre-norm transformer block; also returns its normalised output, for the head."""
 
     def __init__(self, config: ScoreNetConfig) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class _Positions(nn.Module):
 
 
 class ScoreNetwork(nn.Module):
-    """s_theta(x_t, sigma), see the module text; knows its space and SDE, nothing of sampling."""
+    """s_theta(x_t, sigma) (see the module docstring); knows its space and SDE, not the sampler."""
 
     time_rates: Tensor
     mask: Tensor | None

@@ -74,11 +74,11 @@ def main(
     threads: WholeNumber | None = None,
     report_every: WholeNumber = 500,
 ) -> None:
-    """Train a score network on architectures alone: uniform ones, or a list of yours.
+    """Train a score network on architectures alone: uniform random ones, or a list of yours.
 
-    No accuracies are needed. Writes OUT (EMA weights) and a JSON file beside it. Interrupted
-    training continues when the command is repeated. Progress goes to stderr: validity and novelty
-    of 1,000 samples, and the distance of the network to the exact score.
+    No accuracies are needed. Writes OUT (EMA weights) and a JSON file next to it. Repeat the
+    command to continue an interrupted training. Progress goes to stderr: validity and novelty of
+    1,000 samples, and the distance of the network from the exact score.
 
     Parameters
     ----------
@@ -88,18 +88,18 @@ def main(
         Weights file to write, e.g. W.safetensors.
     preset_name
         Network and training of the package (default) or of the paper (12 blocks, 4 M parameters),
-        or a baseline on the undirected graph in the manner of GDSS.
+        or a baseline on the undirected graph in the style of GDSS.
     positions
         Give the network positional embeddings; --no-positions is the ablation of Table 4.
     archs
         Learn the distribution of the architectures in this file, one published string per line (as
         nag.sample writes them), instead of the uniform one.
     num_archs
-        Learn from this many random architectures only, e.g. half of the space.
+        Learn from only this many random architectures, e.g. half of the space.
     target
         Regress on the exact posterior (exact, the default for uniform architectures) or on the
-        clean architecture (sampled, the default for a list: a list's exact posterior generates the
-        list itself and nothing new).
+        clean architecture (sampled, the default for a list, whose exact posterior would only
+        generate the list itself).
     steps
         Training steps; by default 10,000, or 250,000 for the paper preset.
     batch_size
@@ -107,19 +107,19 @@ def main(
     learning_rate
         Peak learning rate; by default 3e-3, or 2e-5 for the paper preset.
     decay
-        Let the learning rate fall to zero along a cosine; the paper preset keeps it.
+        Decay the learning rate to zero along a cosine; the paper preset keeps it constant.
     bfloat16
-        Multiply matrices in bfloat16: faster on recent processors and GPUs, less exact.
+        Multiply matrices in bfloat16: faster on recent processors and GPUs, but less precise.
     half
-        Store the weights as float16: half the file.
+        Store the weights as float16, which halves the file size.
     sigma_min
         Smallest noise level, in the coding -1/+1.
     sigma_max
         Largest noise level.
     seed
-        Seed of initialisation and of every training step.
+        Seed of the initialisation and of every training step.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     threads
         CPU threads; by default all cores.
     report_every
@@ -191,9 +191,9 @@ def train_network(
     record: Mapping[str, object],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Train on a law and write OUT, or continue a training of OUT that was interrupted.
+    """Train on a law and write OUT, or continue an interrupted training of OUT.
 
-    What is trained already is left as it is; raises UserError where OUT has other weights.
+    Does nothing if OUT is already trained; raises UserError if OUT holds other weights.
     """
     console = plain_console()
     restart = out.with_suffix(".train.safetensors")
@@ -244,7 +244,7 @@ def train_network(
 
 
 def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
-    """Whether OUT was trained so; raises UserError where it holds something else."""
+    """Whether OUT was trained with `configuration`; raises UserError if it was not."""
     if not out.exists():
         return False
     try:
@@ -264,7 +264,7 @@ def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
 
 
 def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) -> None:
-    """Load the state of an interrupted training, which must be one of this configuration."""
+    """Load the state of an interrupted training, which must have this configuration."""
     remedy = "remove it or choose another --out"
     try:
         with safe_open(restart, "pt") as file:
@@ -279,7 +279,7 @@ def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) 
 
 
 def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
-    """Of the steps of the training; raises UserError where it diverges."""
+    """Losses of the training steps; raises UserError if the training diverges."""
     try:
         yield from train(state, law, config, seed)
     except FloatingPointError as error:
@@ -289,7 +289,10 @@ def _losses(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -
 def _quality(
     state: TrainingState, law: Law, held_out: torch.Tensor, device: torch.device
 ) -> dict[str, float]:
-    """Of 1,000 samples and of the denoised estimate, as fractions; the networks are on `device`."""
+    """Quality of 1,000 samples and of the denoised estimate, as fractions.
+
+    The networks are on `device`.
+    """
     samples = generate(law.space, state.ema, state.ema.sde, 1000, seed=0, device=device)
     generator = torch.Generator().manual_seed(1)
     quality = {"validity": samples.validity}

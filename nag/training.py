@@ -2,8 +2,8 @@
 
 A network that outputs a posterior (the default) is trained by the cross-entropy of that posterior,
 summed over nodes; one that outputs the score (the `paper` preset) by denoising score matching, the
-mean of sigma^2 |s - s*|^2. The target is the clean architecture or, where the law of the data is
-known in closed form, its exact posterior given x_t: the same minimiser without the target noise.
+mean of sigma^2 |s - s*|^2. The target is the clean architecture or, if the law of the data is known
+in closed form, its exact posterior given x_t: the same minimiser, without the noise in the target.
 """
 
 import math
@@ -19,13 +19,13 @@ from nag.score_net import ScoreNetwork
 from nag.sde import VESDE, centre, per_sample, uncentre
 
 FOCUS_RANGE = (0.4, 2.0)
-"""Noise levels in the centred coding where the operators of a node are decided."""
+"""Noise levels, in the centred coding, at which the operator of a node is decided."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Noise levels are log-uniform: `focus` of them inside FOCUS_RANGE, the rest
-    over the whole range of the SDE."""
+    """How to train. Noise levels are log-uniform: a fraction `focus` of them over FOCUS_RANGE, the
+    rest over the whole range of the SDE."""
 
     steps: int = 10_000
     batch_size: int = 128
@@ -53,7 +53,7 @@ PAPER_TRAINING = TrainingConfig(
 
 @dataclass
 class TrainingState:
-    """All that a training run is, between two steps. `tensors` and `load` make it resumable."""
+    """The full state of a training between two steps. `tensors` and `load` make it resumable."""
 
     network: ScoreNetwork
     ema: ScoreNetwork
@@ -102,8 +102,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def log_range(sde: VESDE, levels: tuple[float, float]) -> tuple[float, float]:
-    """Logarithms of the ends of a range of noise levels, cut to that of the SDE; of all of the SDE
-    where the two do not overlap."""
+    """Logarithms of the ends of a range of noise levels, clipped to the range of the SDE; or the
+    whole range of the SDE if the two do not overlap."""
     low, high = max(levels[0], sde.sigma_min), min(levels[1], sde.sigma_max)
     if low >= high:
         low, high = sde.sigma_min, sde.sigma_max
@@ -111,7 +111,7 @@ def log_range(sde: VESDE, levels: tuple[float, float]) -> tuple[float, float]:
 
 
 def draw_sigma(config: TrainingConfig, network: ScoreNetwork, generator: torch.Generator) -> Tensor:
-    """(B,) noise levels: log-uniform over the SDE or, for a share, over the focus range."""
+    """(B,) noise levels: log-uniform over the SDE or, for some, over the focus range."""
     u, focused = torch.rand(2, config.batch_size, generator=generator)
     low, high = log_range(network.sde, (0.0, math.inf))
     focus_low, focus_high = log_range(network.sde, FOCUS_RANGE)
@@ -125,8 +125,9 @@ def score_matching_loss(network: ScoreNetwork, x: Tensor, sigma: Tensor, target:
 
     target: (B, N, F), the clean encodings or their posterior mean E[V | x_t].
 
-    A `posterior` network is trained by cross-entropy: a proper score of the same posterior, whose
-    gradient does not vanish where a softmax saturates. A `score` network by sigma^2 |s - s*|^2.
+    A `posterior` network is trained by cross-entropy, a proper scoring rule for the same posterior
+    whose gradient does not vanish where a softmax saturates. A `score` network is trained by
+    sigma^2 |s - s*|^2.
     """
     if network.config.output == "posterior":
         absent = 1 - target.sum(-1, keepdim=True)
@@ -140,12 +141,12 @@ def score_matching_loss(network: ScoreNetwork, x: Tensor, sigma: Tensor, target:
 def train(state: TrainingState, law: Law, config: TrainingConfig, seed: int) -> Iterator[float]:
     """Train on draws from a law, from `state.step` to the end, yielding the loss of every step.
 
-    Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one, and leaves
-    torch's own generators as they were. Raises FloatingPointError, before the weights are touched,
-    where the loss or its gradient is not finite.
+    The randomness of step k depends on (seed, k) alone, so a resumed run equals an uninterrupted
+    one; torch's global generators are left unchanged. If the loss or its gradient is not finite,
+    raises FloatingPointError before touching the weights.
     """
     device = _device(state.network)
-    gpus = [device] if device.type == "cuda" else []  # whose generator dropout draws from
+    gpus = [device] if device.type == "cuda" else []  # dropout uses their generator
     state.network.train()
     while state.step < config.steps:
         rng = np.random.default_rng([seed, state.step])
@@ -189,7 +190,7 @@ def distance_to_exact(
     network: ScoreNetwork, law: Law, v: Tensor, generator: torch.Generator
 ) -> float:
     """RMS difference between the denoised estimate and the exact posterior mean, in the 0/1 coding,
-    over noised encodings v (B, N, F) at levels of FOCUS_RANGE: what validity and the loss hide."""
+    over noised encodings v (B, N, F) at levels in FOCUS_RANGE. Validity and loss do not show it."""
     low, high = log_range(network.sde, FOCUS_RANGE)
     sigma = torch.empty(len(v)).uniform_(low, high, generator=generator).exp()
     x = centre(v) + per_sample(sigma) * torch.randn(v.shape, generator=generator)
