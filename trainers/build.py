@@ -1,4 +1,4 @@
-"""Evaluators by name. To add one, write its file and add its line to EVALUATORS."""
+"""Evaluators by name. To add one, write its module and register it in EVALUATORS."""
 
 import logging
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorSettings:
-    """What evaluators are built from.
+    """The settings from which evaluators are built.
 
     table: parquet file of the `table` evaluator.
-    dataset: None is the evaluator's own default.
-    objective: "valid", or "test" where the evaluator may search on test accuracies.
-    networks: of the `supernet` and `train` evaluators.
-    place: where these work.
-    with_held_out: whether these train on held-out images, too, which then measure nothing.
+    dataset: None means the evaluator's own default.
+    objective: "valid", or "test" if the evaluator may search on test accuracies.
+    networks: options of the `supernet` and `train` evaluators.
+    place: where these two work.
+    with_held_out: whether they also train on held-out images, which then measure nothing.
     """
 
     table: Path | None = None
@@ -48,9 +48,9 @@ def build_evaluator(
     evaluator: str,
     settings: EvaluatorSettings = EvaluatorSettings(),
 ) -> Evaluator:
-    """Build an evaluator, one of EVALUATORS, from what a worker process can be sent.
+    """Build an evaluator, one of EVALUATORS, from settings that can be sent to a worker process.
 
-    Raises EvaluatorConfigError, in one line, when the settings do not fit each other.
+    Raises EvaluatorConfigError, in one line, if the settings are inconsistent.
     """
     if evaluator not in EVALUATORS:
         raise EvaluatorConfigError(
@@ -72,14 +72,14 @@ def build_evaluator(
 
 
 def unit_of(evaluator: str) -> Unit:
-    """What the values of an evaluator are written and shown in: percent, if they are accuracies."""
+    """The unit in which values of an evaluator are written and shown: percent for accuracies."""
     return PERCENT if evaluator in OF_ACCURACIES else PLAIN
 
 
 def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings) -> Task | None:
-    """What the networks that an evaluator measures are for: `macs` and `params` are counted so.
+    """The task of the networks that an evaluator measures, for which costs are counted.
 
-    None for one that measures no networks. Raises EvaluatorConfigError.
+    None if it measures no networks. Raises EvaluatorConfigError.
     """
     if evaluator not in ON_IMAGES:
         return None
@@ -105,7 +105,7 @@ def _surrogate(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
 
 
 def _toy(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
-    return ToyEvaluator()  # synthetic: there is no data set and no split to choose
+    return ToyEvaluator()  # synthetic: there is no data set or split to choose
 
 
 def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
@@ -125,9 +125,9 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
 
 
 def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> None:
-    """Raise EvaluatorConfigError where the supernet was trained on some of the held-out images.
+    """Raise EvaluatorConfigError if the supernet was trained on some of the held-out images.
 
-    One of ours that may have been is a warning; official ones say nothing of how they were made.
+    Warns if that is merely possible for one of ours; official ones do not record their training.
     """
     unseen = task.unseen_by(supernet.meta)
     if unseen is False:
@@ -185,7 +185,7 @@ def _weights(networks: NetworkOptions) -> Path:
 
 
 def _as_in(supernet: Supernet | None, networks: NetworkOptions) -> NetworkOptions:
-    """At the resolution of the supernet, where that is known and no other is asked for."""
+    """Use the resolution of the supernet, if it is known and no other is given."""
     if supernet is None or networks.resolution is not None:
         return networks
     return replace(networks, resolution=supernet.meta.get("resolution"))
@@ -198,7 +198,7 @@ def _only_valid(evaluator: str, settings: EvaluatorSettings) -> None:
         )
 
 
-# Name -> the spaces it knows, and how it is built.
+# Name -> the spaces it supports, and how it is built.
 _Builder = Callable[[SearchSpace, EvaluatorSettings], Evaluator]
 EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "surrogate": (("mobilenetv3",), _surrogate),
@@ -208,4 +208,4 @@ EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "train": (("mobilenetv3", "nasbench201"), _train),
 }
 ON_IMAGES = ("supernet", "train")
-OF_ACCURACIES = ("surrogate", "table", "toy", *ON_IMAGES)  # the toy's only look like some
+OF_ACCURACIES = ("surrogate", "table", "toy", *ON_IMAGES)  # the toy's only look like accuracies

@@ -29,9 +29,9 @@ from trainers.partial import Partial
 from trainers.plans import check_width
 from trainers.training.loop import out_of_memory
 
-Samples = Mapping[str, Sequence[float]]  # of a layer or a network: its times, ms
+Samples = Mapping[str, Sequence[float]]  # layer or network -> its times, ms
 
-_UNSTEADY = 0.2  # spread of the times of a block, as a share of their median
+_UNSTEADY = 0.2  # spread of the times of a block, as a fraction of their median
 _ENOUGH_TO_RANK = 3
 
 app = command_line(
@@ -58,33 +58,33 @@ def main(
 ) -> None:
     """Measure how long every block of the once-for-all MobileNetV3 space takes on this device.
 
-    The table is for --latency-table of searches: --constraint 'latency<=15' then means networks
-    that PyTorch runs in 15 ms here. Blocks are timed inside networks that run, so that their times
-    add up; random networks are timed as a whole besides, and at the end you read by how much the
-    sums are off. Leave the machine alone meanwhile: half a minute per resolution for one image on
-    one core.
+    Pass the table to a search as --latency-table: --constraint 'latency<=15' then means networks
+    that PyTorch runs in 15 ms here. Blocks are timed inside running networks, so that their times
+    add up. Random networks are also timed as a whole, and the final report says by how much the
+    sums are off. Do not use the machine meanwhile: it takes half a minute per resolution for one
+    image on one core.
 
-    A command that was interrupted continues when it is repeated; until then its measurements are
-    in OUT.partial. A table that is there is not overwritten.
+    Repeat an interrupted command to continue it; until then its measurements are in OUT.partial.
+    An existing table is not overwritten.
 
     Parameters
     ----------
     out
         File to write, ending in .json.
     device
-        cpu, cuda, cuda:1, ...; auto is a GPU where there is one.
+        cpu, cuda, cuda:1, ...; auto means a GPU if available.
     resolution
-        Sides of the images, pixels, one or more. Searches choose by --latency-table OUT:RESOLUTION.
+        One or more image sides, in pixels. Searches choose with --latency-table OUT:RESOLUTION.
     width
-        Multiplier of all channels: that of the supernet whose networks are searched.
+        Width multiplier of all channels: that of the supernet to be searched.
     batch_size
-        Images at a time; a latency is that of a batch.
+        Images per batch; a latency is that of a whole batch.
     threads
-        Threads on a CPU, at most as many as it has processors; by default as PyTorch chooses.
+        CPU threads, at most as many as there are processors; by default PyTorch chooses.
     repeats
-        Times that every block is measured; the table has medians.
+        Measurements per block; the table contains their medians.
     networks
-        Random networks to compare with the sums of their blocks; 0 for none.
+        Random networks to time and compare with the sums of their blocks; 0 for none.
     """
     check_output(out, ".json")
     check_width(width)
@@ -125,7 +125,7 @@ def main(
 def _is_there(
     out: Path, about: Mapping[str, Any], sides: Sequence[int], repeats: int, networks: int
 ) -> bool:
-    """Whether OUT is the table that is asked for; UserError where it is something else."""
+    """Whether OUT is already the requested table; UserError if it is something else."""
     if not out.exists():
         return False
     asked = {**about, "passes": {str(side): repeats for side in sides}, "networks": networks}
@@ -149,7 +149,7 @@ def _build(
     place: torch.device,
     console: Console,
 ) -> None:
-    """Measure, and write OUT; an interruption ends the process."""
+    """Measure and write OUT; an interruption ends the process."""
     width, batch_size = about["width"], about["batch_size"]
     partial = Partial(out.with_name(f"{out.name}.partial"), {**about, "networks": len(archs)})
     with closing(partial):
@@ -184,7 +184,7 @@ class Passes:
         return len(self._at(resolution))
 
     def samples(self, resolution: int, kind: str) -> Samples:
-        """All that was measured; `kind` is layers or networks."""
+        """All measurements; `kind` is layers or networks."""
         found: defaultdict[str, list[float]] = defaultdict(list)
         for line in self._at(resolution):
             for name, times in line[kind].items():
@@ -198,7 +198,7 @@ class Passes:
 def _measure(
     timer: BlockTimer, resolution: int, repeats: int, passes: Passes, console: Console
 ) -> None:
-    """Passes until there are `repeats`; before them one that only warms up."""
+    """Measure until there are `repeats` passes, after one that only warms up."""
     done = passes.count(resolution)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
@@ -207,7 +207,7 @@ def _measure(
         console=console,
         transient=True,
         disable=not console.is_terminal,
-        auto_refresh=False,  # a thread that draws would be measured, too
+        auto_refresh=False,  # the timings would include a refresh thread
     ) as bar:
         task = bar.add_task(f"{resolution} pixels", total=repeats, completed=done)
         for number in range(done, repeats):
@@ -218,7 +218,7 @@ def _measure(
 
 
 def _tables(passes: Passes, resolutions: Sequence[int]) -> dict[str, Any]:
-    """By resolution: medians and spreads of layers, medians of the networks that were timed."""
+    """By resolution: medians and spreads of layers, and medians of the timed networks."""
     layers = {str(side): passes.samples(side, "layers") for side in resolutions}
     networks = {str(side): passes.samples(side, "networks") for side in resolutions}
     return {
@@ -239,13 +239,13 @@ def _tables(passes: Passes, resolutions: Sequence[int]) -> dict[str, Any]:
 
 
 def _spread(times: Sequence[float]) -> float:
-    """What the middle half of them is within, ms."""
+    """Interquartile range, ms."""
     low, high = np.quantile(times, (0.25, 0.75))
     return float(high - low)
 
 
 def report(path: Path, resolution: int) -> Iterator[str]:
-    """What a table says of its networks and of itself, as a search would read it."""
+    """Report how accurate a table is and what it covers, read as a search would read it."""
     content = json.loads(path.read_bytes())
     latency = latency_property(MOBILENETV3, f"{path}:{resolution}")
     low, high = latency.extremes

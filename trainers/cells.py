@@ -14,9 +14,9 @@ from trainers.plans import CELLS, CHANNELS
 class CellNetwork(nn.Module):
     """Images (B, 3, R, R) of any size -> logits (B, num_classes).
 
-    Weights begin as PyTorch draws them, as those of the benchmark did. Larger ones, such as He et
-    al.'s, make short trainings worse (benchmarks/results/cells.md): before batch norms the size of
-    weights only makes steps smaller.
+    Weights are initialised by PyTorch's default, as in the benchmark. Larger ones, such as He et
+    al.'s, make short trainings worse (benchmarks/results/cells.md): in front of batch norms, larger
+    weights only make the effective steps smaller.
     """
 
     def __init__(self, arch: Architecture, num_classes: int) -> None:
@@ -39,7 +39,7 @@ class CellNetwork(nn.Module):
 
 
 class Cell(nn.Module):
-    """Four feature maps of equal shape; each is the sum of what its edges make of earlier ones.
+    """Four feature maps of equal shape; each is the sum of its edges applied to earlier maps.
 
     operators: names, in the order of CELL_EDGES.
     """
@@ -83,7 +83,7 @@ _OPERATORS = {
 
 
 class _Reduction(nn.Module):
-    """A residual block that halves the side of the map and doubles its channels."""
+    """A residual block that halves the side of the map and doubles the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

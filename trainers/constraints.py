@@ -1,4 +1,4 @@
-"""Constraints from what a user types: 'macs<=300e6', 'params<=6e6', 'latency<=25'."""
+"""Parses constraints that users type: 'macs<=300e6', 'params<=6e6', 'latency<=25'."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.\w]+)\s*")
 
 
 def parse_constraint(text: str) -> tuple[str, bool, float]:
-    """'macs<=300e6' -> ("macs", True, 3e8); the bool says at most. Raises EvaluatorConfigError."""
+    """'macs<=300e6' -> ("macs", True, 3e8); True means "at most". Raises EvaluatorConfigError."""
     match = _PATTERN.fullmatch(text)
     try:
         if match and math.isfinite(limit := float(match[3])):
@@ -35,10 +35,10 @@ def parse_constraint(text: str) -> tuple[str, bool, float]:
 def build_property(
     space: SearchSpace, name: str, task: str | Task | None, latency_table: str | None
 ) -> Property:
-    """A property by name; raises EvaluatorConfigError for what is not known of the space.
+    """A property by name; raises EvaluatorConfigError if the space does not have it.
 
-    task: what networks are for, or the name of a data set; None is the usual one of the space, but
-        for a latency that of networks of any width.
+    task: the task of the networks, or the name of a data set; None means the usual one of the
+        space, or for a latency, networks of any width.
     """
     known = PROPERTIES.get(space.name, {})
     if name not in known:
@@ -50,9 +50,9 @@ def build_property(
 def build_constraints(
     space: SearchSpace, texts: Sequence[str], task: str | Task | None, latency_table: str | None
 ) -> tuple[Constraint, ...]:
-    """Constraints from their texts; raises EvaluatorConfigError, also when none can be met.
+    """Constraints from their texts; raises EvaluatorConfigError, also if one cannot be met.
 
-    task, latency_table: as of `build_property`.
+    task, latency_table: as for `build_property`.
     """
     constraints = []
     for text in texts:
@@ -88,7 +88,7 @@ def _latency(space: SearchSpace, task: str | Task | None, table: str | None) -> 
     return latency_property(space, table, task)
 
 
-# Space -> quantity -> how its property is built: from the space, what its networks are for, and
+# Space -> quantity -> builder of its property from the space, the task of its networks, and
 # --latency-table.
 PROPERTIES: dict[str, dict[str, Builder]] = {
     MOBILENETV3.name: {**{name: _cost(name, "imagenet") for name in COSTS}, "latency": _latency},

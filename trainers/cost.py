@@ -1,8 +1,8 @@
 """Exact cost of an architecture: multiply-accumulates and parameters, counted layer by layer.
 
-Conventions of the published numbers: `macs` are the multiplications of convolutions and linear
-layers at batch size 1 (batch norm, pooling, activations and additions are free); `params` are all
-trainable numbers, biases and the two of each batch-norm channel included.
+Conventions, as in published numbers: `macs` counts the multiplications of convolutions and linear
+layers at batch size 1 (batch norm, pooling, activations and additions are free). `params` counts
+all trainable numbers, including biases and two per batch-norm channel.
 """
 
 from collections.abc import Iterable
@@ -25,11 +25,11 @@ COSTS = ("macs", "params")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a network is for.
+    """The task of a network, which determines its cost.
 
-    classes: that it tells apart.
-    resolution: side of the images, pixels.
-    width: multiplier of its channels; of MobileNetV3 only.
+    classes: number of classes.
+    resolution: side of the images, in pixels.
+    width: multiplier of its channels; for MobileNetV3 only.
     """
 
     classes: int
@@ -40,8 +40,8 @@ class Task:
 def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
     """`macs` and `params` of a network for a task, or for a data set, one of NUM_CLASSES.
 
-    For a data set MobileNetV3 networks read 224 x 224 images, NAS-Bench-201 networks 32 x 32
-    (ImageNet16-120: 16 x 16). A space without a cost model gives an empty mapping; an unknown data
+    For a data set, MobileNetV3 networks read 224 x 224 images and NAS-Bench-201 networks 32 x 32
+    (ImageNet16-120: 16 x 16). The result is empty for a space without a cost model; an unknown data
     set raises EvaluatorConfigError.
     """
     if arch.space not in _MODELS:
@@ -53,7 +53,7 @@ def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
 
 
 def cost_property(space: SearchSpace, name: str, task: str | Task) -> Property:
-    """One entry of `cost`, `name` in COSTS, as an additive property; it is exact.
+    """One entry of `cost`, `name` in COSTS, as an exact additive property.
 
     Raises EvaluatorConfigError for an unknown name or data set, or a space without a cost model.
     """
@@ -77,7 +77,7 @@ class _Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Network:
-    """What every network of a space costs, and what an operator adds at a node."""
+    """The fixed cost of every network of a space, and the cost of each operator at each node."""
 
     ends: _Cost
     operators: tuple[tuple[_Cost, ...], ...]  # (N, F)
@@ -89,7 +89,7 @@ def _network(space: str, task: str | Task) -> _Network:
 
 
 def task_of_data_set(space: str, dataset: str) -> Task:
-    """What the networks of a space are for on a published data set, one of NUM_CLASSES.
+    """The task of a space's networks on a published data set, one of NUM_CLASSES.
 
     Raises EvaluatorConfigError.
     """
@@ -141,7 +141,7 @@ def _inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> _Cost:
 
 
 def _mobilenetv3(task: Task) -> _Network:
-    """The ends are stem, first block, final expansion, mixing and classifier."""
+    """The fixed parts are stem, first block, final expansion, mixing and classifier."""
     plan = mobilenetv3_plan(task.resolution, task.width)
     first, last = plan.first, plan.slots[-1]
     ends = (
@@ -160,7 +160,7 @@ _KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
 def _cell_operator(name: str, resolution: int) -> _Cost:
-    """One operator of the cell, summed over all fifteen cells; only convolutions cost anything."""
+    """One operator of the cell, summed over all fifteen cells; only convolutions have a cost."""
     kernel = _KERNELS.get(name)
     if kernel is None:
         return _Cost(0, 0)
@@ -181,7 +181,7 @@ def _reduction(channels: int, size: int) -> _Cost:
 
 
 def _nasbench201(task: Task) -> _Network:
-    """The ends are stem, reduction blocks, last batch norm and classifier."""
+    """The fixed parts are stem, reduction blocks, last batch norm and classifier."""
     first, second, third = stack_sizes(task.resolution)
     ends = (
         _conv_bn(3, CHANNELS[0], 3, first)

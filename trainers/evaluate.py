@@ -32,7 +32,7 @@ from trainers.training.loop import of_the_machine
 from trainers.training.task import NetworkOptions, Place, digest_of_images
 
 COLUMNS = ("arch", "value", "status", "error", "seconds")
-_SAY_SECONDS = 60  # between lines that say how far it is, where there is no terminal
+_SAY_SECONDS = 60  # between progress lines if there is no terminal
 
 Row = dict[str, object]
 
@@ -62,12 +62,11 @@ def main(
     """Write one row per architecture, in the order of the list.
 
     Columns: arch, value (accuracies in percent), status ("ok" or "failed"), error, seconds, and one
-    per metric (macs, params, test in percent, ...). An architecture that is listed twice is
-    evaluated once.
+    per metric (macs, params, test in percent, ...). Duplicate architectures are evaluated once.
 
-    A command that was interrupted continues when it is repeated; until then its rows are in
-    OUT.partial. There they also stay where the machine failed an architecture, whose memory was
-    short for example: repeated, the command tries it again. The exit code is 1 if all failed.
+    Repeat an interrupted command to continue it; until then its rows are in OUT.partial. They also
+    stay there if the machine failed on an architecture, e.g. ran out of memory: repeat the command
+    to retry it. The exit code is 1 if all failed.
 
     Parameters
     ----------
@@ -79,23 +78,23 @@ def main(
         Text file with one architecture per line, in the notation of the space, or parquet file with
         a column arch, such as orchestrator.propose writes.
     out
-        Parquet file to write; one that is finished is not overwritten.
+        Parquet file to write; a finished one is not overwritten.
     table
         Parquet file of accuracies, for the table evaluator.
     dataset
-        Data set; the evaluator's own default when not given.
+        Data set; by default the evaluator's own.
     objective
         valid or test.
     seed
-        Seed passed to every evaluation. Rows and trainings under way of another one are not used.
+        Seed of every evaluation. Unfinished rows and trainings with another seed are not reused.
     networks
-        Of the evaluators supernet and train.
+        Options of the evaluators supernet and train.
     place
         Where networks are trained and measured.
     """
     search_space = find_space(space)
     check_seed(seed)
-    if place.checkpoints is not None:  # a training that goes on keeps the seed that it began with
+    if place.checkpoints is not None:  # a resumed training keeps its original seed
         place = replace(place, checkpoints=place.checkpoints / f"seed-{seed}")
     settings = EvaluatorSettings(
         table=table, dataset=dataset, objective=objective, networks=networks, place=place
@@ -138,7 +137,7 @@ def _evaluate(
     unit: Unit,
     console: Console,
 ) -> tuple[list[Row], int]:
-    """A row for each architecture, and how many of these the machine failed."""
+    """A row for each architecture, and how many of these failed because of the machine."""
     texts = [space.to_str(arch) for arch in architectures]
     rows: dict[object, Row] = {row["arch"]: row for row in partial.found}
     missing = {
@@ -163,7 +162,7 @@ def _evaluate(
 
 
 def conditions(settings: EvaluatorSettings) -> dict[str, Any]:
-    """What values depend on, for JSON; files by what is in them. Raises UserError."""
+    """What values depend on, for JSON; files by their content. Raises UserError."""
     networks = settings.networks
     found = {"dataset": settings.dataset, "objective": settings.objective, **asdict(networks)}
     for name, path in (("table", settings.table), ("weights", networks.weights)):
@@ -174,7 +173,7 @@ def conditions(settings: EvaluatorSettings) -> dict[str, Any]:
 
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """What to call with how many more are done: a bar on a terminal, else a line now and then."""
+    """Yield a function to report progress to: a bar on a terminal, else an occasional line."""
     if console.is_terminal:
         with progress_bar(console, "evaluating", total) as advance:
             yield advance
@@ -195,9 +194,9 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 def evaluate_row(
     evaluator: Evaluator, space: StagedSpace, arch: Architecture, seed: int, unit: Unit = PERCENT
 ) -> tuple[Row, bool]:
-    """One row of the output, and whether another time would bring the same.
+    """One row of the output, and whether a retry would give the same row.
 
-    An architecture that cannot be evaluated, or that the machine failed, is a row with an error.
+    If an architecture cannot be evaluated, or the machine fails, the row has an error.
     """
     row: Row = {"arch": space.to_str(arch)}
     start = perf_counter()

@@ -49,34 +49,34 @@ def main(
     """Train the best networks of a search and export them, each into a folder OUT/RANK.
 
     A folder holds model.onnx, model.pt2 (PyTorch), model.safetensors and config.json (this
-    program), arch.json (once-for-all's form, or that of NAS-Bench-201), preprocessing.json and
-    README.md, the model card. An interrupted command continues when it is repeated; trainings are
-    kept in OUT/checkpoints unless --checkpoints is given.
+    program), arch.json (in the format of once-for-all or NAS-Bench-201), preprocessing.json and
+    README.md, the model card. Repeat an interrupted command to continue it; trainings are kept in
+    OUT/checkpoints unless --checkpoints is given.
 
     Parameters
     ----------
     run
-        Folder of a run. Where it has seen images, --data are the same, and --resolution, --held-out
-        and --recipe are by default those of the run.
+        Folder of a run. If the run used images, --data must be the same, and --resolution,
+        --held-out and --recipe default to those of the run.
     out
         Folder to write to.
     archs
-        Architectures instead of a run, the best first: a text file, or a parquet file with a column
+        Architectures instead of a run, best first: a text file, or a parquet file with a column
         arch, such as orchestrator.propose writes.
     space
         Search space of --archs.
     top
-        How many of the best architectures.
+        Number of best architectures to train.
     seeds
-        Trainings of each, with the seeds 0, 1, ...; the weights are those of seed 0.
+        Trainings of each, with seeds 0, 1, ...; the exported weights are those of seed 0.
     train
-        Without training the weights are those of the supernet, or those that the run has trained.
+        Without training, the weights are those of the supernet or those trained by the run.
     with_held_out
-        Train on held-out images, too; then there is only the accuracy on those in val.
+        Also train on held-out images; the only accuracy is then that on val.
     networks
-        What networks are trained on and measured by.
+        What networks are trained and measured on.
     place
-        Where.
+        Where they are trained and measured.
     """
     if min(top, seeds) < 1:
         raise UserError("--top and --seeds must be at least 1")
@@ -122,9 +122,9 @@ def main(
 
 
 def _as_in(search: Search, given: NetworkOptions, train: bool) -> NetworkOptions:
-    """Options that were not given are those of the run, where it has seen images.
+    """Options that were not given default to those of the run, if it used images.
 
-    A training in full does not take over what made those of the run short.
+    A full training does not inherit the options that shortened the trainings of the run.
     """
     if search.evaluator not in ("supernet", "train"):
         return given
@@ -159,7 +159,7 @@ def _packaging(
     seeds: int,
     all_images: bool,
 ) -> Packaging:
-    """Raises UserError for what does not fit."""
+    """Raises UserError if the options do not fit together."""
     how: How = "train" if train else "supernet"
     if not train and search is not None and search.evaluator == "train":
         how = "search"

@@ -2,13 +2,13 @@
 
 Two sources are combined in one ridge regression on `trainers.evaluators.surrogate.features`:
 
-* measured top-1 of sub-networks of the width-1.0 supernet. They come from searches, so they cover
-  good networks only;
-* labels of the once-for-all accuracy predictor on random networks of the whole space. It belongs
-  to the width-1.2 supernet and sits about 5 points too high, so it is first mapped onto the
-  measured scale by a line, and its labels count as noisier than measurements.
+* measured top-1 of sub-networks of the width-1.0 supernet. These come from searches, so they only
+  cover good networks;
+* labels from the once-for-all accuracy predictor for random networks of the whole space. It is for
+  the width-1.2 supernet and about 5 points too high, so a linear map first brings it to the
+  measured scale, and its labels count as noisier than measurements.
 
-Units here are percentage points; the weights written are for fractions.
+Units here are percentage points; the written weights are for fractions.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ Array = NDArray[np.float64]
 RESOLUTION = 224
 MEASURED_STD = 0.05  # points; repeated measurements of one network agree to about this
 PREDICTOR_STD = 0.2  # points; how far a mapped predictor label is trusted
-COEFFICIENT_STD = 1.0  # points; a weak prior, it only settles directions without data
+COEFFICIENT_STD = 1.0  # points; a weak prior, which only matters in directions without data
 NUM_LABELLED = 8000  # random networks labelled by the predictor
 NUM_TEST = 5000  # uniform networks on which the fit is compared with the predictor
 FOLDS = 5
@@ -98,7 +98,7 @@ def fit(
     )
     precision = rows.T @ rows + np.eye(x.shape[1]) / COEFFICIENT_STD**2
     coefficients = np.linalg.solve(precision, rows.T @ targets)
-    # Rounded so that the last bits, which depend on the number of threads, do not change the hash.
+    # Rounded, so that the last bits, which depend on the number of threads, do not affect the hash.
     return Surrogate(round(offset, 5), coefficients.round(5))
 
 
@@ -110,7 +110,7 @@ def cross_validate(
     predictor_random: Array,
     fold: NDArray[np.int64],
 ) -> Array:
-    """(n,) predictions of `fit` for measured networks it did not see, one `fold` (n,) at a time."""
+    """(n,) predictions of `fit` for left-out measured networks, one `fold` (n,) at a time."""
     held_out = np.empty_like(y)
     for k in np.unique(fold):
         train = fold != k
@@ -124,7 +124,7 @@ def cross_validate(
 def themed(n: int, rng: np.random.Generator) -> list[Architecture]:
     """Networks that each use a random subset of kernels, expand ratios and depths.
 
-    Uniform networks are all of middling size; these reach the smallest and the largest.
+    Uniform networks are all medium-sized; these range from the smallest to the largest.
     """
 
     def subset(values: Sequence[int]) -> NDArray[np.int64]:
@@ -192,8 +192,8 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
 def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
     """Distinct measured sub-networks, their mean top-1 in percent, and the search they come from.
 
-    The order is fixed. Searches are numbered; a network found by several counts for the first. Rows
-    at another resolution or without top-1 are left out. Raises EvaluatorConfigError.
+    The order is fixed. Searches are numbered; a network found by several is assigned to the first.
+    Rows with another resolution or without top-1 are skipped. Raises EvaluatorConfigError.
     """
     columns = read_columns(path, ["ks", "e", "d", "r", "top1", "source"])
     found = once_for_all_networks(path, columns)

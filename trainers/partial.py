@@ -1,4 +1,4 @@
-"""What a long command has found so far, in a file: repeated, the command goes on from there."""
+"""Partial results of a long command, kept in a file; the command continues from it if repeated."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from nag.locks import claim
 
 
 class Partial:
-    """Findings, JSON objects, in a file with a line for each after one of their conditions.
+    """A file of findings: a first line with their conditions, then one JSON object per line.
 
-    conditions: for JSON; UserError where the file is of other ones, or in use by another process. A
-        line that was not written to its end is dropped, and found anew.
+    conditions: for JSON; raises UserError if the file has others or another process uses it. An
+        incomplete last line is dropped, and has to be found again.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
@@ -35,16 +35,16 @@ class Partial:
             self._opened = opened.pop_all()
 
     def add(self, finding: Mapping[str, Any]) -> None:
-        """Keep a finding; raises OSError, which names the file."""
+        """Append a finding; raises OSError, naming the file."""
         self._write(finding)
         self.found.append(dict(finding))
 
     def remove(self) -> None:
-        """Of no more use: all is found."""
+        """Delete the file: everything has been found."""
         self.path.unlink()
 
     def close(self) -> None:
-        """Other processes may have it."""
+        """Release the file to other processes."""
         self._opened.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the networks of a space have in common: channels, and sizes of maps at a resolution."""
+"""What the networks of a space have in common: channels, and map sizes at a given resolution."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,14 +20,14 @@ _STAGES = (  # channels, stride, squeeze-excite, hard swish
 
 
 def check_width(width: float) -> None:
-    """Raise UserError for a width that no network here is made with."""
+    """Raise UserError for an unsupported width."""
     if not 0 < width <= MAX_WIDTH or width != round(width, 2):
         raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where an inverted bottleneck sits: channels and map sizes before and after it."""
+    """Place of an inverted bottleneck: channels and map sizes before and after it."""
 
     inputs: int
     outputs: int
@@ -45,11 +45,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class MobileNetV3Plan:
-    """Everything of a once-for-all network that is not searched.
+    """Everything in a once-for-all network that is not searched.
 
-    resolution: side of the images, pixels.
-    first: the fixed block after the stem, of kernel 3 and expand ratio 1.
-    slots: where the searched layers sit, (20,).
+    resolution: side of the images, in pixels.
+    first: the fixed block after the stem, with kernel 3 and expand ratio 1.
+    slots: places of the searched layers, (20,).
     expanded, features: channels of the final expansion and of the mixing before the classifier.
     """
 
@@ -83,7 +83,7 @@ def mobilenetv3_plan(resolution: int = 224, width: float = 1.0) -> MobileNetV3Pl
 
 
 def _strided(size: int, stride: int) -> int:
-    """Side of the map that a padded convolution makes of a `size` x `size` map."""
+    """Output side of a padded convolution on a `size` x `size` map."""
     return (size - 1) // stride + 1
 
 
@@ -99,10 +99,10 @@ def squeezed(channels: int) -> int:
 
 
 # NAS-Bench-201: three stacks of five equal cells with a residual reduction block between stacks.
-CHANNELS, CELLS = (16, 32, 64), 5  # of the stacks, in each of them
+CHANNELS, CELLS = (16, 32, 64), 5  # channels of each stack, cells per stack
 
 
 def stack_sizes(resolution: int) -> tuple[int, int, int]:
-    """Side of the maps of each stack of a NAS-Bench-201 network."""
+    """Map side in each stack of a NAS-Bench-201 network."""
     half = _strided(resolution, 2)
     return resolution, half, _strided(half, 2)

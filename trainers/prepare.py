@@ -1,4 +1,4 @@
-"""Check a set of pictures and index it: `python -m trainers.prepare --help`."""
+"""Check and index an image data set: `python -m trainers.prepare --help`."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from trainers.images.pixels import locked, write_pixels
 from trainers.images.scan import scan
 from trainers.images.sets import build_images
 
-SHOWN = 20  # names of pictures, and classes, in the report
+SHOWN = 20  # pictures and classes listed in the report
 CORRUPT, LEAKS, CLASSES = "corrupt.txt", "leaks.txt", "classes.csv"
 
 app = command_line(
@@ -37,9 +37,9 @@ def main(
     size: WholeNumber | None = None,
     workers: WholeNumber | None = None,
 ) -> None:
-    """Decode every picture once, report what is wrong, and write an index.
+    """Decode every picture once, report problems, and write an index.
 
-    The index makes opening the data instant and leaves corrupt pictures out. Repeat the command
+    With the index, the data open instantly and corrupt pictures are left out. Repeat the command
     when the data have changed.
 
     Parameters
@@ -48,13 +48,13 @@ def main(
         Folder with train/CLASS/*.jpeg and val/CLASS/*.jpeg, a tar of it, a folder of such tars, or
         a parquet file with the columns split, label or class, jpeg.
     imagenet
-        Check first that these are the pictures of ImageNet-1K, by class and number.
+        First check that these are the pictures of ImageNet-1K, by class names and counts.
     out
-        Folder for the index, to be given in place of DATA later. Beside the data when not given.
+        Folder for the index, to be given later in place of DATA; by default beside the data.
     size
-        Also decode all pictures into memory-mapped files of so many pixels squared.
+        Also decode all pictures into memory-mapped files of SIZE x SIZE pixels each.
     workers
-        Processes; one per core when not given.
+        Processes; by default one per core.
     """
     if (size is not None and size < 1) or (workers is not None and workers < 1):
         raise UserError("--size and --workers must be at least 1")
@@ -63,7 +63,7 @@ def main(
         listing = scan(data)
         if imagenet:
             check_imagenet(listing)
-        build_images(listing, data)  # classes and splits fit, before the long work
+        build_images(listing, data)  # check classes and splits before the long work
     folder = out or prepared_folder(data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def main(
         found = look_at_all(listing, workers, advance)
     images = build_images(found.listing, folder)
     with locked(folder):
-        for old in folder.glob("pixels-*"):  # perhaps of other pictures with the same names
+        for old in folder.glob("pixels-*"):  # may be of other pictures with the same names
             old.unlink()
     _write_lists(found, folder)
     save(found.listing, folder)
@@ -89,7 +89,7 @@ def main(
 
 
 def report(found: Found, folder: Path) -> Iterator[str]:
-    """The lines that a person wants to read."""
+    """The lines of the report."""
     pictures = found.listing.pictures
     yield f"{found.listing.root}: {len(found.listing.classes):,} classes"
     for split in ("train", "val"):
@@ -131,7 +131,7 @@ def _some(what: str, shown: Sequence[str], count: int, path: Path) -> Iterator[s
 
 
 def _range(numbers: np.ndarray) -> str:
-    """Least to largest, with the median where they differ."""
+    """Minimum to maximum, with the median if they differ."""
     low, middle, high = (f"{x:,.0f}" for x in np.quantile(numbers, (0, 0.5, 1)))
     return low if low == high else f"{low} to {high} (median {middle})"
 

@@ -1,4 +1,4 @@
-"""Rows in parquet files, read and written: the border at which fractions become percent."""
+"""Reads and writes rows of parquet files: here fractions become percent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from nag.spaces import Architecture, StagedSpace
 from trainers.base import EvaluatorConfigError
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
-PARTIAL = ("epochs", "stopped")  # columns: of values that are not those of a whole evaluation
+PARTIAL = ("epochs", "stopped")  # columns that mark values of partial evaluations
 
 _TEXT = ("arch", "status", "error", "strategy", "device")
 _COUNTS = ("trial", "iteration", "seed", "attempts", *PARTIAL)
@@ -21,32 +21,32 @@ _COUNTS = ("trial", "iteration", "seed", "attempts", *PARTIAL)
 
 @dataclass(frozen=True)
 class Unit:
-    """What values are written and shown in.
+    """The unit in which values are written and shown.
 
-    sign: of the unit, where there is one.
-    times: a value has so many of it.
+    sign: symbol of the unit, if it has one.
+    times: factor from a value to this unit.
     """
 
     sign: str
     times: float
 
     def written(self, numbers: Mapping[str, float | None]) -> dict[str, float | None]:
-        """Measurements as they are in files: those in ACCURACIES in this unit."""
+        """Measurements as written to files: those in ACCURACIES in this unit."""
         return {
             name: self.times * x if name in ACCURACIES and x is not None else x
             for name, x in numbers.items()
         }
 
     def form(self, decimals: int) -> str:
-        """Of a number in this unit, as `format` has it."""
+        """Format specification of a number in this unit."""
         return f".{decimals}f" if self.sign else ".6g"
 
     def number(self, value: float | None) -> str:
-        """77.123, or as many digits as tell something; a dash for none."""
+        """'77.123', with significant digits only; a dash for None."""
         return "–" if value is None else f"{self.times * value:{self.form(3)}}"
 
     def text(self, value: float) -> str:
-        """77.123 %."""
+        """'77.123 %'."""
         return f"{self.number(value)} {self.sign}".rstrip()
 
     def label(self, name: str) -> str:
@@ -62,12 +62,12 @@ PERCENT, PLAIN = Unit("%", 100), Unit("", 1)
 
 
 def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Measurements as they are written: accuracies in percent, the rest unchanged."""
+    """Measurements as written to files: accuracies in percent, the rest unchanged."""
     return PERCENT.written(numbers)
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:
-    """Write rows to a parquet file whole; raises OSError."""
+    """Write rows to a parquet file atomically; raises OSError."""
     write_bytes(path, to_parquet(rows, columns))
 
 
@@ -83,7 +83,7 @@ def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> 
 
 
 def column_names(path: Path) -> list[str]:
-    """Columns of a parquet file; raises EvaluatorConfigError when it cannot be read as one."""
+    """Columns of a parquet file; raises EvaluatorConfigError if it is not readable as one."""
     try:
         return list(pq.read_schema(path).names)
     except FileNotFoundError:

@@ -42,20 +42,20 @@ class SupernetOptions:
     Parameters
     ----------
     out
-        File for the weights: safetensors where it ends so, else the format of official
+        File for the weights: safetensors if it has that suffix, else the format of official
         checkpoints.
     recipe
-        Recipe of training: imagenet, or small for thousands of small pictures.
+        Training recipe: imagenet, or small for thousands of small pictures.
     epochs
         Epochs, instead of the recipe's.
     batch_size
-        Images per step, of all processes together, instead of the recipe's.
+        Images per step over all processes, instead of the recipe's.
     learning_rate
-        Largest learning rate, instead of the recipe's, in proportion to the batch size.
+        Peak learning rate, instead of the recipe's, which scales with the batch size.
     width
         Multiplier of all channels.
     random
-        Random networks that a step trains besides the largest and the smallest.
+        Random networks trained per step, in addition to the largest and the smallest.
     seed
         Seed of the training.
     """
@@ -81,7 +81,7 @@ class SupernetOptions:
             raise UserError("--learning-rate must be more than 0")
 
     def recipe_in(self, processes: int) -> Recipe:
-        """What so many processes do together; raises UserError."""
+        """The recipe of `processes` processes together; raises UserError."""
         recipe = find_recipe(self.recipe, self.epochs)
         batch_size = self.batch_size or recipe.batch_size
         if batch_size % processes:
@@ -105,13 +105,13 @@ def main(
     images: ImageOptions = ImageOptions(),
     place: Machine = Machine(),
 ) -> None:
-    """Train all networks of the once-for-all MobileNetV3 space at once, in one set of weights.
+    """Train all networks of the once-for-all MobileNetV3 space at once, with shared weights.
 
-    Every step trains the largest network on the labels and, on what that predicts, the smallest
-    and some random ones. The training is saved every five minutes and after every epoch in
-    OUT.training; a command that was interrupted continues when it is repeated, and one that has
-    ended does nothing more. OUT.jsonl gets a line for each epoch. OUT is for --evaluator supernet,
-    which needs no more options than --data.
+    Every step trains the largest network on the labels, and the smallest and some random ones on
+    its predictions. The training is saved in OUT.training every five minutes and after every
+    epoch. Repeat an interrupted command to continue it; repeating a finished one does nothing.
+    OUT.jsonl gets one line per epoch. Use OUT with --evaluator supernet, which needs no other
+    option than --data.
     """
     parallel.join(place.device)
     console = plain_console(quiet=parallel.rank() > 0)
@@ -125,7 +125,7 @@ def main(
 def train_supernet(
     options: SupernetOptions, images: ImageOptions, place: Machine, console: Console
 ) -> None:
-    """What `main` does, in each of the processes that do it together; raises UserError."""
+    """What `main` does, in each of the cooperating processes; raises UserError."""
     task = ImageTask(images, MOBILENETV3, place)
     recipe = options.recipe_in(parallel.world())
     made = how_made(options, task, parallel.world())
@@ -156,7 +156,7 @@ def train_supernet(
 
 
 def how_made(options: SupernetOptions, task: ImageTask, processes: int) -> dict[str, Any]:
-    """What says all of a supernet; kept with its weights."""
+    """A complete description of a supernet; kept with its weights."""
     recipe = options.recipe_in(processes)
     return {
         "recipe": options.recipe,
@@ -176,7 +176,7 @@ def how_made(options: SupernetOptions, task: ImageTask, processes: int) -> dict[
 
 
 def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
-    """Whether a supernet made so is there, and says so; raises UserError for another one."""
+    """Whether OUT is already this supernet (then says so); raises UserError for another one."""
     if not out.exists():
         return False
     found = load_supernet(out).meta
@@ -190,7 +190,7 @@ def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
 
 
 def _state(out: Path) -> Path:
-    """Where the training of it is saved."""
+    """Path at which its training is saved."""
     return out.with_name(out.name + ".training")
 
 
@@ -218,7 +218,7 @@ def _accuracy(task: ImageTask, recipe: Recipe, network: nn.Module, arch: Archite
 
 
 def _report(epoch: Epoch, training: Training, task: ImageTask, out: Path, console: Console) -> None:
-    """A line of OUT.jsonl, and one for the person who waits."""
+    """Write a line to OUT.jsonl, and one to the console."""
     with training.averaged() as network:
         smallest = _accuracy(task, training.recipe, network, SMALLEST)
     line = {

@@ -1,1 +1,1 @@
-"""The evaluators, one file each: what a search pays for."""
+"""The evaluators, one module each: the expensive part of a search."""

@@ -1,4 +1,4 @@
-"""An evaluator that takes every network out of a supernet, with the weights it has there."""
+"""An evaluator that extracts every network from a supernet, with the weights it has there."""
 
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -15,18 +15,18 @@ from trainers.training.loop import accuracy
 from trainers.training.recipe import Recipe
 from trainers.training.task import ImageTask
 
-_BATCH = 128  # the same however the supernet was trained: batch norms are calibrated batch by batch
+_BATCH = 128  # fixed, however the supernet was trained: calibration depends on the batch size
 
 
 @dataclass(frozen=True)
 class SupernetEvaluator:
     """The value is the accuracy on held-out images, without any training.
 
-    Batch norms are calibrated first: means and variances of a subnet's activations are its own
+    Batch norms are calibrated first, because each subnet has its own activation statistics
     (once-for-all, section 3). Metrics: those of `ImageTask.reported`, `macs` and `params`.
 
-    calibration: how many training images that is done with.
-    latency_batch: in batches of how many images `latency` is measured; None where it is not.
+    calibration: number of training images for this.
+    latency_batch: batch size at which `latency` is measured; None if it is not measured.
     """
 
     task: ImageTask
@@ -41,15 +41,15 @@ class SupernetEvaluator:
 
     @property
     def width(self) -> float:
-        """Of the channels of its networks."""
+        """Width multiplier of its networks."""
         return self.supernet.width
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """The same for every seed."""
+        """The result does not depend on `seed`."""
         return self.measure(arch)[0]
 
     def measure(self, arch: Architecture) -> tuple[Measurement, nn.Module, Normalisation]:
-        """What `evaluate` finds, the network in evaluation mode, and what its images go through."""
+        """The result of `evaluate`, the network in evaluation mode, and its normalisation."""
         started, task = perf_counter(), self.task
         value, network, normalise = self._calibrated(arch)
         metrics = cost(arch, task.network_task(self.width))
@@ -60,7 +60,7 @@ class SupernetEvaluator:
         return found, network, normalise
 
     def held_out_accuracy(self, arch: Architecture) -> float:
-        """The value that `evaluate` finds, and nothing more."""
+        """Only the value of `evaluate`."""
         return self._calibrated(arch)[0]
 
     @property
@@ -68,7 +68,7 @@ class SupernetEvaluator:
         return replace(self.recipe, batch_size=_BATCH)
 
     def _calibrated(self, arch: Architecture) -> tuple[float, nn.Module, Normalisation]:
-        """The accuracy on held-out images, of what network, and what its images go through."""
+        """The accuracy on held-out images, the calibrated network, and its normalisation."""
         task, recipe = self.task, self._recipe
         normalise = task.normalisation(recipe)
         network = self.supernet.extract(arch).to(task.device)

@@ -5,7 +5,7 @@ The estimate is a quadratic function of the architecture, fitted by `trainers.fi
     top1(A) = offset + sum_i a[i, o_i] + sum_{p <= q} b[p, q] z_p z_q
 
 with o_i the operator of layer i and z (15,) the depth, kernel size and expand ratio of each stage.
-What its values mean, and what they do not, is said in docs/surrogate.md.
+docs/surrogate.md explains what these values mean and what they do not mean.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _PAIRS = np.triu_indices(3 * NUM_STAGES)
 
 
 def operator_matrix(archs: Sequence[Architecture]) -> NDArray[np.int64]:
-    """(B, 20) operators, -1 where a layer is absent; raises EvaluatorConfigError off the space."""
+    """(B, 20) operators, -1 for an absent layer; raises EvaluatorConfigError for other spaces."""
     for arch in archs:
         if arch.space != MOBILENETV3.name:
             raise EvaluatorConfigError(
@@ -55,9 +55,9 @@ def features(ops: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 class SurrogateEvaluator:
-    """ImageNet-1K top-1 (fraction) of a width-1.0 sub-network at 224 px: an estimate, no training.
+    """Estimated ImageNet-1K top-1 (fraction) of a width-1.0 sub-network at 224 px; no training.
 
-    Raises EvaluatorConfigError when the weights are missing or differ from the hash beside them.
+    Raises EvaluatorConfigError if the weights are missing or do not match the hash beside them.
     """
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
@@ -70,7 +70,7 @@ class SurrogateEvaluator:
         return self._offset + features(operator_matrix(archs)) @ self._coefficients
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """Estimate one sub-network; `seed` does not matter."""
+        """Estimate one sub-network; `seed` is ignored."""
         start = time.perf_counter()
         value = float(self.predict([arch])[0])
         return Measurement(value, cost(arch, DATASET), seconds=time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""NAS-Bench-201 accuracies looked up in a parquet table given by the user."""
+"""NAS-Bench-201 accuracies looked up in a parquet table supplied by the user."""
 
 import math
 import time
@@ -18,9 +18,9 @@ OBJECTIVES = ("valid", "test")
 class TableEvaluator:
     """Accuracy after E epochs, usually 200, of every cell in a table.
 
-    The table has a column `arch` with published strings and `<p>_valid_<E>`, `<p>_test_<E>` in
+    The table has a column `arch` with published strings, and `<p>_valid_<E>` and `<p>_test_<E>` in
     percent, where <p> is c10, c100 or in16. A column `<p>_train_time_200_s` becomes the metric
-    `train_seconds`, in proportion to the epochs. The value and the metric `test` are fractions.
+    `train_seconds`, scaled by the epochs. The value and the metric `test` are fractions.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TableEvaluator:
         }
 
     def at(self, epochs: int) -> "TableEvaluator":
-        """The accuracies after so many epochs; read when they are first asked for."""
+        """The accuracies after `epochs` epochs; read on first use."""
         if epochs not in self._shorter:
             shorter = TableEvaluator(self.path, self.dataset, self.objective, epochs)
             self._shorter[epochs] = shorter
@@ -87,7 +87,7 @@ class TableEvaluator:
         return max(filter(math.isfinite, self._values)) / 100
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """Look `arch` up; `seed` does not matter, the table holds means over seeds."""
+        """Look up `arch`; `seed` is ignored, because the table holds means over seeds."""
         start = time.perf_counter()
         if arch.space != NASBENCH201.name:
             raise EvaluatorConfigError(

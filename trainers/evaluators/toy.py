@@ -1,4 +1,4 @@
-"""A synthetic objective on the toy space, for tests and examples: it measures nothing."""
+"""A synthetic objective on the toy space, for tests and examples; it measures nothing real."""
 
 import math
 import time
@@ -24,7 +24,7 @@ class ToyEvaluator:
         return self.evaluate(TOY.from_str("ca/bc"), seed=0).value
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """The synthetic value of `arch`; `seed` does not matter."""
+        """The synthetic value of `arch`; `seed` is ignored."""
         start = time.perf_counter()
         if arch.space != TOY.name:
             raise EvaluatorConfigError(

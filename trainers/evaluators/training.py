@@ -32,12 +32,12 @@ class TrainingEvaluator:
 
     Metrics: those of `ImageTask.reported`, the `loss` of the last epoch, `macs` and `params`.
 
-    supernet: whose weights networks begin with; `origin` tells it from others.
-    epochs: to end after, of those that the recipe is laid out for.
-    latency_batch: in batches of how many images `latency` is measured; None where it is not.
-    fidelity: what a training that costs less has less of.
-    checkpoints: folder where what is under way is saved, so that a training that was cut off, or
-        was one of fewer epochs, goes on where it was; one that has ended leaves its weights.
+    supernet: source of the initial weights; `origin` identifies it.
+    epochs: number to train, out of those in the recipe's schedule.
+    latency_batch: batch size at which `latency` is measured; None if it is not measured.
+    fidelity: what a cheaper training has less of.
+    checkpoints: folder for unfinished trainings, so that one that was interrupted, or had fewer
+        epochs, continues where it ended; a finished one leaves its weights.
     """
 
     space: SearchSpace
@@ -60,13 +60,13 @@ class TrainingEvaluator:
 
     @property
     def width(self) -> float:
-        """Of the channels of its networks."""
+        """Width multiplier of its networks."""
         return 1.0 if self.supernet is None else self.supernet.width
 
     def at(self, epochs: int) -> "TrainingEvaluator":
-        """One that costs the share that so many of FULL_EPOCHS are.
+        """An evaluator with epochs / FULL_EPOCHS of the cost.
 
-        With `fidelity` epochs it is the beginning of the same training.
+        If `fidelity` is epochs, it trains the beginning of the same training.
         """
         share = epochs / FULL_EPOCHS
         if self.fidelity == "images":
@@ -77,9 +77,9 @@ class TrainingEvaluator:
         return replace(self, epochs=max(1, round(share * self.recipe.epochs)))
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
-        """Train, or go on to train, one network; raises DivergedError.
+        """Train one network, or continue its training; raises DivergedError.
 
-        seed: of a training that begins.
+        seed: for a new training.
         """
         return self.train(arch, seed)[0]
 
@@ -89,7 +89,7 @@ class TrainingEvaluator:
         seed: int,
         progress: Callable[[Epoch], object] = lambda epoch: None,
     ) -> tuple[Measurement, Training]:
-        """What `evaluate` finds, and the training at its end; raises DivergedError.
+        """The result of `evaluate`, and the finished training; raises DivergedError.
 
         progress: called after each epoch.
         """
@@ -99,7 +99,7 @@ class TrainingEvaluator:
         return self._at_the_end(arch, training), training
 
     def epoch_by_epoch(self, arch: Architecture, *, seed: int) -> Iterator[Measurement]:
-        """The measurement after every epoch that is still to train; `test` is that of the last."""
+        """The measurement after every epoch still to be trained; only the last has `test`."""
         training, checkpoint = self.training(arch, seed)
         while len(training.curve) < self.epochs - 1:
             next(training.run(self.epochs, checkpoint))
@@ -120,7 +120,7 @@ class TrainingEvaluator:
         )
 
     def _at_the_end(self, arch: Architecture, training: Training) -> Measurement:
-        """With what is reported of the network on the images of val."""
+        """Add what is reported on the images of val, and the latency."""
         started = perf_counter()
         with training.averaged() as network:
             reported = self.task.reported(network, self.recipe, training.images.normalise)
@@ -131,7 +131,7 @@ class TrainingEvaluator:
         return replace(found, metrics=metrics, seconds=seconds, device=device)
 
     def training(self, arch: Architecture, seed: int) -> tuple[Training, Path | None]:
-        """That of a network, as far as it has come, and where it is saved."""
+        """The training of a network, as far as it has come, and its checkpoint."""
         if self.checkpoints is None:
             return self._begin(arch, seed), None
         checkpoint = self.checkpoints / f"{self._name(arch)}.safetensors"
@@ -152,9 +152,9 @@ class TrainingEvaluator:
         return Training(network, self.recipe, self.task.training_set(self.recipe, seed), seed)
 
     def _name(self, arch: Architecture) -> str:
-        """Of the checkpoint: the same for the same training only, whatever its seed.
+        """Name of the checkpoint: equal only for the same training, whatever its seed.
 
-        What was begun in one trial may go on in another one.
+        So a training begun in one trial can continue in another.
         """
         record = [self.space.to_str(arch), asdict(self.recipe), self.task.identity]
         text = json.dumps([*record, self.origin], sort_keys=True)

@@ -1,12 +1,12 @@
-"""Times of the blocks of once-for-all MobileNetV3, each measured inside networks that run.
+"""Times of the blocks of once-for-all MobileNetV3, measured inside running networks.
 
-A block on its own, called again and again, finds its weights in the nearest cache and its input
-where the last call left it; on a GPU it may start before or after what is around it. Times of such
-blocks do not add up to that of a network. Here a clock is read between the blocks of whole networks
-instead: the laps of a run add up to its time by construction, caches are as they are in networks,
-and the gap before a kernel belongs to the block that waits for it. So no scale or offset is fitted
-to make sums right. What is left is how far a block depends on its neighbours; whole networks that
-are timed besides show it.
+A single block called in a loop finds its weights in the nearest cache and its input where the last
+call left it; on a GPU it may start earlier or later than among its neighbours. Such times do not
+add up to the time of a network. Instead, a clock is read here between the blocks of whole networks.
+The laps of a run add up to its time by construction, caches behave as in real networks, and the gap
+before a kernel counts for the block that waits for it. So no scale or offset has to be fitted to
+correct the sums. What remains is the influence of a block's neighbours, which separately timed
+whole networks reveal.
 """
 
 from collections import defaultdict
@@ -27,16 +27,16 @@ from trainers.plans import mobilenetv3_plan
 
 Times = dict[str, list[float]]  # ms
 
-NUM_CLASSES = 1000  # as the keys of once-for-all have it
+NUM_CLASSES = 1000  # as in the keys of once-for-all
 
-# Of a stage, the first layer and any other: those after the first are alike.
+# The first and the second layer of each stage: all layers after the first are alike.
 _NODES = tuple(MAX_DEPTH * stage + position for stage in range(NUM_STAGES) for position in (0, 1))
 
 
 class BlockTimer:
-    """Times all blocks at one resolution, and whole networks to compare their sums with.
+    """Times all blocks at one resolution, and whole networks to compare the sums with.
 
-    whole: the networks that are timed as a whole.
+    whole: the networks to time as a whole.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BlockTimer:
         self._blocks = [
             [self._timed(Block(self._plan.slots[node], k, e)) for k, e in LAYERS] for node in _NODES
         ]
-        # The smallest network but for its blocks, which are put in before every run.
+        # A network without blocks, which are inserted before every run.
         self._frame = Network([], num_classes=NUM_CLASSES, width=width, dropout=0.0)
         initialise(self._frame)
         placed(self._frame, device)
@@ -73,10 +73,10 @@ class BlockTimer:
     def measure(self, rng: np.random.Generator) -> tuple[Times, Times]:
         """One pass: times of layers by their keys, and of whole networks by their text.
 
-        Nine networks of the least depth have every block once between them; `rng` decides which
-        blocks are in one network, so that after many passes each has had all kinds of neighbours. A
-        slow moment of the machine hits few times of any block. Every network runs twice and the
-        second run counts: a network that is in use runs again and again.
+        Nine networks of minimum depth together contain every block once. `rng` decides which blocks
+        share a network, so over many passes each block has all kinds of neighbours. A slow moment
+        of the machine affects few times of any one block. Every network runs twice and the second
+        run counts, because a network in use runs again and again.
         """
         times: Times = defaultdict(list)
         choices = np.stack([rng.permutation(len(LAYERS)) for _ in _NODES], axis=1)  # (9, 10)
@@ -99,7 +99,7 @@ class BlockTimer:
         return self._watch.stop()
 
     def _layers(self, ops: Sequence[int]) -> list[str]:
-        """What is between the laps of a network that has these blocks."""
+        """The layers that the laps of a network with these blocks time."""
         stem, first, *others = once_for_all_ends(self._plan)
         blocks = zip(_NODES, ops, strict=True)
         keys = [once_for_all_block(self._plan.slots[i], *LAYERS[op]) for i, op in blocks]

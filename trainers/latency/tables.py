@@ -1,4 +1,4 @@
-"""Latency of once-for-all MobileNetV3 networks, from a table of measurements given by the user.
+"""Latency of once-for-all MobileNetV3 networks, from a table of measurements from the user.
 
 Two kinds of table list single layers, whose times are added up. A third lists whole networks, to
 which a sum over layers is fitted.
@@ -34,9 +34,9 @@ from trainers.rows import column_names, read_columns
 Array = NDArray[np.float64]
 
 RESOLUTION = 224  # pixels
-_OTHER_UNITS = ("s", "us", "\u00b5s", "\u03bcs", "ns")  # "unit" may hold any remark, too
+_OTHER_UNITS = ("s", "us", "\u00b5s", "\u03bcs", "ns")  # "unit" may also hold any remark
 _FOLDS = 5
-_PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses
+_PENALTIES = np.logspace(-3, 2, 6)  # of the ridge regression; cross-validation chooses one
 
 
 def latency_property(space: SearchSpace, table: str, task: Task | None = None) -> Property:
@@ -45,21 +45,21 @@ def latency_property(space: SearchSpace, table: str, task: Task | None = None) -
     FILE is one of
 
     * JSON {"tables": {resolution: {layer: ms}}}, the format of once-for-all, for networks of width
-      1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0; "width" in
-      the JSON says otherwise, as it does in tables of `trainers.build_latency_table`. "unit" must
-      not be another one. KEY is the resolution, by default that of the task. Latency is the sum
-      over the layers, so the property is exact.
-    * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224
-      where there is no such column) and latencies `lat_*` in ms. KEY is one of these, by default
-      the only one. A sum over the layers is fitted and holds at the resolution of the task; `std`
-      is the root mean square error of cross-validation, over networks at every resolution. Where
-      computing takes the time, e.g. in large batches on a GPU, the fit is all but exact; where
-      starting the kernels does, the measurements scatter widely around it and `std` says so.
+      1.2, or {"table": {layer: ms}}, the format of MSuNAS, for networks of width 1.0. "width" in
+      the JSON overrides this, as in tables of `trainers.build_latency_table`; "unit" must not name
+      another unit. KEY is the resolution, by default that of the task. Latency is the sum over the
+      layers, so the property is exact.
+    * parquet with a row per network: `ks`, `e`, `d` as in once-for-all, the resolution `r` (224 if
+      there is no such column) and latencies `lat_*` in ms. KEY is one of these columns, by default
+      the only one. A sum over the layers is fitted for the resolution of the task; `std` is the
+      root mean square error in cross-validation, over networks at every resolution. If computation
+      dominates, e.g. in large batches on a GPU, the fit is almost exact; if kernel launches
+      dominate, the measurements scatter widely around it, as `std` shows.
 
-    task: of the networks that it is wanted for; None is one at 224 pixels, of whatever width.
+    task: that of the networks; None means 224 pixels and any width.
 
-    Raises EvaluatorConfigError, in one line, for another space, a table that is not as said, or one
-    that says that it is for networks of another width.
+    Raises EvaluatorConfigError, in one line, for another space, a table in another format, or one
+    that states another width.
     """
     if space.name != MOBILENETV3.name:
         raise EvaluatorConfigError(
@@ -82,21 +82,21 @@ def latency_property(space: SearchSpace, table: str, task: Task | None = None) -
 
 def file_and_key(table: str) -> tuple[Path, str]:
     """The parts of "FILE" or "FILE:KEY"."""
-    keyed = ":" in table and not Path(table).exists()  # the colon may belong to the name
+    keyed = ":" in table and not Path(table).exists()  # the colon may be part of the file name
     file, _, key = table.rpartition(":") if keyed else (table, "", "")
     return Path(file), key
 
 
-# Tables of layers: their keys spell out what a layer is.
+# Tables of layers: their keys describe a layer.
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """How a table calls the layers of a network.
+    """How a table names the layers of a network.
 
-    width: of the networks, where the table does not say it.
-    ends: the layers that every network has.
-    block: an inverted bottleneck of given kernel and expand ratio.
+    width: of the networks, if the table does not state it.
+    ends: names of the layers that every network has.
+    block: name of an inverted bottleneck with a given kernel and expand ratio.
     """
 
     width: float
@@ -122,7 +122,7 @@ def once_for_all_block(slot: Slot, kernel: int, expand: int) -> str:
 
 
 def once_for_all_ends(plan: MobileNetV3Plan) -> list[str]:
-    """Keys of what every network has, in its order; blocks come after the second."""
+    """Keys of the layers that every network has, in order; the blocks follow the second."""
     first, last = plan.first, plan.slots[-1]
     return [
         _layer("Conv", plan.resolution, 3, first.size_in, first.inputs),
@@ -159,7 +159,7 @@ _FORMATS = {
 
 
 def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, float, float | None]:
-    """Offset, coefficients (20, 9), standard deviation, 0, and width, from a table of layers."""
+    """Offset, coefficients (20, 9), standard deviation (0) and width, from a table of layers."""
     form, width, tables = _layer_tables(path)
     key = key or str(resolution)
     if key not in tables:
@@ -203,7 +203,7 @@ def _layer_tables(path: Path) -> tuple[_Format, float, dict[str, Mapping[str, An
         raise EvaluatorConfigError(
             f"{path} is for networks of width {width!r}: expected a number up to {MAX_WIDTH}"
         )
-    if named[0] == "table":  # one for all resolutions, named in its keys
+    if named[0] == "table":  # one table for all resolutions, which its keys name
         found = {m[1] for key in tables if (m := re.match(r"first_conv-input:(\d+)x\1x3-", key))}
         tables = dict.fromkeys(found, tables)
     usable = [r for r, times in tables.items() if r.isdecimal() and isinstance(times, dict)]
@@ -218,7 +218,7 @@ def _is_time(value: object) -> bool:
 
 
 def _fitted(path: Path, key: str, resolution: int) -> tuple[float, Array, float, float | None]:
-    """Offset, coefficients (20, 9) and standard deviation of a fit to networks of some width."""
+    """Offset, coefficients (20, 9) and standard deviation of a fit to networks of any width."""
     latencies = [name for name in column_names(path) if name.startswith("lat_")]
     if not key and len(latencies) > 1:
         raise EvaluatorConfigError(
@@ -230,20 +230,20 @@ def _fitted(path: Path, key: str, resolution: int) -> tuple[float, Array, float,
             f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}"
         )
     one_hot, area, y = _measured(path, column, resolution)
-    # A layer takes a time of its own, and one in proportion to the pixels it makes.
+    # A layer takes a constant time plus one proportional to the pixels of its output.
     x = np.stack([one_hot, one_hot * area[..., None]], axis=1).reshape(len(y), -1)  # (n, 2NF)
     errors = _cross_validate(x, y)  # (P,)
     offsets, weights = _ridge(x, y)
     best = int(errors.argmin())
-    there = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # where every area is 1
+    there = weights[:, best].reshape(2, *one_hot.shape[1:]).sum(0)  # at the task: all areas are 1
     return float(offsets[best]), there, float(errors[best]), None
 
 
 def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, Array]:
     """Measured networks: operators (n, 20, 9) one-hot, areas (n, 20) and latencies (n,) in ms.
 
-    The area is that of the map a layer makes, in units of the one it makes at the resolution, which
-    must not be beyond those measured. Rows without a latency or a resolution are left out.
+    The area is that of a layer's output, relative to its output at `resolution`, which must be
+    within the measured range. Rows without a latency or a resolution are left out.
     """
     sized = ["r"] if "r" in column_names(path) else []
     columns = read_columns(path, ["ks", "e", "d", *sized, column])
@@ -269,12 +269,12 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
 
 
 def _areas(resolution: int) -> Array:
-    """Pixels of the map that each layer makes, (20,)."""
+    """Pixels of the output map of each layer, (20,)."""
     return np.array([slot.size_out for slot in mobilenetv3_plan(resolution).slots]) ** 2.0
 
 
 def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Architecture]:
-    """Those of the columns ks, e and d of a file; raises EvaluatorConfigError."""
+    """Networks from the columns ks, e and d of a file; raises EvaluatorConfigError."""
     try:
         if not all(set(d) <= set(DEPTHS) for d in columns["d"]):
             raise ValueError
@@ -288,7 +288,7 @@ def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Archi
 
 
 def numbers(path: Path, column: str, values: list) -> Array:
-    """(n,) of a column of a file, nan for null; raises EvaluatorConfigError for anything else."""
+    """(n,) numbers of a column, nan for null; raises EvaluatorConfigError for anything else."""
     if not all(x is None or isinstance(x, int | float) for x in values):
         raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
     return np.array(values, np.float64)
@@ -305,7 +305,7 @@ def _ridge(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _cross_validate(x: Array, y: Array) -> Array:
-    """(P,) root mean square error for rows left out of the fit, by penalty."""
+    """(P,) root mean square error on rows left out of the fit, by penalty."""
     fold = np.arange(len(y)) % _FOLDS
     residuals = np.empty((len(y), len(_PENALTIES)))
     for k in range(_FOLDS):

@@ -1,7 +1,7 @@
 """How long networks take on a device.
 
-What is timed is PyTorch as it is: eager, float32, no gradients, channels last in memory, batch
-norms not folded into convolutions.
+Times plain PyTorch: eager, float32, no gradients, channels last in memory, batch norms not folded
+into convolutions.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ class Stopwatch(Protocol):
     """Times what a device does between calls of `lap`."""
 
     def start(self) -> None:
-        """Wait until the device has nothing to do, and begin the first lap."""
+        """Wait until the device is idle, and begin the first lap."""
         ...
 
     def lap(self) -> None:
@@ -38,11 +38,11 @@ class Stopwatch(Protocol):
 
 
 class CpuStopwatch:
-    """A CPU has done its work when a call returns.
+    """For a CPU, which has done its work when a call returns.
 
-    Memory that tensors have freed stays with the process from the first stopwatch on. Otherwise it
-    depends on what ran before whether a layer gets fresh pages from the operating system, which
-    can take several times as long as its arithmetic.
+    From the first stopwatch on, the process keeps the memory that tensors free. Otherwise a layer
+    may get fresh pages from the operating system, depending on what ran before; this can take
+    several times as long as its arithmetic.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -60,7 +60,7 @@ class CpuStopwatch:
 
 
 class CudaStopwatch:
-    """A GPU is behind the calls: events in its queue say when it gets there."""
+    """For a GPU, which runs behind the calls: events in its queue record the times."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -81,7 +81,7 @@ class CudaStopwatch:
 
 
 def stopwatch(device: torch.device) -> Stopwatch:
-    """That of a CPU or a GPU."""
+    """A stopwatch for a CPU or a GPU."""
     return CudaStopwatch(device) if device.type == "cuda" else CpuStopwatch()
 
 
@@ -89,19 +89,19 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def _keep_freed_memory() -> None:
-    with suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
+    with suppress(AttributeError, OSError, TypeError):  # if the C library is not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, 2**30)
-        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network` itself, moved and laid out as it is timed."""
+    """`network` itself, moved to the device and laid out for timing."""
     return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def random_images(batch_size: int, resolution: int, device: torch.device) -> Tensor:
-    """(B, 3, R, R) from a generator of their own, laid out as they are timed."""
+    """(B, 3, R, R) from a separate random generator, laid out for timing."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, 3, resolution, resolution, generator=generator)
     return images.to(device).contiguous(memory_format=torch.channels_last)
@@ -111,9 +111,9 @@ def random_images(batch_size: int, resolution: int, device: torch.device) -> Ten
 def latency(
     network: nn.Module, *, batch_size: int, resolution: int, device: torch.device
 ) -> tuple[float, str]:
-    """Median of the times of a batch, ms, after a warm-up, and what that was measured on.
+    """Median time of a batch, in ms, after a warm-up, and the device it was measured on.
 
-    `network` is left as it is. What else the machine does at the time is in the result.
+    `network` is not changed. Other load on the machine affects the result.
     """
     copy, watch = placed(deepcopy(network), device), stopwatch(device)
     images = random_images(batch_size, resolution, device)
@@ -127,7 +127,7 @@ def latency(
 
 
 def device_name(device: torch.device) -> str:
-    """Model of a GPU, or of the CPU with the number of threads that it works with."""
+    """Model of a GPU, or of the CPU with the number of threads used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
