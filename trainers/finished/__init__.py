@@ -1,4 +1,4 @@
-"""After a search: its best networks trained in full, and packaged for others to use."""
+"""After a search: its best networks are trained in full and packaged for others to use."""
 
 from trainers.finished.classifier import Classifier, load_classifier
 

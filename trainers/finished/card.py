@@ -12,7 +12,7 @@ _LEVEL = 0.95
 
 
 def model_card(spec: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """Markdown, of what a folder's config.json says: `network` and the rest of it."""
+    """Markdown from a folder's config.json: `network` (`spec`) and the rest (`about`)."""
     environment = Environment(
         loader=PackageLoader("trainers.finished"),
         undefined=StrictUndefined,
@@ -26,7 +26,7 @@ def model_card(spec: Mapping[str, Any], about: Mapping[str, Any]) -> str:
 
 
 def accuracy(values: Sequence[float]) -> str:
-    """Percent: the mean of trainings with different seeds, with Student's 95 % interval."""
+    """Percent: the mean over trainings with different seeds, with Student's 95 % interval."""
     mean = f"{np.mean(values):.2f}"
     if len(values) == 1:
         return mean
@@ -36,7 +36,7 @@ def accuracy(values: Sequence[float]) -> str:
 
 
 def caveats(about: Mapping[str, Any]) -> list[str]:
-    """What the numbers of a card must not be taken for."""
+    """Caveats on the numbers of a card."""
     found = []
     search, results, how = about["search"], about["results"], about["how"]
     if search is not None and search["same_images"] and "held_out" in results:

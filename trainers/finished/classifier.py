@@ -1,4 +1,4 @@
-"""A finished network with the preprocessing of its images, in memory and on disk."""
+"""A finished network with its image preprocessing, in memory and on disk."""
 
 import json
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """All of a classifier but its weights.
+    """Everything in a classifier except its weights.
 
     arch: in the notation of the space.
     classes: names, in the order of the logits.
-    resolution: side of the images, pixels.
-    crop_ratio: side of the central square that is cut out, relative to the shorter side.
-    width: multiplier of the channels; of MobileNetV3 only.
-    mean, std: of each channel, of intensities in [0, 1].
+    resolution: side of the images, in pixels.
+    crop_ratio: side of the central crop, relative to the shorter side.
+    width: multiplier of the channels; for MobileNetV3 only.
+    mean, std: per channel, of intensities in [0, 1].
     """
 
     space: str
@@ -44,14 +44,14 @@ class Spec:
     std: tuple[float, ...]
 
     def network(self) -> nn.Module:
-        """The network, its weights not those that were trained."""
+        """The network, without the trained weights."""
         arch = SPACES[self.space].from_str(self.arch)
         if self.space == MOBILENETV3.name:
             return build_network(arch, num_classes=len(self.classes), width=self.width)
         return CellNetwork(arch, len(self.classes))
 
     def architecture(self) -> dict[str, Any]:
-        """As the space's own tools have it: once-for-all, or AutoDL-Projects and NATS-Bench."""
+        """The format of the space's own tools: once-for-all, or AutoDL-Projects and NATS-Bench."""
         space = SPACES[self.space]
         config = space.to_config(space.from_str(self.arch))
         if self.space == MOBILENETV3.name:
@@ -59,7 +59,7 @@ class Spec:
         return {**config, "C": CHANNELS[0], "N": CELLS, "num_classes": len(self.classes)}
 
     def preprocessing(self) -> dict[str, Any]:
-        """How a picture becomes what `Classifier` takes, and what that does with it."""
+        """How to turn a picture into an input of `Classifier`, and what `Classifier` does to it."""
         return {
             "colours": "RGB",
             "crop": "central square",
@@ -74,9 +74,9 @@ class Spec:
 
 
 class Classifier(nn.Module):
-    """Pictures (B, R, R, 3) uint8, as image libraries have them, to logits (B, num_classes).
+    """Pictures (B, R, R, 3) uint8, as image libraries return them, to logits (B, num_classes).
 
-    There is no other input that it could be fed by mistake: normalisation is inside.
+    Normalisation is included, so that it cannot be forgotten.
     """
 
     mean: Tensor
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
 
 
 def save_classifier(classifier: Classifier, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the weights and all that they are for; `about`, for JSON, is kept beside."""
+    """Write the weights and their spec; `about`, for JSON, is stored next to them."""
     state = classifier.network.state_dict()
     (folder / WEIGHTS).write_bytes(save({k: v.contiguous().cpu() for k, v in state.items()}))
     spec = classifier.spec
@@ -104,7 +104,7 @@ def save_classifier(classifier: Classifier, folder: Path, about: Mapping[str, An
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """That of a folder, in evaluation mode; raises EvaluatorConfigError."""
+    """Load the classifier in a folder, in evaluation mode; raises EvaluatorConfigError."""
     try:
         record: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())["network"]
         record |= {name: tuple(record[name]) for name in ("classes", "mean", "std")}

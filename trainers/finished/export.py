@@ -1,4 +1,4 @@
-"""Classifiers for programs that do not have this package: PyTorch's own format, and ONNX."""
+"""Exports classifiers for programs without this package: PyTorch's own format, and ONNX."""
 
 import json
 import logging
@@ -22,23 +22,23 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 
 
 class ExportError(RuntimeError):
-    """An exported file does not compute what the network does."""
+    """An exported file does not compute what the network computes."""
 
 
 def can_write_onnx() -> bool:
-    """Whether all packages are there."""
+    """Whether all required packages are installed."""
     return all(find_spec(name) is not None for name in PACKAGES)
 
 
 def export(classifier: Classifier, images: Tensor, folder: Path) -> tuple[dict[str, float], str]:
-    """Write model.pt2 and, where that is possible, model.onnx; both take any number of images.
+    """Write model.pt2 and, if possible, model.onnx; both accept any number of images.
 
-    images: (n, R, R, 3) uint8, n > 1, on the CPU: real ones, that both are tried on, as a batch
-        and one alone.
+    images: (n, R, R, 3) uint8, n > 1, on the CPU: real images on which both files are tested, as
+        a batch and one alone.
 
-    Returns the largest difference of each file's outputs from the network's, relative to the
-    largest output; and why there is no model.onnx, where it should have been written. Raises
-    ExportError when model.pt2 computes something else than the network.
+    Returns the largest difference between each file's outputs and the network's, relative to the
+    largest output; and, if model.onnx should have been written but was not, the reason. Raises
+    ExportError if model.pt2 does not compute what the network computes.
     """
     with _quiet(), torch.no_grad():
         program = torch.export.export(
@@ -51,14 +51,14 @@ def export(classifier: Classifier, images: Tensor, folder: Path) -> tuple[dict[s
             try:
                 _write_onnx(program, classifier, folder / ONNX)
                 found[ONNX] = _check(ONNX, _onnx(folder / ONNX), classifier, images)
-            except Exception as error:  # the exporter and the runtime raise all kinds
+            except Exception as error:  # exporter and runtime raise errors of all kinds
                 (folder / ONNX).unlink(missing_ok=True)
                 return found, one_line(error)
     return found, ""
 
 
 def _write_onnx(program: ExportedProgram, classifier: Classifier, path: Path) -> None:
-    """In one file, which says what its input has to be and how its classes are called."""
+    """Write a single file, which documents its input and the names of its classes."""
     found = torch.onnx.export(
         program,
         dynamo=True,
@@ -98,7 +98,7 @@ def _check(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not needed, and on its own code."""
+    """Suppress the exporter's remarks on unneeded packages and on its own code."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

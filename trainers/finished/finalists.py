@@ -1,6 +1,6 @@
 """The best architectures of a search, read from its folder: config.json and trials.parquet.
 
-Its journal only says whether the table is up to date.
+The journal is only used to check that the table is up to date.
 """
 
 import json
@@ -22,9 +22,9 @@ from trainers.rows import PARTIAL
 
 @dataclass(frozen=True)
 class Finalist:
-    """An architecture to be finished, and what its search knew of it.
+    """An architecture to be finished, and its result in the search.
 
-    trial, value: its trial there and the objective, a fraction; None for one that was given.
+    trial, value: its trial and objective (a fraction) there; None if it does not come from a run.
     """
 
     arch: Architecture
@@ -36,11 +36,11 @@ class Finalist:
 class Search:
     """A run.
 
-    config: what it was asked to do, by the names of RunConfig.
-    sha256: of the files and images it read, by the settings that name them.
-    command, versions: what made it.
-    trials: how many of its trials have a value, at full fidelity.
-    finalists: the best of them, the best first; of equals the earlier.
+    config: its settings, by the names of RunConfig.
+    sha256: digests of the files and images it read, by the settings that name them.
+    command, versions: how it was run.
+    trials: number of its trials that have a value at full fidelity.
+    finalists: the best of them, best first; ties go to the earlier trial.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def read_search(path: Path, top: int) -> Search:
     if not trials:
         raise UserError(f"{path} has no successful trial: nothing can be chosen")
     best: dict[Architecture, Finalist] = {}
-    target = config.get("target")  # percent; where there is one the nearest is the best
+    target = config.get("target")  # percent; if given, the nearest value is the best
 
     def rank(row: tuple[int, str | None, float]) -> tuple[float, int]:
         return (-row[2] if target is None else abs(row[2] - target)), row[0]
@@ -109,11 +109,11 @@ def _record(path: Path) -> Mapping[str, Any]:
 
 
 def _outcomes(journal: Path) -> int:
-    """How many trials have ended; 0 where the run came without its journal."""
+    """How many trials have ended; 0 if the run has no journal."""
     ended = set()
     with suppress(FileNotFoundError):
         for line in journal.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, KeyError):  # what is torn has not ended
+            with suppress(ValueError, TypeError, KeyError):  # skip incomplete lines
                 event = json.loads(line)
                 if event["event"] == "finished":
                     ended.add(event["trial"])
@@ -121,9 +121,9 @@ def _outcomes(journal: Path) -> int:
 
 
 def _trials(file: Path, outcomes: int) -> list[tuple[int, str | None, float]]:
-    """Number, architecture and value, percent, of the successful trials of full fidelity.
+    """Number, architecture and value (percent) of the successful trials at full fidelity.
 
-    outcomes: how many rows the table has if it is up to date.
+    outcomes: number of rows in an up-to-date table.
     """
     if not file.exists():
         raise UserError(f"no {file}: repeat the command of the run, which writes it")

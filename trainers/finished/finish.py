@@ -1,4 +1,4 @@
-"""From an architecture to weights that are worth keeping: three ways."""
+"""Three ways from an architecture to final weights."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,14 +20,14 @@ from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe
 from trainers.training.task import ImageTask
 
-_TRIED_ON = 32  # images that exported files are tried on
+_TRIED_ON = 32  # images on which exported files are tested
 
 Progress = Callable[[int, Epoch], object]  # (seed, epoch)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A network, what its images go through, and what each training of it came to.
+    """A network, its normalisation, and the result of each of its trainings.
 
     The weights are those of the first training.
     """
@@ -40,7 +40,7 @@ class Finished:
 def train_anew(
     evaluator: TrainingEvaluator, arch: Architecture, seeds: int, folder: Path, progress: Progress
 ) -> Finished:
-    """Train with each of the seeds 0, 1, ..., or go on where `folder` has it; DivergedError."""
+    """Train with each of the seeds 0, 1, ..., or resume from `folder`; raises DivergedError."""
     finished: Finished | None = None
     measurements = []
     for seed in range(seeds):
@@ -53,7 +53,7 @@ def train_anew(
 
 
 def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: Path) -> Finished:
-    """What a search has trained and kept in its `folder`; raises UserError where it has not."""
+    """The network that a search trained and kept in `folder`; raises UserError if it did not."""
     kept = replace(evaluator, checkpoints=folder)
     training, checkpoint = kept.training(arch, seed=0)
     if len(training.curve) < kept.epochs:
@@ -66,7 +66,7 @@ def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: P
 
 
 def take_from_supernet(evaluator: SupernetEvaluator, arch: Architecture) -> Finished:
-    """As it is in a supernet, with batch norms of its own."""
+    """The network as it is in a supernet, but with its own batch norms."""
     found, network, normalise = evaluator.measure(arch)
     return Finished(network.cpu().eval(), normalise, (found,))
 
@@ -82,7 +82,7 @@ def _of(training: Training, measurements: list[Measurement]) -> Finished:
 def classifier_of(
     finished: Finished, task: ImageTask, recipe: Recipe, space: str, arch: str, width: float
 ) -> Classifier:
-    """The network with the preprocessing that it was measured with."""
+    """The network with the preprocessing used in its measurements."""
     spec = Spec(
         space=space,
         arch=arch,
@@ -97,7 +97,7 @@ def classifier_of(
 
 
 def some_images(task: ImageTask, recipe: Recipe) -> Tensor:
-    """Up to 32 held-out ones and at least two, (n, R, R, 3) uint8, on the CPU."""
+    """Up to 32 held-out images, (n, R, R, 3) uint8, on the CPU; a single one is repeated."""
     images, _ = next(task.held_out_images(replace(recipe, batch_size=_TRIED_ON)).epoch(0))
     pictures = images.cpu().permute(0, 2, 3, 1).contiguous()
     return pictures if len(pictures) > 1 else torch.cat([pictures, pictures])

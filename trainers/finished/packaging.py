@@ -40,11 +40,11 @@ How = Literal["train", "search", "supernet"]
 class Packaging:
     """What all networks of a command have in common.
 
-    how: trained anew, as the search has trained them, or as they are in a supernet.
-    weights: file of the supernet that weights come from, and its SHA-256.
-    seeds: how many trainings.
-    measured_by_held_out: False where it is trained on.
-    checkpoints: folder of trainings; only `supernet` does without.
+    how: weights from a new training, from the search, or from a supernet.
+    weights: file of the supernet that the weights come from, and its SHA-256.
+    seeds: number of trainings.
+    measured_by_held_out: False if held-out images are trained on.
+    checkpoints: folder of trainings; not used by `supernet`.
     """
 
     space: SearchSpace
@@ -58,10 +58,10 @@ class Packaging:
     checkpoints: Path
 
     def package(self, rank: int, finalist: Finalist, console: Console) -> str:
-        """Make the folder OUT/RANK, whole or not at all, unless it is there; says what is in it.
+        """Make the folder OUT/RANK atomically, unless it exists; returns a summary of it.
 
-        Raises UserError where it holds something else, EvaluationError, and ExportError, also where
-        all was written but model.onnx.
+        Raises UserError if it holds something else, EvaluationError, and ExportError, also if all
+        but model.onnx was written.
         """
         folder = self.out / str(rank)
         there = self.there(rank, finalist)
@@ -97,7 +97,7 @@ class Packaging:
         return f"{_summary(about)}: {folder}; outputs of {files} differ by {worst:.1g} at most"
 
     def there(self, rank: int, finalist: Finalist) -> Mapping[str, Any] | None:
-        """What the config.json of OUT/RANK says, if there is one; raises UserError for another."""
+        """The config.json of OUT/RANK, if there is one; UserError if it is of something else."""
         folder = self.out / str(rank)
         record = _read(folder)
         if record is not None:
@@ -127,7 +127,7 @@ class Packaging:
         return train_anew(evaluator, arch, self.seeds, self.checkpoints, progress)
 
     def _asked(self, finalist: Finalist) -> dict[str, Any]:
-        """Equal for equal work; what it is done with is in it."""
+        """Everything that determines the result: equal for equal work."""
         evaluator = self.evaluator
         return {
             "space": self.space.name,
@@ -165,7 +165,7 @@ class Packaging:
         }
 
     def _results(self, finished: Finished) -> dict[str, Any]:
-        """Accuracies, percent, and seconds of each training; `macs` and `params`."""
+        """Accuracies (percent) and seconds of each training; `macs` and `params`."""
         first = finished.measurements[0].metrics
         metrics = [percent(one.metrics) for one in finished.measurements]
         found: dict[str, Any] = {name: first[name] for name in ("macs", "params")}
@@ -176,7 +176,7 @@ class Packaging:
         return found | {name: [one[name] for one in metrics] for name in tests}
 
     def _found(self, search: Search, finalist: Finalist) -> dict[str, Any]:
-        """How a search came by it."""
+        """How the search found it."""
         assert finalist.value is not None
         names = ("evaluator", "objective", "surrogate", "strategy", "acq", "seed")
         return {
@@ -197,7 +197,7 @@ class Packaging:
 
 
 def _read(folder: Path) -> Mapping[str, Any] | None:
-    """What config.json says; None where there is no folder."""
+    """The config.json; None if there is no folder."""
     if not folder.exists():
         return None
     try:

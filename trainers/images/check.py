@@ -1,4 +1,4 @@
-"""Looks at every picture of a data set: which are corrupt, and which are in both splits."""
+"""Checks every picture of a data set: which are corrupt, and which are in both splits."""
 
 import re
 from collections.abc import Callable
@@ -22,10 +22,10 @@ IMAGENET_CLASSES, IMAGENET_TRAIN, IMAGENET_VAL = 1000, 1_281_167, 50
 
 @dataclass(frozen=True)
 class Found:
-    """What looking at every picture has found."""
+    """The result of checking every picture."""
 
     listing: Listing  # with the columns bytes, width, height and error
-    leaks: list[tuple[str, str]]  # a picture of val, and one of train with the same bytes
+    leaks: list[tuple[str, str]]  # a picture in val, and one in train with the same bytes
 
 
 def look_at_all(
@@ -33,9 +33,9 @@ def look_at_all(
     workers: int | None = None,
     progress: Callable[[int], object] = lambda more: None,
 ) -> Found:
-    """Read and decode every picture; progress is called with how many more are done.
+    """Read and decode every picture; progress is called with the number newly done.
 
-    Raises OSError when a picture cannot be read at all.
+    Raises OSError if a picture cannot be read at all.
     """
     n = len(listing.pictures)
     sizes = np.zeros((n, 3), dtype=np.int64)
@@ -56,7 +56,7 @@ def look_at_all(
 
 
 def _look(source: Source, rows: np.ndarray) -> list[tuple[bytes, tuple[int, int, int], str | None]]:
-    """Digest, (bytes, width, height), and what is wrong, of each."""
+    """Digest, (bytes, width, height) and error of each picture."""
     looks = []
     for row in rows.tolist():
         data = source.read(row)

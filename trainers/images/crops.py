@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TRIES = 10  # of a random box to lie inside the picture
-DRAWS = 2 * TRIES + 2  # random numbers that a picture uses up: area and shape of tries; where
+TRIES = 10  # attempts to fit a random box inside the picture
+DRAWS = 2 * TRIES + 2  # random numbers per picture: area and shape of each try; position
 ASPECT = math.log(4 / 3)  # largest |log(width / height)| of a random box
 
 
 class Box(NamedTuple):
-    """The part of a picture that becomes R x R, and how far that is shifted then."""
+    """The part of a picture that is resized to R x R, and the shift applied after that."""
 
     part: tuple[int, int, int, int]  # left, top, width, height
-    shift: tuple[int, int]  # right, down; black comes in
+    shift: tuple[int, int]  # right, down; filled with black
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Crop:
 
     @classmethod
     def center(cls, ratio: float = 0.875) -> "Crop":
-        """The central square whose side is `ratio` of the shorter side; 224 / 256 is usual."""
+        """The central square with side `ratio` times the shorter side; 224 / 256 is usual."""
         return cls(ratio=ratio)
 
     @classmethod
     def random_resized(cls, scale: tuple[float, float] = (0.08, 1.0)) -> "Crop":
-        """A random share of the area, with aspect 3/4 to 4/3, as torchvision has it."""
+        """A random fraction of the area, with aspect ratio 3/4 to 4/3, as in torchvision."""
         return cls(scale=scale)
 
     @classmethod
@@ -54,7 +54,7 @@ class Crop:
         return cls(padding=padding)
 
     def cached_size(self, resolution: int) -> int:
-        """Side of the squares to cache: what the central crop takes its R pixels from."""
+        """Side of the squares to cache, from which the central crop takes its R pixels."""
         ratio = 0.875 if self.scale is not None else self.ratio
         return round(resolution / ratio)
 
@@ -78,13 +78,13 @@ class Crop:
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 return int(draws[-2] * (width - w + 1)), int(draws[-1] * (height - h + 1)), w, h
-        w = max(1, min(width, round(height * math.exp(ASPECT))))  # a very long picture
+        w = max(1, min(width, round(height * math.exp(ASPECT))))  # for very long pictures
         h = max(1, min(height, round(width * math.exp(ASPECT))))
         return (width - w) // 2, (height - h) // 2, w, h
 
 
 def shift(images: Tensor, shifts: Tensor) -> Tensor:
-    """Move each of (B, 3, R, R) images by (B, 2) pixels, right and down; black comes in."""
+    """Shift each of (B, 3, R, R) images by (B, 2) pixels, right and down; fill with black."""
     size, far = images.shape[-1], int(shifts.abs().max())
     if not far:
         return images
@@ -99,7 +99,7 @@ def shift(images: Tensor, shifts: Tensor) -> Tensor:
 
 
 def crop_squares(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Boxes (B, 4) of (B, 3, S, S) uint8 squares, each as size x size; on the squares' device."""
+    """Boxes (B, 4) of (B, 3, S, S) uint8 squares, each resized to size x size; on their device."""
     if (boxes == boxes[0]).all() and int(boxes[0, 2]) == int(boxes[0, 3]) == size:
         left, top = boxes[0, :2].tolist()
         return squares[:, :, top : top + size, left : left + size]
@@ -109,7 +109,7 @@ def crop_squares(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def resample_each(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Bilinear and antialiased, one by one: by far the faster way on a CPU."""
+    """Bilinear and antialiased, one by one: by far the fastest way on a CPU."""
     parts = (
         square[None, :, top : top + height, left : left + width]
         for square, (left, top, width, height) in zip(squares, boxes.tolist(), strict=True)
@@ -120,7 +120,7 @@ def resample_each(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def resample_at_once(squares: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Bilinear without antialiasing: the boxes should not be larger than twice the size."""
+    """Bilinear without antialiasing: boxes should not exceed twice the size."""
     box = boxes.to(squares.device, torch.float32)
     side = squares.shape[-1]
     scale = box[:, 2:] / side  # grid_sample's coordinates: -1 and 1 are the edges of the square

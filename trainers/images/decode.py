@@ -1,8 +1,8 @@
 """From encoded pictures to pixels, always RGB.
 
-Greyscale, palette, CMYK and transparent pictures become RGB; the orientation in EXIF data is
-ignored, as torchvision does. simplejpeg, where it is installed, decodes JPEG faster and to the same
-pixels; whatever it does not like, Pillow decides.
+Greyscale, palette, CMYK and transparent pictures become RGB; the EXIF orientation is ignored, as in
+torchvision. If simplejpeg is installed, it decodes JPEG faster, with the same pixels; Pillow
+handles whatever simplejpeg rejects.
 """
 
 from io import BytesIO
@@ -22,16 +22,16 @@ _JPEG = b"\xff\xd8"
 
 
 class CorruptImageError(ValueError):
-    """Bytes that are no whole picture."""
+    """The bytes are not a complete picture."""
 
 
 def decode(data: bytes) -> np.ndarray:
-    """(height, width, 3) uint8; raises CorruptImageError, also for a picture that ends early."""
+    """(height, width, 3) uint8; raises CorruptImageError, also for a truncated picture."""
     if not data:
         raise CorruptImageError("empty file")
     if simplejpeg is not None and data.startswith(_JPEG):
         try:
-            return simplejpeg.decode_jpeg(data)  # raises for whatever libjpeg warns of
+            return simplejpeg.decode_jpeg(data)  # raises for anything libjpeg warns about
         except ValueError:
             pass
     try:
@@ -39,14 +39,14 @@ def decode(data: bytes) -> np.ndarray:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise all kinds
+    except Exception as error:  # Pillow's decoders raise errors of all kinds
         raise CorruptImageError(str(error) or type(error).__name__) from None
 
 
 def resize(pixels: np.ndarray, box: tuple[int, int, int, int], size: int) -> Tensor:
     """The box (left, top, width, height) of a picture as (3, size, size) uint8.
 
-    Bilinear and antialiased, as Pillow does it; the same but for the last bit.
+    Bilinear and antialiased, like Pillow; identical except for the last bit.
     """
     left, top, width, height = box
     part = np.ascontiguousarray(pixels[top : top + height, left : left + width])

@@ -1,4 +1,4 @@
-"""What pictures a data set has: the list that a scan finds and `trainers.prepare` keeps."""
+"""The list of pictures in a data set, which a scan finds and `trainers.prepare` keeps."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from trainers.base import EvaluatorConfigError
 
 FILE = "pictures.parquet"
 VERSION = 1
-SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the first that is there
+SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the first that exists
 
 
 @dataclass(frozen=True)
 class Listing:
     """Every picture of a data set, sorted by name.
 
-    pictures has the columns name (unique), split ("train" or "val"), class, and where the bytes
-    are: `row` of a parquet file; `archive` (a path inside root), `offset` and `size` of tars; files
-    have their name. What `trainers.prepare` found is in the columns bytes, width, height and error
+    pictures has the columns name (unique), split ("train" or "val"), class, and the location of the
+    bytes: `row` in a parquet file; `archive` (a path inside root), `offset` and `size` in tars; for
+    files, the name. Results of `trainers.prepare` are in the columns bytes, width, height and error
     (null for a good picture).
     """
 
@@ -32,8 +32,8 @@ class Listing:
     root: Path
     classes: tuple[str, ...]
     pictures: pa.Table
-    watched: tuple[str, ...]  # folders and files whose time of change tells of a change, in root
-    newest: int  # of those times when the scan began, in ns
+    watched: tuple[str, ...]  # folders and files in root whose modification times reveal changes
+    newest: int  # latest of those times when the scan began, in ns
 
     @property
     def good(self) -> pa.Table:
@@ -51,23 +51,23 @@ class Listing:
 
 
 def prepared_folder(data: Path) -> Path:
-    """Where the index of a data set is kept beside it."""
+    """Folder of the index beside a data set."""
     return data / ".prepared" if data.is_dir() else data.with_name(f"{data.name}.prepared")
 
 
 def split_folders(root: Path) -> dict[str, str]:
-    """What the folders of train and val are called, of those that are there."""
+    """Names of the existing folders of train and val."""
     found = {s: [name for name in names if (root / name).is_dir()] for s, names in SPLITS.items()}
     return {split: names[0] for split, names in found.items() if names}
 
 
 def newest(root: Path, watched: tuple[str, ...]) -> int:
-    """The last time that anything watched has changed, in ns."""
+    """The latest modification time of anything watched, in ns."""
     return max(os.stat(root / name).st_mtime_ns for name in watched)
 
 
 def save(listing: Listing, folder: Path) -> None:
-    """Write a listing whole, so that there is never half an index; raises OSError."""
+    """Write a listing atomically, so that an index is never incomplete; raises OSError."""
     about = {
         "version": VERSION,
         "kind": listing.kind,
@@ -83,9 +83,9 @@ def save(listing: Listing, folder: Path) -> None:
 
 
 def load(folder: Path, root: Path | None = None) -> Listing:
-    """The listing kept in a folder, of the data at `root`, or where they were when it was made.
+    """The listing kept in a folder, for data at `root`, by default their original location.
 
-    Raises EvaluatorConfigError when it is no index or the data have changed since.
+    Raises EvaluatorConfigError if it is not an index or the data have changed since.
     """
     path = folder / FILE
     try:

@@ -1,8 +1,8 @@
 """Batches of pictures, decoded on the fly in worker processes or taken from cached pixels.
 
-A batch depends on (seed, epoch, number of the batch) and on nothing else: not on the workers, nor
-on whether the epoch was begun or resumed there. A picture that cannot be decoded is replaced by the
-next good one of its class, in the order of names and among the indices, and is named in `skipped`.
+A batch depends only on (seed, epoch, number of the batch), not on the workers or on whether the
+epoch was resumed there. A picture that cannot be decoded is replaced by the next good one of its
+class, in order of names and among the indices; it is listed in `skipped`.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from trainers.images.pixels import Pixels, open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
 
 MAX_WORKERS = 8  # by default
-TIMEOUT = 300  # seconds for a batch, after which its worker is taken to hang
+TIMEOUT = 300  # seconds for a batch; after that, its worker is assumed to hang
 PREFETCH = 2  # batches per worker
 
 S = TypeVar("S")
@@ -33,16 +33,16 @@ T = TypeVar("T")
 
 
 class LoaderError(RuntimeError):
-    """A process that decodes pictures has died or hangs."""
+    """A process that decodes pictures has died or hung."""
 
 
 class _Key(NamedTuple):
-    """Which batch, or what of one."""
+    """Identifies a batch, or part of one."""
 
     epoch: int
     number: int
     rows: np.ndarray  # (B,) pictures of the split
-    places: range  # of B, in the whole batch
+    places: range  # positions of these B in the whole batch
 
 
 class _Batch(NamedTuple):
@@ -72,14 +72,14 @@ class Loader:
         """Set up; decoding starts with the first epoch.
 
         shard: (i, n) gives every n-th picture of each batch, from the i-th on, so that n processes
-            have a batch between them, cropped as one process would.
+            share a batch, with the same crops as in one process.
 
-        workers: processes that decode; 0 is this one, None as many as there are cores, at most 8.
+        workers: processes that decode; 0 means this one, None one per core, at most 8.
         cache: None decodes every picture in every epoch. A folder keeps decoded pixels, which are
-            written there now if need be, in the size the crop asks for; so does one file of these
-            (pixels-*.npy), in whatever size it is. Random crops are then parts of central squares.
+            written now if needed, in the size the crop requires. A single file from such a folder
+            (pixels-*.npy) may have any size. Random crops are then parts of central squares.
 
-        Raises EvaluatorConfigError, and OSError when the cache cannot be written.
+        Raises EvaluatorConfigError, and OSError if the cache cannot be written.
         """
         if batch_size < 1 or resolution < 1 or len(indices) < (batch_size if drop_last else 1):
             raise EvaluatorConfigError(
@@ -98,7 +98,7 @@ class Loader:
         self._epoch: object = None
         arguments = (split, self.indices, crop, resolution, seed)
         if cache is None:
-            count = min(self.steps, PREFETCH * self.workers + 1)  # decoded ahead, and in hand
+            count = min(self.steps, PREFETCH * self.workers + 1)  # decoded ahead, and in use
             share = len(range(shard[0], min(batch_size, len(indices)), shard[1]))
             shape = (count, share, resolution, resolution, 3)
             slots = torch.empty(shape, dtype=torch.uint8)
@@ -112,13 +112,13 @@ class Loader:
 
     @property
     def skipped(self) -> Sequence[str]:
-        """Names of pictures met so far that could not be decoded and were replaced."""
+        """Names of pictures so far that could not be decoded and were replaced."""
         return tuple(self._skipped)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches start, start + 1, ... of an epoch: images (B, 3, R, R) uint8 and labels (B,).
 
-        Beginning an epoch ends the one before. Raises LoaderError when a worker dies.
+        Beginning an epoch ends the previous one. Raises LoaderError if a worker dies or hangs.
         """
         order = self.indices
         if self.shuffle:
@@ -154,7 +154,7 @@ class Loader:
             yield _Batch(images.pin_memory() if on_gpu else images.clone(), skipped)
 
     def _in_workers(self) -> Iterator[list[str] | EvaluatorConfigError]:
-        """What `_Stream` returns for each of the keys."""
+        """The results of `_Stream` for the keys."""
         if self._running is None:
             self._running = DataLoader(
                 cast(Dataset, self._make),
@@ -180,9 +180,9 @@ class Loader:
 
 
 class _Stream:
-    """Decodes batches into slots: memory that all processes see, used in turn.
+    """Decodes batches into slots: memory shared by all processes and used in turn.
 
-    Batches sent through a pipe, or in shared memory of their own, would cost a tenth of decoding.
+    Sending batches through a pipe or in their own shared memory would cost a tenth of decoding.
     """
 
     def __init__(
@@ -200,14 +200,14 @@ class _Stream:
         self._slots = slots
 
     def slot(self, key: _Key) -> Tensor:
-        """(B, 3, R, R): where a batch is until as many more have been decoded."""
+        """(B, 3, R, R): memory of a batch, until later batches have used all other slots."""
         slot = self._slots[key.number % len(self._slots), : len(key.rows)]
         return slot.permute(0, 3, 1, 2)
 
     def __getitem__(self, key: _Key) -> list[str] | EvaluatorConfigError:
-        """Decode a batch; names of the pictures that were replaced.
+        """Decode a batch; returns the names of replaced pictures.
 
-        An error is returned: raised in a worker, it would arrive as a traceback.
+        Errors are returned, because one raised in a worker would arrive as a traceback.
         """
         images, draws = self.slot(key), _draws(self.seed, key)
         shifts: list[tuple[int, int]] = []
@@ -264,16 +264,16 @@ class _Cached:
             self.instead[row] = spare
 
     def read(self, key: _Key) -> Tensor:
-        """(B, 3, S, S) uint8 squares of a batch, in memory that a GPU can copy from by itself."""
+        """(B, 3, S, S) uint8 squares of a batch, for a GPU in pinned memory."""
         used = [self.instead.get(row, row) for row in key.rows.tolist()]
         squares = torch.from_numpy(np.asarray(self.squares[used]))
         if self.device.type != "cuda":
             return squares
-        with torch.cuda.device(self.device):  # in a thread it would be the first GPU
+        with torch.cuda.device(self.device):  # a thread would default to the first GPU
             return squares.pin_memory()
 
     def batch(self, key: _Key, squares: Tensor) -> _Batch:
-        """Cut a batch out of what `read` has read."""
+        """Cut a batch out of squares from `read`."""
         rows, side = key.rows.tolist(), squares.shape[-1]
         skipped = [str(self.split.names[row]) for row in rows if row in self.instead]
         boxes = [self.crop.box(side, side, draws) for draws in _draws(self.seed, key)]
@@ -284,7 +284,7 @@ class _Cached:
 
 
 def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """function(item) of each in turn: a thread finds the next one while the last one is used."""
+    """Yield function(item) in turn; a thread computes the next one while one is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming: deque[Future[T]] = deque()
         for item in items:
@@ -296,14 +296,14 @@ def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
-    """The other pictures of a picture's class among the indices, beginning with the next."""
+    """Other pictures of the same class among the indices, beginning with the next."""
     same = np.sort(indices[split.labels[indices] == split.labels[row]])
     after = int(np.searchsorted(same, row, side="right"))
     yield from (other for other in np.roll(same, -after).tolist() if other != row)
 
 
 def _draws(seed: int, key: _Key) -> np.ndarray:
-    """(B, DRAWS) uniform random numbers for the crops of pictures, by their places in a batch."""
+    """(B, DRAWS) uniform random numbers for crops, by position in the batch."""
     rng = np.random.default_rng([seed, key.epoch, 1 + key.number])
     return rng.random((key.places.stop, DRAWS))[key.places]
 

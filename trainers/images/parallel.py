@@ -15,7 +15,7 @@ import numpy as np
 
 T = TypeVar("T")
 CHUNK = 256
-_work: Callable[[np.ndarray], Any]  # of a working process
+_work: Callable[[np.ndarray], Any]  # the task of a worker process
 
 
 def cores() -> int:
@@ -28,9 +28,9 @@ def cores() -> int:
 def in_processes(
     work: Callable[[np.ndarray], T], n: int, workers: int | None = None
 ) -> Iterator[tuple[np.ndarray, T]]:
-    """Yield (rows, work(rows)) for stretches of range(n), as they are done.
+    """Yield (rows, work(rows)) for chunks of range(n), as they finish.
 
-    work: sent once to each process. An interrupt ends everything and leaves no process behind.
+    work: sent to each process once. An interrupt ends all processes.
     """
     chunks: Iterator[np.ndarray] = (np.arange(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK))
     workers = workers or cores()
@@ -53,14 +53,14 @@ def in_processes(
 
 def _start(work: Callable[[np.ndarray], Any]) -> None:
     global _work
-    gc.freeze()  # what was forked, such as PyTorch's loaders, is not this process's to tidy up
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for us ends us
+    gc.freeze()  # never collect objects of the parent, such as PyTorch's loaders
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the waiting parent ends us
     _work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Else a working process would outlive a parent that was killed."""
+    """Exit with the parent; otherwise a worker would outlive a killed parent."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Decoded pictures kept in a memory-mapped file: the central square of each, S x S pixels."""
+"""Decoded pictures in a memory-mapped file: the central square of each, S x S pixels."""
 
 import fcntl
 import json
@@ -26,17 +26,17 @@ _SQUARE = Crop.center(1)
 class Pixels:
     """Squares of the pictures of a split."""
 
-    squares: np.memmap  # (n, 3, S, S) uint8, read only; black where the picture is corrupt
+    squares: np.memmap  # (n, 3, S, S) uint8, read-only; black for corrupt pictures
     corrupt: frozenset[int]
 
 
 def pixel_file(folder: Path, split: Split, size: int) -> Path:
-    """Where a folder keeps the squares of a split."""
+    """Path of the squares of a split in a folder."""
     return folder / f"pixels-{size}-{split.digest[:12]}.npy"
 
 
 def open_pixels(path: Path, split: Split) -> Pixels:
-    """Squares that `write_pixels` wrote; EvaluatorConfigError if they are not this split's."""
+    """Squares from `write_pixels`; EvaluatorConfigError if they are not of this split."""
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         squares = np.load(path, mmap_mode="r")
@@ -52,9 +52,9 @@ def open_pixels(path: Path, split: Split) -> Pixels:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """In this block no other process writes or removes pixel files of a folder; it waits for that.
+    """Keep other processes from writing or removing pixel files of a folder; waits for them.
 
-    False, at once, on a filesystem that knows no locks.
+    Yields False at once on a filesystem without locks.
     """
     with (folder / LOCK).open("ab") as file:
         try:
@@ -66,7 +66,7 @@ def locked(folder: Path) -> Iterator[bool]:
             yield alone
         finally:
             if alone:
-                fcntl.flock(file, fcntl.LOCK_UN)  # which forked processes would keep
+                fcntl.flock(file, fcntl.LOCK_UN)  # else forked processes would keep the lock
 
 
 def write_pixels(
@@ -76,18 +76,18 @@ def write_pixels(
     workers: int | None = None,
     progress: Callable[[int], object] = lambda more: None,
 ) -> Path:
-    """Decode a split into its pixel file, unless it is there, whole or not at all.
+    """Decode a split into its pixel file atomically, unless it exists.
 
-    Of processes that want it at the same time one decodes and the others wait.
+    If several processes need it at the same time, one decodes and the others wait.
 
-    progress: called with how many more pictures are done. Raises OSError when the disk is full.
+    progress: called with the number of pictures newly done. Raises OSError if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = pixel_file(folder, split, size)
     with locked(folder) as alone:
         if path.exists():
             return path
-        for left in folder.glob(f"{path.name}.*.tmp") if alone else ():  # by a process killed
+        for left in folder.glob(f"{path.name}.*.tmp") if alone else ():  # by a killed process
             left.unlink()
         _write(split, size, path, workers, progress)
     return path
@@ -112,10 +112,10 @@ def _write(
 def default_cache(
     images: Images, split: Split, crop: Crop, resolution: int, folder: Path | None = None
 ) -> Path | None:
-    """The folder to cache a split's pixels in; None where it is better to decode every time.
+    """The folder to cache a split's pixels in; None if it is better to decode every time.
 
-    What is there is used. Else cached is what takes less than a quarter of the memory, in `folder`
-    or, if that can be written to, beside the data.
+    An existing cache is used. Otherwise pixels are cached if they take less than a quarter of the
+    memory: in `folder`, or without one beside the data if that is writable.
     """
     size = crop.cached_size(resolution)
     for kept in (folder, images.prepared):
@@ -128,7 +128,7 @@ def default_cache(
 
 
 def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[int]:
-    """Decode some pictures into the file; returns those that are corrupt."""
+    """Decode some pictures into the file; returns the corrupt ones."""
     squares, corrupt = np.load(path, mmap_mode="r+"), []
     for row in rows.tolist():
         try:
@@ -142,7 +142,7 @@ def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[i
 
 
 def _reserve(path: Path) -> None:
-    """Take the space on disk now: writing to a mapped file on a full disk kills the process."""
+    """Reserve disk space now: writing to a mapped file on a full disk kills the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             try:
@@ -152,7 +152,7 @@ def _reserve(path: Path) -> None:
 
 
 def _memory() -> float:
-    """Bytes of memory of the machine, or of the container."""
+    """Memory of the machine or the container, in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))

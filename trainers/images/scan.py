@@ -23,7 +23,7 @@ FLAT = (
 
 
 def scan(path: Path) -> Listing:
-    """Every picture at `path`, decoding none; raises EvaluatorConfigError in one line.
+    """List all pictures at `path` without decoding; raises EvaluatorConfigError in one line.
 
     path: a folder that holds train/CLASS/... (pictures at any depth), a folder of *.tar, one tar
         that holds train/CLASS/..., or a parquet file with the columns split, label or class, jpeg.
@@ -44,7 +44,7 @@ def scan(path: Path) -> Listing:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name, without its folder, is taken for a picture."""
+    """Whether a file with this name (without its folder) counts as a picture."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -103,7 +103,7 @@ def _scan_folder(root: Path) -> Listing:
 
 
 def _walk(root: Path, top: str) -> tuple[list[str], list[str]]:
-    """Pictures and folders below (and with) a folder, as paths inside root."""
+    """Pictures in a folder and its subfolders, and all these folders, as paths inside root."""
     pictures, folders, todo = [], [], [top]
     while todo:
         folder = todo.pop()
@@ -144,12 +144,12 @@ def _scan_tars(root: Path, archives: Sequence[Path]) -> Listing:
 
 
 def _members(archives: Iterable[Path]) -> Iterable[tuple[Path, tarfile.TarInfo]]:
-    """Regular files of archives that can be read at any place."""
+    """Regular files of archives that support random access."""
     for archive in archives:
         try:
             with tarfile.open(archive, "r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # else all are kept
+                    tar.members = []  # type: ignore[attr-defined]  # else all stay in memory
                     if member.name.endswith(".tar"):
                         raise EvaluatorConfigError(
                             f"{archive} is a tar of tars ({member.name}): extract it, one folder "
@@ -213,7 +213,7 @@ def _scan_parquet(path: Path) -> Listing:
 
 
 def _used(splits: Iterable[str]) -> dict[str, str]:
-    """What is called train, and the first that there is of val, validation, test: what each is."""
+    """Map the existing split names (train; the first of val, validation, test) to train or val."""
     there = set(splits)
     return {
         name: split
@@ -223,7 +223,7 @@ def _used(splits: Iterable[str]) -> dict[str, str]:
 
 
 def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
-    """Only the pictures of splits that are used."""
+    """Keep only the pictures of used splits."""
     used = _used(columns["split"])
     table = pa.table(columns)
     table = table.filter(pc.is_in(table["split"], pa.array(list(used))))

@@ -22,7 +22,7 @@ class Split:
 
     classes: tuple[str, ...]
     labels: np.ndarray  # (n,) int64, indices into classes
-    names: np.ndarray  # (n,) str, unique, the same wherever the data are
+    names: np.ndarray  # (n,) str, unique, independent of the location of the data
     source: Source
 
     def __len__(self) -> int:
@@ -30,12 +30,12 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """Of the names: the same for the same pictures."""
+        """Digest of the names: equal for the same pictures."""
         return blake2b("\n".join(self.names.tolist()).encode(), digest_size=16).hexdigest()
 
     @cached_property
     def orders(self) -> dict[str, np.ndarray]:
-        """What `trainers.images.splits` has ranked: a second for a million names."""
+        """Cache of `trainers.images.splits`: ranking a million names takes a second."""
         return {}
 
     def read(self, i: int) -> bytes:
@@ -43,7 +43,7 @@ class Split:
         return self.source.read(i)
 
     def part(self, rows: np.ndarray) -> "Split":
-        """Some of the pictures, in the same order as here."""
+        """A subset of the pictures, in their order here."""
         rows = np.sort(rows)
         return Split(self.classes, self.labels[rows], self.names[rows], Some(self.source, rows))
 
@@ -55,10 +55,10 @@ class Images:
     path: Path
     classes: tuple[str, ...]
     splits: Mapping[str, Split]  # "train", "val", or one of them
-    prepared: Path  # folder of its index, and of pixel caches unless told otherwise; may not exist
+    prepared: Path  # folder of its index and, by default, of pixel caches; may not exist
 
     def split(self, name: str) -> Split:
-        """The split of that name; raises EvaluatorConfigError when there is none."""
+        """The split called `name`; raises EvaluatorConfigError if there is none."""
         if name not in self.splits:
             raise EvaluatorConfigError(
                 f"{self.path} has no split {name}: it has {', '.join(self.splits)}"
@@ -69,9 +69,9 @@ class Images:
 def open_images(path: Path) -> Images:
     """Open a data set; raises EvaluatorConfigError in one line.
 
-    path: what `scan` takes, or a folder that `python -m trainers.prepare DATA --out` has made.
-        Where DATA was prepared, its index is read instead of scanning it, and pictures found to be
-        corrupt are left out.
+    path: as for `scan`, or a folder made by `python -m trainers.prepare DATA --out`. If DATA was
+        prepared, its index is read instead of scanning it, and pictures found to be corrupt are
+        left out.
     """
     if (path / FILE).is_file():
         return build_images(load(path), path)
@@ -82,7 +82,7 @@ def open_images(path: Path) -> Images:
 
 
 def build_images(listing: Listing, prepared: Path) -> Images:
-    """The data set of a listing; raises EvaluatorConfigError when classes and splits do not fit."""
+    """The data set of a listing; raises EvaluatorConfigError if classes and splits do not fit."""
     good = listing.good
     if not len(good):
         raise EvaluatorConfigError(f"{listing.root}: no picture can be read")
@@ -109,7 +109,7 @@ def build_images(listing: Listing, prepared: Path) -> Images:
 
 
 def _missing(listing: Listing, split: str, classes: Sequence[str]) -> str:
-    """Why a split has no picture of some classes."""
+    """Explain why a split has no picture of some classes."""
     there = pc.equal(listing.pictures["split"], split)
     known = set(listing.pictures.filter(there)["class"].to_pylist())
     if corrupt := [name for name in classes if name in known]:

@@ -1,4 +1,4 @@
-"""Where the bytes of a split's pictures are: any one can be read, at any time, in any process."""
+"""Sources of the bytes of pictures: any picture can be read at any time, in any process."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from trainers.images.index import Listing
 
 
 class Source(Protocol):
-    """Pictures by number; can be pickled and forked."""
+    """Pictures by index; can be pickled and forked."""
 
     def read(self, i: int) -> bytes:
         """The bytes of picture i; raises OSError."""
@@ -26,7 +26,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """One file each."""
+    """One file per picture."""
 
     root: Path
     names: np.ndarray  # (n,) str, paths inside root
@@ -38,10 +38,10 @@ class Files:
 
 @dataclass(frozen=True)
 class TarMembers:
-    """Stretches of archives."""
+    """Members of tar archives."""
 
     archives: tuple[Path, ...]
-    archive: np.ndarray  # (n,) which of them
+    archive: np.ndarray  # (n,) index of the archive
     offset: np.ndarray  # (n,) bytes
     size: np.ndarray  # (n,) bytes
 
@@ -55,13 +55,13 @@ class TarMembers:
 
 @lru_cache(maxsize=64)
 def _opened(path: Path) -> FileIO:
-    """An archive, open as long as the process; safe to fork, since pread keeps no position."""
+    """An archive, open for the life of the process; safe to fork, since pread keeps no position."""
     return open(path, "rb", buffering=0)
 
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Rows of a column of a parquet file, kept in memory."""
+    """Rows of a column in a parquet file, kept in memory."""
 
     column: pa.LargeBinaryArray
 
@@ -71,17 +71,17 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class Some:
-    """Some pictures of another source."""
+    """A subset of another source."""
 
     source: Source
-    rows: np.ndarray  # (n,) of that source
+    rows: np.ndarray  # (n,) indices into that source
 
     def read(self, i: int) -> bytes:
         return self.source.read(int(self.rows[i]))
 
 
 def open_source(listing: Listing, pictures: pa.Table) -> Source:
-    """Where the bytes of some of a listing's pictures are; raises EvaluatorConfigError."""
+    """The source of some of a listing's pictures; raises EvaluatorConfigError."""
     root = listing.root
     if listing.kind == "folder":
         return Files(root, texts(pictures["name"]))
@@ -103,5 +103,5 @@ def open_source(listing: Listing, pictures: pa.Table) -> Source:
 
 
 def texts(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of strings, compact and without a Python object each."""
+    """A column of strings as a compact array, without a Python object for each."""
     return np.array(column.to_pylist(), dtype=np.dtypes.StringDType())

@@ -1,7 +1,7 @@
 """Parts of a split, by class and by name.
 
 Pictures of a class are ranked by a hash of seed and name. So a part does not depend on the order
-of files, on other classes or on how many files there are, and a smaller part lies in a larger one.
+of files, other classes or the number of files, and a smaller part is a subset of a larger one.
 """
 
 from hashlib import blake2b
@@ -16,11 +16,11 @@ from trainers.images.sets import Split
 def hold_out(
     split: Split, count_or_fraction: int | float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Set pictures aside, in each class the same share: (rest, held out), indices in order.
+    """Hold out the same fraction of each class: (rest, held out), sorted indices.
 
     count_or_fraction: an int is a number of pictures, a float a fraction of each class.
 
-    Raises EvaluatorConfigError where a class would be left without a picture.
+    Raises EvaluatorConfigError if a class would be left without a picture.
     """
     sizes = np.bincount(split.labels, minlength=len(split.classes))
     if isinstance(count_or_fraction, int):
@@ -40,9 +40,9 @@ def hold_out(
 
 
 def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarray:
-    """A fraction of the pictures `indices` in each class, at least one; indices in order.
+    """A fraction of the pictures `indices` in each class, at least one; sorted indices.
 
-    Smaller fractions with the same seed lie in larger ones.
+    Smaller fractions with the same seed are subsets of larger ones.
     """
     _check_fraction(f, below=None)
     sizes = np.bincount(split.labels[indices], minlength=len(split.classes))
@@ -62,7 +62,7 @@ def _first(split: Split, indices: np.ndarray, taken: np.ndarray, salt: str) -> n
 
 
 def _order(split: Split, salt: str) -> np.ndarray:
-    """(n,) all pictures by class, and in each in the order of their hashes; kept by the split."""
+    """(n,) all pictures by class, then by hash; cached in the split."""
     if salt not in split.orders:
         key = salt.encode()
         hashes = [blake2b(n.encode(), digest_size=8, key=key).digest() for n in split.names]
@@ -72,19 +72,19 @@ def _order(split: Split, salt: str) -> np.ndarray:
 
 
 def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
-    """How many of `count` pictures are of each class: its share, rounded down or up.
+    """How many of `count` pictures come from each class: its share, rounded down or up.
 
-    Places are given away one by one, so that fewer are the first of more. The k-th picture of a
-    class that has a share f of all is due between places (k - 1) / f and k / f: of the classes that
-    may have a place it goes to the one that must have it first (Tijdeman, "The chairman assignment
-    problem", 1980).
+    Places are assigned one by one, so that a smaller count is a prefix of a larger one. The k-th
+    picture of a class with share f of all pictures is due between places (k - 1) / f and k / f. Of
+    the classes eligible for a place, the one with the earliest deadline gets it (Tijdeman, "The
+    chairman assignment problem", 1980).
     """
     total = int(sizes.sum())
     if not 0 < count < total:
         raise EvaluatorConfigError(f"cannot hold out {count} of {total} pictures")
     taken = [0] * len(sizes)
-    later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by first
-    due: list[tuple[int, int, int]] = []  # by last place
+    later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by release
+    due: list[tuple[int, int, int]] = []  # by deadline
     for place in range(count):
         while later and later[0][0] <= place:
             _, label, size = heappop(later)

@@ -17,7 +17,7 @@ def conv_bn(
     stride: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
-    """Convolution without bias, batch norm and an activation; the size is divided by `stride`."""
+    """Convolution without bias, batch norm and activation; divides the size by `stride`."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         bn=nn.BatchNorm2d(outputs),
@@ -28,7 +28,7 @@ def conv_bn(
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a number in [0, 1] made of the means of all channels."""
+    """Scales each channel by a factor in [0, 1] computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SqueezeExcite(nn.Module):
 
 
 def inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> nn.Sequential:
-    """Expand (unless `expand` is 1), convolve by channel, squeeze-excite (in some), project."""
+    """Expand (unless `expand` is 1), depthwise convolution, squeeze-excite (in some), project."""
     middle = slot.inputs * expand
 
     def activation() -> nn.Module:
@@ -66,7 +66,7 @@ def inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> nn.Sequential:
 
 
 class DropPath(nn.Module):
-    """In training, zero for a `rate` of the pictures of a batch; the others are scaled to match."""
+    """In training, zeroes a fraction `rate` of the pictures of a batch and rescales the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted bottleneck with, where sizes allow, a residual connection around it."""
+    """An inverted bottleneck, with a residual connection around it if the sizes allow."""
 
     def __init__(self, slot: Slot, kernel: int, expand: int, drop_path: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One network of the once-for-all MobileNetV3 space, made of ordinary modules."""
+"""A single network of the once-for-all MobileNetV3 space, made of ordinary modules."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trainers.plans import Slot, mobilenetv3_plan
 
 
 class Layer(NamedTuple):
-    """What a block of a network is; `position` is where it sits among those of the largest."""
+    """Settings of a block; `position` is its place among the blocks of the largest network."""
 
     position: int
     slot: Slot
@@ -33,7 +33,7 @@ def layers(arch: Architecture, width: float) -> list[Layer]:
 class Network(nn.Module):
     """Images (B, 3, R, R), of any R, to logits (B, num_classes).
 
-    width: of all channels, relative to the published network.
+    width: multiplier of all channels, relative to the published network.
     dropout: rate before the classifier.
     """
 
@@ -66,9 +66,9 @@ def assemble(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Network:
-    """The network `arch`, its weights not yet initialised.
+    """The network `arch`, with uninitialised weights.
 
-    drop_path: rate at which pictures skip a block; that of block i of n, from 0, is i / n of it.
+    drop_path: rate at which pictures skip a block; block i of n, counted from 0, has i / n of it.
     """
     parts = layers(arch, width)
     blocks = [
@@ -86,7 +86,7 @@ def build_network(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Network:
-    """As `assemble`, to train from scratch: weights from torch's random generator."""
+    """Like `assemble`, but to train from scratch: weights from torch's random generator."""
     network = assemble(
         arch, num_classes=num_classes, width=width, dropout=dropout, drop_path=drop_path
     )
@@ -95,7 +95,7 @@ def build_network(
 
 
 def initialise(network: nn.Module) -> None:
-    """He initialisation by fan-out of convolutions, as once-for-all does it; no biases."""
+    """He initialisation by fan-out for convolutions, as in once-for-all; zero biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,9 @@
 """The supernet of once-for-all (Cai et al., ICLR 2020): all networks of the space in one.
 
-A network of the space is a slice of it. Each of its tensors is the leading corner of the supernet's
-tensor of that name, because a smaller expand ratio uses the first channels, a smaller depth the
-first layers of a stage; only depthwise kernels of 5 and 3 are more than that: the centre of the
-next larger kernel, times a matrix that all channels of the layer share.
+A network of the space is a slice of the supernet. Each of its tensors is the leading corner of the
+supernet's tensor of the same name, because a smaller expand ratio uses the first channels and a
+smaller depth the first layers of a stage. Only depthwise kernels of size 5 and 3 differ: they are
+the centre of the next larger kernel, times a matrix that all channels of the layer share.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ TRANSFORMS = tuple(pairwise(sorted(KERNELS, reverse=True)))  # 7 -> 5, 5 -> 3
 class Supernet(nn.Module):
     """Elastic MobileNetV3, initialised from torch's random generator.
 
-    width: of all channels, relative to the published network, in hundredths.
+    width: multiplier of all channels, relative to the published network; whole hundredths.
     dropout: rate before the classifier.
-    meta: how it was made, where that is known.
+    meta: how it was trained, if known.
     """
 
     blocks: nn.ModuleList
@@ -54,9 +54,9 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, arch: Architecture) -> Tensor:
         """Images (B, 3, R, R) through the network `arch` to logits (B, num_classes).
 
-        In training mode batch norm updates the running statistics of the channels that `arch` has,
-        with PyTorch's momentum of 0.1; to calibrate them otherwise, extract the network.
-        Not to be called from several threads at once.
+        In training mode, batch norm updates the running statistics of the channels that `arch` has,
+        with PyTorch's momentum of 0.1; to calibrate them differently, extract the network.
+        Not thread-safe.
         """
         skeleton = self._skeleton(arch).train(self.training)
         weights = self._slice(arch, skeleton)
@@ -72,7 +72,7 @@ class Supernet(nn.Module):
     ) -> Network:
         """The network `arch` on its own, with copies of its weights.
 
-        num_classes: when it differs from the supernet's the classifier is a new one.
+        num_classes: if it differs from the supernet's, the classifier is a new one.
         drop_path: as for `build_network`.
         """
         with torch.device("meta"):
@@ -103,7 +103,7 @@ class Supernet(nn.Module):
             )
 
     def _slice(self, arch: Architecture, network: Network) -> dict[str, Tensor]:
-        """Tensors for `network`, whose architecture is `arch`: views of ours where they can be."""
+        """Tensors for `network`, whose architecture is `arch`: views of ours where possible."""
         positions = [layer.position for layer in layers(arch, self.width)]
         ours = self.state_dict(keep_vars=True)
         slices = {}
@@ -123,7 +123,7 @@ class Supernet(nn.Module):
 
 @cache
 def _skeleton_block(layer: Layer) -> Block:
-    """A block without weights; it is made once, since that takes as long as a small batch."""
+    """A block without weights; cached, because building it takes as long as a small batch."""
     with torch.device("meta"):
         return Block(layer.slot, layer.kernel, layer.expand)
 

@@ -1,7 +1,7 @@
 """Supernets on disk: the official once-for-all checkpoints, and our own. Nothing is unpickled.
 
-Both hold the tensors of `Supernet` by name. Official files have names of an earlier generation of
-that code, and may come wrapped: in a mapping, as an average, or trained in parallel.
+Both hold the tensors of `Supernet` by name. Official files use names from an earlier version of
+that code, and may be wrapped: in a mapping, as an average, or by parallel training.
 """
 
 import json
@@ -33,10 +33,10 @@ _EXPECTED = "expected a once-for-all MobileNetV3 supernet such as ofa_mbv3_d234_
 
 
 def load_supernet(path: Path) -> Supernet:
-    """The supernet of a file, in evaluation mode; width and classes are read off its tensors.
+    """The supernet in a file, in evaluation mode; its tensors determine width and classes.
 
-    Averaged weights are taken where a file has both, and what `save_supernet` says of them is its
-    `meta`. Raises EvaluatorConfigError for what is no such file.
+    If a file has both, averaged weights are used. `meta` is what `save_supernet` recorded. Raises
+    EvaluatorConfigError for any other file.
     """
     found, meta = _read(path)
     if not isinstance(meta, dict) or not all(
@@ -54,7 +54,7 @@ def load_supernet(path: Path) -> Supernet:
         supernet = Supernet(classes, width=round(features / mobilenetv3_plan().features, 2))
     needed = supernet.state_dict()
     for name, tensor in needed.items():
-        if name.endswith(".num_batches_tracked"):  # not in every file, and of no use
+        if name.endswith(".num_batches_tracked"):  # not in every file, and not needed
             tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
     if problem := _difference(tensors, needed):
         raise EvaluatorConfigError(f"{path} holds another network, {problem}: {_EXPECTED}")
@@ -64,9 +64,9 @@ def load_supernet(path: Path) -> Supernet:
 
 
 def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> None:
-    """Write the weights, and how they were made (`meta`, for JSON), whole; raises OSError.
+    """Write the weights and how they were trained (`meta`, for JSON) atomically; raises OSError.
 
-    The format is safetensors where `path` ends so, else PyTorch's, as official checkpoints have it.
+    The format is safetensors if `path` has that suffix, else PyTorch's, as in official checkpoints.
     """
     tensors = {
         name: tensor.detach().contiguous().cpu() for name, tensor in supernet.state_dict().items()
@@ -76,13 +76,13 @@ def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> No
         save_tensors(tensors, path, {"meta": record})
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = BytesIO()  # on a full disk torch.save speaks of positions
+    file = BytesIO()  # on a full disk, torch.save's own error is about file positions
     torch.save({"state_dict": tensors, "meta": record}, file)
     write_bytes(path, file.getvalue())
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """What a file holds, tensors on the CPU, and what it says of them."""
+    """The content of a file, with tensors on the CPU, and its metadata."""
     if not path.is_file():
         raise EvaluatorConfigError(f"no such file: {path}")
     try:
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         return found, json.loads(meta) if isinstance(meta, str) else {}
     except OSError as error:
         raise EvaluatorConfigError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # what is no pickle can raise nearly anything
+    except Exception as error:  # a file that is no pickle can raise nearly anything
         raise EvaluatorConfigError(
             f"{path} is damaged, or no file of tensors alone (PyTorch's or .safetensors): "
             f"{_EXPECTED}"
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 def _unwrap(found: Any) -> dict[str, Tensor]:
-    """The tensors by name, of whatever wraps them; none if there is nothing of the kind."""
+    """The tensors by name, without their wrappers; empty if there are none."""
     while isinstance(found, Mapping):
         inner = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if inner is None:
@@ -125,7 +125,7 @@ def _canonical(name: str) -> str:
 
 
 def _difference(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
-    """What is wrong with the tensors found, in words; empty if nothing is."""
+    """Describe what is wrong with the tensors found; empty if nothing is."""
     if missing := [name for name in needed if name not in found]:
         return f"{len(missing)} tensors are missing, the first is {missing[0]}"
     if surplus := [name for name in found if name not in needed]:

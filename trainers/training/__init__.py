@@ -1,1 +1,1 @@
-"""Training networks on images: recipes, tasks and the one loop."""
+"""Training networks on images: recipes, tasks and the training loop."""

@@ -1,4 +1,4 @@
-"""From pictures as they are loaded to what a network sees, on the network's device."""
+"""From loaded pictures to network inputs, on the network's device."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from trainers.base import EvaluatorConfigError
 from trainers.training.recipe import Policy, Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Other magnitudes of RandAugment than 9 of 30, as kornia counts them. Those without a sign of their
-# own make less of it below 15 and more above; what solarize inverts begins at the magnitude.
+# RandAugment magnitudes other than 9 of 30, on kornia's scale. Operations without a random sign
+# reduce an effect below 15 and increase it above; solarize inverts from the magnitude upwards.
 _MAGNITUDES = {
     **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (9, 21)),
     "solarize": (21,),
@@ -21,14 +21,14 @@ _MAGNITUDES = {
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of each channel, of intensities in [0, 1]."""
+    """Mean and standard deviation per channel, of intensities in [0, 1]."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> "Normalisation":
-        """That of all images, (B, 3, R, R) uint8 each: exact, from how often each value occurs."""
+        """Exact statistics of batches (B, 3, R, R) uint8, from how often each value occurs."""
         counts = torch.zeros(3, 256, dtype=torch.float64)
         for images in batches:
             for channel, count in zip(images.unbind(1), counts, strict=True):
@@ -40,7 +40,7 @@ class Normalisation:
         return cls(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, R, R) intensities in [0, 1], or uint8 -> normalised, float32, channels last."""
+        """(B, 3, R, R), uint8 or intensities in [0, 1] -> normalised, float32, channels last."""
         scale = 255 if images.dtype == torch.uint8 else 1
         mean, std = (
             _on_device(torch.tensor(numbers), images).view(3, 1, 1) * scale
@@ -50,18 +50,18 @@ class Normalisation:
 
 
 class Augmentation:
-    """Flip, policy, normalisation and cutout, of each picture of a batch on its own.
+    """Flip, policy, normalisation and cutout, independently for each picture of a batch.
 
-    Random numbers are torch's global ones. Where processes have a batch between them each draws for
-    all of it: without a policy a picture becomes the same whoever has it.
+    Uses torch's global random numbers. If several processes share a batch, each draws numbers for
+    all of it; so without a policy, the result for a picture does not depend on its process.
 
-    Raises EvaluatorConfigError where the policy needs a package that is not installed.
+    Raises EvaluatorConfigError if the policy needs a package that is not installed.
     """
 
     def __init__(
         self, recipe: Recipe, normalise: Normalisation, shard: tuple[int, int] = (0, 1)
     ) -> None:
-        """shard: (i, n) where this process has every n-th picture of a batch, from the i-th on."""
+        """shard: (i, n) if this process has every n-th picture of a batch, from the i-th on."""
         self._shard = shard
         self._flip, self._cutout = recipe.flip, recipe.cutout
         self._normalise, self._policy = normalise, _policy(recipe.policy, normalise.mean)
@@ -75,7 +75,7 @@ class Augmentation:
                 _on_device(mirrored, images).view(-1, 1, 1, 1), images.flip(-1), images
             )
         if self._policy is not None:
-            if self._shard[0]:  # how much it draws depends on what it draws: each process by itself
+            if self._shard[0]:  # the number of draws depends on the draws: own seed per process
                 torch.manual_seed(torch.initial_seed() + self._shard[0])
             images = self._policy(images.float() / 255)
         x = self._normalise(images)
@@ -83,7 +83,7 @@ class Augmentation:
 
 
 def _on_device(numbers: Tensor, images: Tensor) -> Tensor:
-    """A GPU gets them when it is there; nothing waits for it."""
+    """Copy to the device of `images` without blocking the CPU."""
     return numbers.to(images.device, non_blocking=True)
 
 
@@ -99,10 +99,10 @@ def _cut_out(x: Tensor, side: int, shard: tuple[int, int]) -> Tensor:
 
 
 class _Choice:
-    """One of some operations for each picture of a batch, drawn so many times in a row.
+    """Draws one operation for each picture of a batch and applies it, `times` times in a row.
 
-    kornia draws one for a whole batch; here it sees the pictures of a batch that have drawn the
-    same, so that a batch costs each operation once, not once for each picture.
+    kornia draws one for a whole batch. Here it gets all pictures with the same draw together, so
+    that each operation runs once per batch, not once per picture.
     """
 
     def __init__(self, operations: Sequence[Callable[[Tensor], Tensor]], times: int = 1) -> None:
@@ -122,7 +122,7 @@ class _Choice:
 
 
 def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor] | None:
-    """fill: colour of what is not in the picture where a rotation, a shear or a shift shows it."""
+    """fill: colour of the area that a rotation, shear or shift uncovers outside the picture."""
     if name == "none":
         return None
     try:
@@ -147,14 +147,15 @@ def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]
 
 
 def _lighten_shadows(images: Tensor) -> Tensor:
-    """RandAugment's solarize_add at magnitude 9; kornia's inverts all that is light, besides."""
+    """RandAugment's solarize_add at magnitude 9; kornia's also inverts all light pixels."""
     return torch.where(images < 0.5, images + 110 / 255 * 9 / 30, images)
 
 
 def _filling(policy: nn.Module, colour: tuple[float, ...]) -> nn.Module:
-    """Have what moves pixels, by kornia, fill in a colour where it would fill in black.
+    """Make kornia's geometric operations fill with `colour` instead of black.
 
-    So do the authors of AutoAugment and timm, with the mean of the images. Moving is linear.
+    The authors of AutoAugment and timm fill with the mean of the images. Geometric operations are
+    linear, so shifting colours before and after has this effect.
     """
     from kornia.augmentation import GeometricAugmentationBase2D
     from kornia.augmentation.auto.operations import OperationBase

@@ -1,4 +1,4 @@
-"""Trainings on disk: safetensors files of groups of tensors (GROUP.NAME), and of a JSON record."""
+"""Trainings on disk: safetensors files with groups of tensors (GROUP.NAME) and a JSON record."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 
 class NoCheckpointError(Exception):
-    """A file holds no training that could be continued."""
+    """A file holds no training that can be continued."""
 
 
 def write_checkpoint(
     path: Path, groups: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]
 ) -> None:
-    """Where that cannot be done, warn: the next may have more luck."""
+    """Write a checkpoint; on failure only warn, because the next write may succeed."""
     tensors = {
         f"{group}.{name}": tensor.contiguous()
         for group, found in groups.items()
@@ -39,7 +39,7 @@ def write_checkpoint(
 def read_checkpoint(
     path: Path, device: torch.device
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The groups that are not empty, and the record; raises NoCheckpointError."""
+    """The non-empty groups, and the record; raises NoCheckpointError."""
     groups: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -53,7 +53,7 @@ def read_checkpoint(
 
 
 def seed_of(path: Path) -> int | None:
-    """Of the training that a checkpoint holds; None where there is no such file."""
+    """Seed of the training in a checkpoint; None if there is no such file."""
     try:
         with safe_open(path, framework="pt") as file:
             return int(json.loads(file.metadata()["record"])["seed"])
@@ -62,7 +62,7 @@ def seed_of(path: Path) -> int | None:
 
 
 class Saver:
-    """Saves to a path, if there is one, when it is due: every five minutes, and when told to."""
+    """Saves to a path, if there is one: on request, and when five minutes have passed."""
 
     def __init__(self, save: Callable[[Path], None], path: Path | None) -> None:
         self._save, self._path, self._saved = save, path, perf_counter()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which wait until a step has ended."""
+"""Delays Ctrl-C and SIGTERM until a step has ended."""
 
 import signal
 import threading
@@ -9,10 +9,10 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C, or SIGTERM, waits until the block has ended."""
+    """Delay Ctrl-C and SIGTERM until the block has ended."""
     asked: list[int] = []
     before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others get no signals
+    if threading.current_thread() is threading.main_thread():  # other threads get no signals
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 before[number] = signal.signal(number, lambda n, _: asked.append(n))

@@ -1,8 +1,8 @@
-"""Training a network on images, epoch by epoch; stopped anywhere, it continues where it was.
+"""Trains a network on images, epoch by epoch; can be stopped anywhere and resumed.
 
-A step draws its random numbers from (seed, step) alone and batches come from (seed, epoch), so a
-training that was resumed equals one that was not: bit by bit on a CPU, while kernels of a GPU that
-add in any order are left to be fast.
+The random numbers of a step depend on (seed, step) alone and batches on (seed, epoch), so a resumed
+training equals an uninterrupted one: bit by bit on a CPU; on a GPU, fast kernels that add in
+arbitrary order are allowed.
 """
 
 import logging
@@ -32,20 +32,20 @@ from trainers.training.checkpoint import (
 from trainers.training.interrupts import uninterrupted
 from trainers.training.recipe import Recipe
 
-_STEPS_AHEAD = 32  # steps whose losses are asked for together: a GPU never waits for the next one
+_STEPS_AHEAD = 32  # steps whose losses are read together, so that a GPU need not wait in between
 _log = logging.getLogger(__name__)
 
 
 class DivergedError(EvaluationError):
-    """The loss is no number any more."""
+    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch of training came to.
+    """The results of a training epoch.
 
     loss: mean over its training batches.
-    accuracy: of the network on held-out images afterwards; a fraction.
+    accuracy: accuracy on held-out images after the epoch, a fraction.
     """
 
     epoch: int  # 1, 2, ...
@@ -56,7 +56,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Loaders whose batches are on the device of the network, and how to normalise them."""
+    """Loaders whose batches are on the device of the network, and their normalisation."""
 
     train: Loader
     held_out: Loader
@@ -64,14 +64,14 @@ class TrainingSet:
 
 
 Backward = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
-"""(network, images (B, 3, R, R), labels (B,), share, seed) -> the loss, whose gradient times
-`share` it adds to those of the parameters. `seed` is that of the step, the same for all parts of
-its batch and in all processes: what is drawn from it has all give gradients of the same parameters.
+"""(network, images (B, 3, R, R), labels (B,), share, seed) -> the loss; adds its gradient times
+`share` to those of the parameters. `seed` is the same for all parts of a step's batch and in all
+processes, so that draws from it yield gradients of the same parameters everywhere.
 """
 
 
 def cross_entropy(smoothing: float) -> Backward:
-    """With smoothed labels (Szegedy et al., 2016)."""
+    """Cross-entropy with smoothed labels (Szegedy et al., 2016)."""
 
     def backward(
         network: nn.Module, images: Tensor, labels: Tensor, share: float, seed: int
@@ -84,11 +84,11 @@ def cross_entropy(smoothing: float) -> Backward:
 
 
 class Training:
-    """All that a training is, between two steps.
+    """The full state of a training between two steps.
 
-    parts: into which a batch is split so that it fits into memory; doubled when it does not. Batch
-        norms see one part at a time.
-    curve: the epochs that have ended.
+    parts: number of parts into which a batch is split to fit into memory; doubled when it does not
+        fit. Batch norms see one part at a time.
+    curve: the completed epochs.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class Training:
         measure: Callable[[nn.Module], float] | None = None,
         identity: str = "",
     ) -> None:
-        """Begin.
+        """Begin a training.
 
         backward, measure: by default cross-entropy and the accuracy on held-out images.
-        identity: of checkpoints; others are refused.
+        identity: identifies its checkpoints; others are refused.
         """
         self.identity = identity
         self.network, self.recipe, self.images, self.seed = network, recipe, images, seed
@@ -126,28 +126,28 @@ class Training:
         self._measure = measure or (
             lambda network: accuracy(network, images.held_out, images.normalise)[0]
         )
-        self._losses, self._seconds = 0.0, 0.0  # of the epoch that is under way
-        self._unread: list[Tensor] = []  # losses of its last steps, not in `_losses` yet
+        self._losses, self._seconds = 0.0, 0.0  # of the current epoch
+        self._unread: list[Tensor] = []  # losses of its last steps, not yet in `_losses`
 
     def run(self, epochs: int, checkpoint: Path | None = None) -> Iterator[Epoch]:
-        """Train until so many epochs have ended, yielding each.
+        """Train until `epochs` epochs have ended, yielding each.
 
-        Saved is every five minutes, after each epoch, and on Ctrl-C. Raises DivergedError. Where
-        the checkpoint cannot be written, training goes on without.
+        Saves every five minutes, after each epoch, and on Ctrl-C. Raises DivergedError. If the
+        checkpoint cannot be written, training continues without it.
         """
         saver = Saver(self.save, checkpoint)
         while len(self.curve) < epochs:
             try:
                 self._epoch(saver)
                 saver.save()
-            except KeyboardInterrupt:  # between two steps, or while accuracy is measured
+            except KeyboardInterrupt:  # between two steps, or while measuring accuracy
                 with suppress(DivergedError):
                     saver.save()
                 raise
             yield self.curve[-1]
 
     def _epoch(self, saver: Saver) -> None:
-        """What is left of the epoch that is under way."""
+        """Train the rest of the current epoch."""
         number, steps = len(self.curve), self.images.train.steps
         started = perf_counter() - self._seconds
         for images, labels in self.images.train.epoch(number, self.step - number * steps):
@@ -179,7 +179,7 @@ class Training:
                 self._losses += value
 
     def _one_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """A step of the optimizer: its loss."""
+        """Take an optimizer step; returns the loss."""
         recipe = self.recipe
         loss = self._fitting_gradient(images, labels)
         parallel.average(self.network, loss)
@@ -192,7 +192,7 @@ class Training:
         return loss
 
     def _fitting_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """That of a batch, in as many parts as memory needs in any of the processes: its loss."""
+        """Set the gradient, in as many parts as the memory of any process requires; the loss."""
         while True:
             needed = self.parts
             try:
@@ -210,7 +210,7 @@ class Training:
                 torch.cuda.empty_cache()
 
     def _gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Sets the gradient of a batch, in parts: its loss."""
+        """Set the gradient of a batch, in parts; returns the loss."""
         recipe, seed = self.recipe, _mixed(self.seed, self.step)
         torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
@@ -235,12 +235,12 @@ class Training:
         real = [name for name, value in values.items() if value.is_floating_point()]
         averages = [self.average[name] for name in real]
         torch._foreach_lerp_(averages, [values[name] for name in real], 1 - decay)
-        for name in values.keys() - set(real):  # numbers of batches that norms have seen
+        for name in values.keys() - set(real):  # num_batches_tracked of batch norms
             self.average[name].copy_(values[name])
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The network, with its averaged weights for as long as this lasts."""
+        """The network, with its averaged weights in this block."""
         if not self.average:
             yield self.network
             return
@@ -254,10 +254,9 @@ class Training:
                 self.network.load_state_dict(raw)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; one that cannot be written is a warning.
+        """Write a checkpoint; a failure is only a warning.
 
-        At the end of the schedule only the weights that are measured are kept. Raises
-        DivergedError.
+        At the end of the schedule, only the measured weights are kept. Raises DivergedError.
         """
         self._read_losses()
         if parallel.rank() > 0:
@@ -302,7 +301,7 @@ class Training:
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """After so many epochs: linear warm-up, then half a cosine to zero at the last epoch."""
+    """Rate after `progress` epochs: linear warm-up, then half a cosine to zero at the end."""
     if recipe.by_epoch:
         progress = math.floor(progress)
     if progress < recipe.warm_up:
@@ -326,7 +325,7 @@ def accuracy(network: nn.Module, loader: Loader, normalise: Normalisation) -> tu
 
 
 def _groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters with weight decay and, unless all have it, those without."""
+    """Parameters with weight decay and, if there are any, those without."""
     decayed = [p for p in network.parameters() if recipe.decay_all or p.ndim > 1]
     others = [p for p in network.parameters() if not (recipe.decay_all or p.ndim > 1)]
     groups = [(decayed, recipe.weight_decay), (others, 0.0)]
@@ -338,11 +337,11 @@ def _mixed(*numbers: int) -> int:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class for it on GPUs, and only words on CPUs."""
+    """PyTorch has a class for this error on GPUs, but only a message on CPUs."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Whether the same work may succeed elsewhere: memory was short, or a loader of images died."""
+    """Whether the same work may succeed elsewhere: memory ran out, or an image loader died."""
     lacked = isinstance(error, RuntimeError) and out_of_memory(error)
     return lacked or isinstance(error, MemoryError | LoaderError)

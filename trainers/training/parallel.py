@@ -1,8 +1,8 @@
-"""Training in several processes at a time, which have each batch between them.
+"""Data-parallel training in several processes, which share each batch.
 
-They are started by torchrun, or by Ray Train (orchestrator/train_supernet.py): wherever a default
-process group of torch.distributed is. Gradients are averaged after every step; batch norms see the
-part of a process.
+They are started by torchrun or Ray Train (orchestrator/train_supernet.py); any default process
+group of torch.distributed is used. Gradients are averaged after every step; batch norms see only
+the part of their process.
 """
 
 import os
@@ -13,21 +13,21 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-TIMEOUT = timedelta(hours=2)  # of waiting for each other: others wait while one measures
+TIMEOUT = timedelta(hours=2)  # for collectives: the others wait while one process measures
 
 
 def backend(device: str, gpus: bool) -> str:
-    """By which processes talk that compute on a device of that name; gpus: whether there are any.
+    """Backend for processes that compute on `device`; gpus: whether there are any.
 
-    NCCL knows no tensors on a CPU.
+    NCCL does not support CPU tensors.
     """
     return "nccl" if gpus and device != "cpu" else "gloo"
 
 
 def join(device: str) -> None:
-    """Join the processes that torchrun has started, if it was that.
+    """Join the other processes, if torchrun started this one.
 
-    device: what they compute on; where that is a GPU, each gets its own.
+    device: where they compute; if it is a GPU, each process gets its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         found = backend(device, torch.cuda.is_available())
@@ -42,18 +42,18 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @cache
 def _by_cpu() -> dist.ProcessGroup | None:
-    """The same processes; what they say to each other there does not wait for their GPUs."""
+    """A group of the same processes whose communication does not wait for their GPUs."""
     return dist.new_group(timeout=TIMEOUT, backend="gloo")
 
 
 def largest(number: int) -> int:
-    """Of the numbers that the processes give."""
+    """The largest of the numbers that the processes pass."""
     if world() == 1:
         return number
     found = torch.tensor(number)
@@ -62,7 +62,7 @@ def largest(number: int) -> int:
 
 
 def average(network: nn.Module, loss: torch.Tensor) -> None:
-    """Make gradients, and the loss, the means over all processes.
+    """Average the gradients and the loss over all processes.
 
     All must have gradients of the same parameters.
     """

@@ -1,4 +1,4 @@
-"""How networks are trained on images: recipes by name."""
+"""Recipes, by name, for training networks on images."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,21 +14,21 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Stochastic gradient descent with momentum and a cosine schedule, and what goes with it.
+    """Stochastic gradient descent with momentum, a cosine schedule and augmentation.
 
-    epochs: of a full training; the schedule is laid out for so many.
-    learning_rate: at the top of the schedule, which ends at zero.
+    epochs: length of a full training and of the schedule.
+    learning_rate: peak of the schedule, which ends at zero.
     warm_up: epochs of linear increase from zero.
-    by_epoch: the learning rate is that of the beginning of each epoch, all through it.
-    decay_all: weight decay also for biases and batch norms.
-    clip: largest norm of the gradient; 0 is any.
-    ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last ones.
-    drop_path: rate at which pictures skip a block; that of block i of n, from 0, is i / n of it.
+    by_epoch: keep the learning rate constant within each epoch, at its initial value there.
+    decay_all: also apply weight decay to biases and batch norms.
+    clip: maximum gradient norm; 0 means no limit.
+    ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last weights.
+    drop_path: rate at which pictures skip a block; block i of n, counted from 0, has i / n of it.
     crop, flip, policy, cutout: augmentation; cutout is the side of a square, in pixels.
-    centre: how images are cropped that accuracies are measured by.
-    statistics: mean and standard deviation that images are normalised by: those of ImageNet, or of
-        the training images themselves.
-    precision: of products of matrices; weights and sums stay float32. auto: bfloat16 on a GPU.
+    centre: crop of the images on which accuracy is measured.
+    statistics: mean and standard deviation for normalisation: those of ImageNet, or of the training
+        images themselves.
+    precision: of matrix products; weights and sums stay float32. auto: bfloat16 on a GPU.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Recipe:
     precision: Precision = "auto"
 
     def dtype(self, device: torch.device) -> torch.dtype:
-        """Of products of matrices on that device."""
+        """Type of matrix products on `device`."""
         if self.precision == "auto":
             return torch.bfloat16 if device.type == "cuda" else torch.float32
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
@@ -63,7 +63,7 @@ class Recipe:
 
 _BY_EPOCH = 12
 _RECIPES = (
-    # Dong & Yang, ICLR 2020, table 1: what every accuracy of the benchmark was found by.
+    # Dong & Yang, ICLR 2020, table 1: behind every accuracy of the benchmark.
     Recipe(
         name="nasbench201",
         epochs=FULL_EPOCHS,
@@ -76,7 +76,7 @@ _RECIPES = (
         statistics="data",
         precision="float32",
     ),
-    # An et al., ICLR 2024, appendix: from the weights of a supernet to another data set.
+    # An et al., ICLR 2024, appendix: transfer from supernet weights to another data set.
     Recipe(
         name="transfer",
         epochs=20,
@@ -126,10 +126,10 @@ RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def find_recipe(name: str, epochs: int | None = None, precision: Precision | None = None) -> Recipe:
-    """The recipe of that name, with other epochs or precision; raises EvaluatorConfigError.
+    """The recipe called `name`, with other epochs or precision; raises EvaluatorConfigError.
 
-    Few epochs end at a rate near zero, too: the warm-up is a fifth of them at most, and only 12 or
-    more have one rate each, as the shortest trainings of NAS-Bench-201 had.
+    Short trainings also end at a rate near zero: the warm-up takes at most a fifth of the epochs,
+    and the rate is constant per epoch only with 12 or more, the shortest in NAS-Bench-201.
     """
     if name not in RECIPES:
         raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")

@@ -20,9 +20,9 @@ SMALLEST = Architecture(
 
 
 def sandwich(random: int, smoothing: float) -> Backward:
-    """The loss is that of the largest network; the gradient is the mean over all.
+    """The loss is that of the largest network; the gradient is the mean over all networks.
 
-    random: how many networks of uniform depths, kernels and expand ratios a step trains besides,
+    random: number of additional networks per step, with uniform depths, kernels and expand ratios;
         the same ones in all processes.
     """
     share_of_each = 1 / (2 + random)

@@ -39,24 +39,24 @@ LEAST_RESOLUTION = 8
 _MOST_HELD_OUT = 10_000
 _FOR_STATISTICS = 2_000  # images
 _statistics: dict[tuple[Path, str, int, Crop], Normalisation] = {}  # found in this process
-_SPLIT_SEED = 0  # of every run: what a supernet was trained on is never what it is searched by
+_SPLIT_SEED = 0  # of every run: no supernet is ever searched on images that it was trained on
 
 
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True)
 class Machine:
-    """Where the work is done; nothing here changes its results, but for the last bits.
+    """Where the work is done; this does not affect results, except for the last bits.
 
     Parameters
     ----------
     device
-        Device of networks, cpu, cuda, cuda:N or auto: a GPU where this process sees one. Of several
-        processes that train together auto and cuda are for each its own.
+        Device of networks: cpu, cuda, cuda:N, or auto, a GPU if this process sees one. With auto
+        and cuda, processes that train together each get their own GPU.
     workers
-        Processes that decode images; by default as many as there are cores, at most 8.
+        Processes that decode images; by default one per core, at most 8.
     cache
-        Folder for decoded images, where all of them, or those that networks are measured by, are
-        there or fit into a quarter of the memory; by default beside the data.
+        Folder for decoded images; used if all images, or those that networks are measured on, are
+        already there or fit into a quarter of the memory. By default beside the data.
     """
 
     device: str = "auto"
@@ -72,7 +72,7 @@ class Place(Machine):
     Parameters
     ----------
     checkpoints
-        Folder for trainings that are under way, which are continued; by default nothing is kept.
+        Folder for unfinished trainings, which can then be continued; by default nothing is kept.
     """
 
     checkpoints: Path | None = None
@@ -81,19 +81,19 @@ class Place(Machine):
 @Parameter(name="*", group=section("Images and networks"))
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What networks are trained on and measured by.
+    """What networks are trained and measured on.
 
     Parameters
     ----------
     data
         Images: a folder with train/CLASS/ and val/CLASS/, tar files of one, or a parquet file.
     resolution
-        Side of the images as networks see them, pixels; by default 224, and 32 for nasbench201.
+        Side of the images as networks see them, in pixels; by default 224, or 32 for nasbench201.
     held_out
-        Training images, evenly of all classes, that nothing is trained on and the objective is
-        measured by; by default a fifth, at most 10,000. Those in val are reported only.
+        Number of training images, the same share of each class, that are not trained on but measure
+        the objective; by default a fifth, at most 10,000. Those in val are only reported on.
     train_fraction
-        Share of the other training images that is used.
+        Fraction of the other training images to use.
     """
 
     data: Path | None = None
@@ -105,29 +105,29 @@ class ImageOptions:
 @Parameter(name="*", group=section("Images and networks"))
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(ImageOptions):
-    """How networks become good at a task, for the evaluators supernet and train.
+    """How networks are trained or get weights, for the evaluators supernet and train.
 
     Parameters
     ----------
     weights
         Supernet: an official once-for-all checkpoint (ofa_mbv3_d234_e346_k357_w1.0, or w1.2), or
-        one that trainers.train_supernet made, whose resolution is then the default.
+        one made by trainers.train_supernet, whose resolution is then the default.
     recipe
-        Recipe of training: nasbench201, transfer, imagenet or small; by default nasbench201 for
-        that space, else transfer with weights and imagenet without.
+        Training recipe: nasbench201, transfer, imagenet or small; by default nasbench201 for that
+        space, else transfer with weights and imagenet without.
     epochs
         Epochs of a full training, instead of the recipe's.
     precision
-        Of products of matrices in training, instead of the recipe's: auto is bfloat16 on a GPU.
-        Convolutions of nasbench201 are twice as fast in bfloat16 on a CPU that has it, too.
+        Precision of matrix products in training, instead of the recipe's: auto means bfloat16 on a
+        GPU. CPUs that support bfloat16 also run nasbench201 convolutions twice as fast with it.
     fidelity
-        What a brief training, of a method that has such, has less of. One with fewer epochs goes on
-        if it is among the best; one with fewer images, or at a lower resolution, begins anew.
+        What brief trainings, for methods that use them, have less of. A training with fewer epochs
+        continues if it is among the best; one with fewer images or a lower resolution starts over.
     calibration
-        Training images by which the batch norms of a subnet are calibrated.
+        Number of training images for calibrating the batch norms of a subnet.
     latency_batch
-        Also measure the latency of every network where it is evaluated, in ms, for batches of so
-        many images; by default it is not measured.
+        Also measure the latency of every network, in ms, where it is evaluated, for batches of
+        this many images; by default it is not measured.
     """
 
     weights: Path | None = None
@@ -140,7 +140,7 @@ class NetworkOptions(ImageOptions):
 
 
 class Known(NamedTuple):
-    """What is known of images once they were opened: their digest, and how many classes."""
+    """What is known about images once they are opened: their digest and number of classes."""
 
     digest: str
     classes: int
@@ -148,13 +148,13 @@ class Known(NamedTuple):
 
 @cache
 def known_of_images(data: Path) -> Known:
-    """Of images, which are opened once in a process; raises EvaluatorConfigError."""
+    """`Known` for images, which are opened once per process; raises EvaluatorConfigError."""
     images = open_images(data)
     return Known(_digest(images.splits), len(images.classes))
 
 
 def digest_of_images(data: Path) -> str:
-    """The same for the same images in the same classes; raises EvaluatorConfigError."""
+    """Equal for the same images in the same classes; raises EvaluatorConfigError."""
     return known_of_images(data).digest
 
 
@@ -167,7 +167,7 @@ def _digest(splits: Mapping[str, Split]) -> str:
 
 
 def task_of(options: ImageOptions, space: SearchSpace, width: float = 1.0) -> Task:
-    """What networks of an `ImageTask` cost, without making one; raises EvaluatorConfigError."""
+    """The `Task` of networks for an `ImageTask`, without one; raises EvaluatorConfigError."""
     return Task(known_of_images(_data(options)).classes, _resolution(options, space), width)
 
 
@@ -186,7 +186,7 @@ def _resolution(options: ImageOptions, space: SearchSpace) -> int:
 
 
 class ImageTask:
-    """The images of a task; raises EvaluatorConfigError where they are not what is needed.
+    """The images of a task; raises EvaluatorConfigError if they are unsuitable.
 
     classes: names, in the order of the labels.
     train, held_out: indices into the training images.
@@ -207,26 +207,26 @@ class ImageTask:
         self.place, self.device = place, resolve_device(place.device)
 
     def with_all_images(self) -> "ImageTask":
-        """The same, but what is held out is trained on too, and tells nothing any more."""
+        """The same, but also trains on held-out images, whose accuracy then means nothing."""
         task = copy(self)
         task.train = np.sort(np.concatenate([self.train, self.held_out]))
         return task
 
     def with_fraction(self, share: float) -> "ImageTask":
-        """The same with a share of its training images, of each class."""
+        """The same with only a fraction `share` of the training images of each class."""
         task = copy(self)
         task.train = fraction(self._split, self.train, share, _SPLIT_SEED)
         return task
 
     def at_resolution(self, resolution: int) -> "ImageTask":
-        """The same with images of another size."""
+        """The same with images of another resolution."""
         task = copy(self)
         task.resolution = resolution
         return task
 
     @property
     def identity(self) -> str:
-        """The same for the same images, split in the same way, at the same resolution."""
+        """Equal for the same images, split in the same way, at the same resolution."""
         parts = (self.digest, len(self.train), len(self.held_out), self.resolution)
         return "-".join(map(str, parts))
 
@@ -236,18 +236,18 @@ class ImageTask:
 
     @property
     def train_digest(self) -> str:
-        """The same for the same images in train, of which some are held out, whatever val holds."""
+        """Equal for the same images in train (including held-out ones), whatever val holds."""
         return _digest({"train": self._split})
 
     def unseen_by(self, made: Mapping[str, Any]) -> bool | None:
-        """Whether a supernet made so has seen none of the held-out images; None: not known."""
+        """Whether a supernet made like this has seen no held-out images; None if unknown."""
         if made.get("images") != self.digest and made.get("train_images") != self.train_digest:
             return None
         return bool(made["held_out"] >= len(self.held_out))
 
     @property
     def has_test(self) -> bool:
-        """Whether there are images that are only reported."""
+        """Whether there are images for reporting only."""
         return "val" in self._images.splits
 
     @property
@@ -255,11 +255,11 @@ class ImageTask:
         return self._images.classes
 
     def network_task(self, width: float = 1.0) -> Task:
-        """What networks of it cost."""
+        """The `Task` of its networks, for their cost."""
         return Task(len(self.classes), self.resolution, width)
 
     def training_set(self, recipe: Recipe, seed: int) -> TrainingSet:
-        """For a training from that seed."""
+        """The images for a training with this seed."""
         return TrainingSet(
             train=self._mixed(
                 self.train,
@@ -292,7 +292,7 @@ class ImageTask:
         return dict(zip(("test", "test_top5"), accuracy(network, images, normalise), strict=True))
 
     def latency(self, network: nn.Module, batch_size: int | None) -> tuple[dict[str, float], str]:
-        """`latency` at the task's resolution, ms, and what it was measured on; None: nothing."""
+        """`latency` at the task's resolution, in ms, and its device; empty without `batch_size`."""
         if batch_size is None:
             return {}, ""
         ms, device = latency(
@@ -301,12 +301,12 @@ class ImageTask:
         return {"latency": ms}, device
 
     def training_images(self, recipe: Recipe, count: int) -> Loader:
-        """So many training images, cropped as those that are measured by, in mixed batches."""
+        """About `count` training images in shuffled batches, cropped as for measurements."""
         few = self.with_fraction(min(1.0, count / len(self.train))).train
         return self._mixed(few, recipe.batch_size, recipe.centre, seed=0)
 
     def normalisation(self, recipe: Recipe) -> Normalisation:
-        """As the recipe says; those of training images are found once in a process."""
+        """As in the recipe; statistics of training images are computed once per process."""
         if recipe.statistics == "imagenet":
             return Normalisation()
         key = (self.path, self.identity, recipe.batch_size, recipe.centre)
@@ -350,7 +350,7 @@ class ImageTask:
         where = self.place.cache
         cache = default_cache(self._images, split, crop, self.resolution, where)
         if cache is None and crop.scale is None:
-            # All are too many for the memory: maybe not those that every network is measured by.
+            # All images do not fit into memory; those that every network is measured on may fit.
             split, indices = split.part(indices), np.arange(len(indices))
             cache = default_cache(self._images, split, crop, self.resolution, where)
         return Loader(
