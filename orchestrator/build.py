@@ -1,4 +1,4 @@
-"""The composition root: the only place where names become objects."""
+"""The composition root: the only place where names are turned into objects."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ from trainers.training.task import Place
 def constraints_of(config: RunConfig, dataset: str | None = None) -> tuple[Constraint, ...]:
     """The constraints of a run, counted as its evaluator measures; raises UserError.
 
-    dataset: of what is evaluated, where the configuration does not say; None is not known.
+    dataset: of the evaluator, if the configuration does not name one; None if unknown.
     """
     config, space = config.absolute(), find_space(config.space)
     task: Task | str | None = None
@@ -71,10 +71,10 @@ def _settings(config: RunConfig, place: Place = Place()) -> EvaluatorSettings:
 def build_predictor(
     name: str, space: SearchSpace, prior: Sequence[EarlierRun] = ()
 ) -> SurrogatePredictor | None:
-    """The surrogate of that name; raises UserError where it needs what is not installed."""
+    """The surrogate of that name; raises UserError if a package that it needs is missing."""
     if name == NONE:
         return None
-    if prior:  # this surrogate alone learns from earlier runs
+    if prior:  # only this surrogate learns from earlier runs
         return GaussianProcess(space, tuple(_fitted(run, space) for run in prior))
     return SURROGATES[name].build(space)
 
@@ -91,7 +91,7 @@ def build_optimizer(config: RunConfig, generator: Generator) -> Optimizer:
 
 
 def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOptimizer:
-    """What proposes architectures from the values of one fidelity."""
+    """The optimizer that proposes architectures from the values of one fidelity."""
     space, parts = find_space(config.space), config.parts
     constraints = constraints_of(config)
     unit = unit_of(config.evaluator_name)
@@ -125,7 +125,7 @@ def _acquisition(name: str, target: float | None) -> AcquisitionFunction | None:
 
 
 def plan_of(config: RunConfig) -> Plan:
-    """What the loop has to know of a configuration; raises UserError where it would not search."""
+    """What the loop needs from a configuration; raises UserError if it leaves nothing to search."""
     if config.budget < config.n_init:
         raise UserError(f"--budget {config.budget} is smaller than --n-init {config.n_init}")
     return Plan(
@@ -141,9 +141,9 @@ def plan_of(config: RunConfig) -> Plan:
 
 @dataclass(frozen=True)
 class WithProperties:
-    """An evaluator that reports the properties that are constrained, as they are constrained.
+    """An evaluator that also reports the constrained properties, computed as for the constraints.
 
-    Only a latency that it has measured stays what was measured.
+    Only a latency that it has measured keeps the measured value.
     """
 
     evaluator: Evaluator
@@ -176,7 +176,7 @@ class WithProperties:
 def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     """Build an evaluator in the process that will use it.
 
-    Raises EvaluatorConfigError, also where it lacks a fidelity that the run asks for.
+    Raises EvaluatorConfigError, also if it lacks a fidelity that the run asks for.
     """
     evaluator = build_evaluator(
         SPACES[config.space], config.evaluator_name, _settings(config, place)
@@ -195,10 +195,10 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
 
 
 def build_evaluator_here(config: RunConfig, runtime: Runtime) -> Evaluator:
-    """The evaluator of the driver; raises UserError, in one line, for bad settings.
+    """The evaluator of the driver; raises a one-line UserError for bad settings.
 
-    Only with --executor local does it evaluate, on the device that is asked for. Elsewhere it is on
-    the CPU: the driver need not have the devices of its workers.
+    It evaluates only with --executor local, on the requested device. Otherwise it is on the CPU:
+    the driver need not have the devices of its workers.
     """
     if config.early_stopping != "none" and runtime.executor != "tune":
         raise UserError("--early-stopping goes with --executor tune")
@@ -209,15 +209,15 @@ def build_evaluator_here(config: RunConfig, runtime: Runtime) -> Evaluator:
 
 
 def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) -> Executor:
-    """The executor of a run; raises UserError, in one line, for what cannot be set up.
+    """The executor of a run; raises a one-line UserError if it cannot be set up.
 
-    evaluator: that of the driver. Workers make their own, on the device that is asked for.
+    evaluator: that of the driver. Workers make their own, on the requested device.
     """
-    build_predictor(config.parts.surrogate, find_space(config.space))  # is all installed?
+    build_predictor(config.parts.surrogate, find_space(config.space))  # is everything installed?
     here, anywhere = config.generator(runtime.device), config.generator("cpu")
     if runtime.executor == "local":
         return LocalExecutor(here, evaluator, runtime.retries, runtime.timeout)
-    # bad settings of the generator are found here, not where it will be
+    # find bad settings of the generator here, not where it will run
     DiffusionGenerator(anywhere if wants_gpu(runtime.device) else here)
     make = partial(make_evaluator, config.absolute(), place_of(runtime))
     if runtime.executor == "tune":
@@ -237,13 +237,13 @@ def build_observers(
     evaluator: Evaluator,
     store: RunStore,
 ) -> tuple[Observer, ...]:
-    """Who is told of the progress of a run of that name, besides the person at the terminal."""
+    """Observers of a run of that name, in addition to the view at the terminal."""
     if runtime.executor == "local":
         return ()
     from orchestrator.executors.metrics import OnRay, RayMetrics
 
     assert isinstance(executor, OnRay)
-    optimum = None  # regret is for searches for the largest value
+    optimum = None  # regret only makes sense when searching for the largest value
     if isinstance(evaluator, BenchmarkEvaluator) and config.target is None:
         optimum = evaluator.optimum
     return (RayMetrics(run, config, executor, optimum, store),)

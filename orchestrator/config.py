@@ -1,4 +1,4 @@
-"""The configuration of a run: one frozen record of what decides its trials; also command line."""
+"""The configuration of a run: a frozen record of everything that decides its trials."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ _ROUNDS = Parameter(group=section("Rounds"))
 
 
 def _part(option: str, text: str) -> Parameter:
-    """An option that names a part of a search: its help says what each of its choices is."""
+    """An option that names a part of a search; its help describes each choice."""
     choices = "\n".join(f"- {name}: {what}" for name, what in CHOICES[option].items())
     return Parameter(help=f"{text}\n\n{choices}")
 
@@ -54,99 +54,100 @@ _ACQ = _part("acq", "Acquisition function, by default ei; ignored without a surr
 @Parameter(name="*", group=section("Search"))
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is searched, and how. Equal configurations give equal trials.
+    """What to search, and how. Equal configurations give equal trials.
 
-    Once made, it has a surrogate, a strategy and an acquisition function, and `method`, which has
-    had its say, is None. In Python texts do for paths, for one constraint, and for earlier runs.
+    Construction sets `surrogate`, `strategy` and `acq` from `method`, and then `method` to None.
+    From Python, strings are accepted as paths, as a single constraint and as earlier runs.
 
     Parameters
     ----------
     space
         Search space: mobilenetv3, nasbench201, or the small synthetic toy.
     evaluator
-        What evaluates an architecture; by default the first that fits the space.
+        How an architecture is evaluated; by default the first of these that fits the space.
 
         - surrogate: embedded estimate of ImageNet-1K top-1, for mobilenetv3
         - table: a benchmark table, for nasbench201
-        - supernet: accuracy on --data with the weights it has in a once-for-all supernet
+        - supernet: accuracy on --data with weights taken from a once-for-all supernet
         - train: accuracy after training on --data
         - toy: a synthetic function, for toy
     table
-        Parquet file of the table evaluator, with columns arch, c10_valid_200 and so on, in
-        percent: docs/experiments.md.
+        Parquet file for the table evaluator, with columns arch, c10_valid_200 and so on, in
+        percent; see docs/experiments.md.
     dataset
         Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
     objective
-        Accuracy that is searched on: validation or test. The test accuracy is always reported.
+        Accuracy to search on: validation or test. The test accuracy is always reported.
     networks
-        What networks are trained on and measured by, for the evaluators supernet and train.
+        How networks are trained and measured, for the evaluators supernet and train.
     score
         Score of the diffusion model: the trained network, or the closed form. Methods that
-        generate nothing need none.
+        generate nothing ignore it.
     score_weights
         Score-network weights, instead of those that come with the package.
     sigma_min
-        Smallest noise level; must be that of the weights.
+        Smallest noise level; must match the weights.
     sigma_max
-        Largest noise level; must be that of the weights.
+        Largest noise level; must match the weights.
     sampler
         Sampler of the diffusion model.
     steps
-        Steps of the sampler.
+        Number of sampler steps.
     noise_schedule
         Spacing of the noise levels: geometric or karras.
     guidance
-        Where guidance reads the predictor: at the denoised architecture, or from a noise-aware
-        predictor trained on noised architectures every round (the paper).
+        Where guidance evaluates the predictor: at the denoised architecture, or with a noise-aware
+        predictor retrained on noised architectures every round (as in the paper).
     guidance_form
-        What guidance climbs: the optimistic predicted value, the logarithm of the probability of
-        improving on the best, or the likelihood of --target; with it guided is guided-gen.
+        What guidance maximises: the optimistic predicted value, the log probability of improving
+        on the best, or the likelihood of --target (guided then acts like guided-gen).
     guidance_scale
-        auto (found anew every round), a scale, or LOW,HIGH: scales spread over the pool. In units
-        of 1 / standard deviation of the predicted value.
+        auto (recalibrated every round), one scale, or LOW,HIGH to spread scales over the pool. In
+        units of 1 / standard deviation of the predicted value.
     target
-        Value to aim at with --guidance-form target, instead of the best; an accuracy in percent.
-        With --strategy guided or guided-gen. Candidates are picked by --acq target.
+        Value to aim at instead of the best, with --guidance-form target; an accuracy in percent.
+        Needs --strategy guided or guided-gen; --acq target selects the candidates.
     constraint
-        macs, params or latency <= or >= a number, e.g. 'macs<=300e6'; may be repeated. All
-        candidates satisfy it, and guidance steers to where it holds.
+        Upper (<=) or lower (>=) bound on macs, params or latency, e.g. 'macs<=300e6'; may be
+        repeated. All candidates satisfy it, and guidance steers towards doing so.
     latency_table
-        Latency of the blocks on your device, for a constraint on latency: FILE or FILE:KEY, a
-        look-up table (JSON; KEY is the resolution, by default that of the networks evaluated;
-        python -m trainers.build_latency_table makes one) or measured networks (parquet; KEY is the
-        column). It must be of networks as wide as those evaluated.
+        Block latencies on your device, for latency constraints: FILE or FILE:KEY. Either a look-up
+        table (JSON; KEY is the resolution, by default that of the evaluated networks; python -m
+        trainers.build_latency_table makes one) or measured networks (parquet; KEY is the column).
+        Its networks must be as wide as those evaluated.
     prior
-        Folder or URI of an earlier run in the same space, on whatever data set or objective; may be
-        repeated. The surrogate learns how much it tells about this one. Its evaluations are not
-        counted.
+        Folder or URI of an earlier run in the same space, on any data set or objective; may be
+        repeated. The surrogate learns how informative it is. Its evaluations do not count towards
+        --budget.
     budget
-        Evaluations in all, the first n-init included; one of 12 epochs counts 12/200. Repeat the
-        command with a larger budget to go on.
+        Total evaluations, including the first n-init; one of 12 epochs counts as 12/200. To extend
+        a run, repeat the command with a larger budget.
     n_init
         Random architectures evaluated before the first fit.
     pool_size
         Candidates proposed per round.
     batch_size
-        Candidates evaluated per round; of --schedule rounds.
+        Candidates evaluated per round; only with --schedule rounds.
     schedule
-        rounds: a round is proposed when all earlier ones have ended, so that a seed gives the same
-        trials on any cluster. async: a candidate is proposed whenever a worker has nothing to do,
-        with those still running as pending points; the trials depend on who ends first.
+        rounds: propose a round once all earlier ones have ended, so that a seed gives the same
+        trials on any cluster. async: propose a candidate whenever a worker is idle, with running
+        trials as pending points; the trials depend on which evaluations end first.
     window
-        Rounds that may be open at a time: with 2 a round begins while the one before it still
-        runs, whose outcomes it does not use. Workers wait less, and the trials are still the same
-        on any cluster.
+        Rounds that may be open at once: with 2, a round begins while the previous one still runs,
+        and does not use its outcomes. Workers wait less, and the trials are still the same on any
+        cluster.
     early_stopping
-        asha: trainings that are not among the best third of those that came as far, after
-        grace-epochs, three and nine times as many, are stopped; with --evaluator train and
-        --executor tune. One that was stopped counts as an evaluation.
+        asha: after grace-epochs, and after 3, 9, ... times as many, stop trainings outside the
+        best third of those that got that far; with --evaluator train and --executor tune. A
+        stopped training counts as one evaluation.
     grace_epochs
-        Epochs before which no training is stopped. The surrogate learns from the accuracies then.
+        Epochs before which no training is stopped. The surrogate learns from the accuracies at
+        that epoch.
     seed
         Seed of the whole run.
     threads
-        CPU threads of fits and of the generator; part of the configuration because the last bits
-        of a result depend on it.
+        CPU threads for fits and the generator; part of the configuration because the last bits of
+        a result depend on it.
     """
 
     space: str = "mobilenetv3"
@@ -264,7 +265,7 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """What the run is, as the name of a folder; runs that differ in little may share it."""
+        """A folder name that describes the run; similar runs may share it."""
         parts = [self.space, self.dataset, "test" if self.objective == "test" else None]
         parts += [self.evaluator_name] if self.evaluator_name != self._usual_evaluator else []
         parts += [*self.parts.shown, *(f"prior-{run.task}" for run in self.prior), *self.constraint]
@@ -272,7 +273,7 @@ class RunConfig:
         return file_name(*parts, f"seed{self.seed}")
 
     def scale(self) -> Ladder | Calibrated:
-        """The guidance scale that is asked for; raises UserError."""
+        """The requested guidance scale; raises UserError."""
         if self.guidance_scale == "auto":
             return Calibrated()
         try:
@@ -285,7 +286,7 @@ class RunConfig:
             ) from None
 
     def generator(self, device: str) -> GeneratorConfig:
-        """The generator this run asks for; one that has nothing to do needs no weights."""
+        """The generator of this run; one that is never used gets no weights."""
         used = STRATEGIES[self.parts.strategy].generates or self.constraint
         return GeneratorConfig(
             space=self.space,
@@ -301,7 +302,7 @@ class RunConfig:
         )
 
     def absolute(self) -> "RunConfig":
-        """With paths that mean the same in any working directory."""
+        """This configuration with absolute paths."""
 
         def resolved(record: "RunConfig | NetworkOptions") -> dict[str, Any]:
             paths = ((name, getattr(record, name, None)) for name in PATHS)
@@ -316,7 +317,7 @@ class RunConfig:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The files and folders that settings name; of FILE:KEY the file."""
+        """The files and folders that settings name; for FILE:KEY, the file."""
         settings = vars(self) | vars(self.networks)
         return {
             name: path if isinstance(path, Path) else file_and_key(path)[0]
@@ -325,9 +326,9 @@ class RunConfig:
         }
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the trials, as JSON; the budget does not, a run can be prolonged.
+        """Everything that decides the trials, as JSON. Not the budget, so a run can be extended.
 
-        Files are known by their names and what is in them, so a run may move with its files.
+        Files are identified by name and content, so a run can be moved along with its files.
         """
         record = asdict(replace(self, prior=())) | {"evaluator": self.evaluator_name}
         del record["budget"], record["method"], record["prior"], record["networks"]
@@ -355,7 +356,7 @@ PATHS = (*path_names(RunConfig), *path_names(NetworkOptions), "latency_table")
 
 
 def sha256_or_none(path: Path) -> str | None:
-    """That of what is in a file; None where it cannot be read, which whoever reads it will say."""
+    """SHA-256 of a file; None if it cannot be read, which is reported wherever it is used."""
     try:
         found = path.stat()
         return _sha256_as_of(path.resolve(), found.st_mtime_ns, found.st_size)
@@ -365,17 +366,17 @@ def sha256_or_none(path: Path) -> str | None:
 
 @cache
 def _sha256_as_of(path: Path, modified: int, size: int) -> str:
-    """That of what was in a file then.
+    """SHA-256 of a file in this state.
 
-    Kept, for those who go through many runs and ask each for its hash again and again: a table has
-    tens of megabytes.
+    Cached because callers repeatedly ask many runs for their hashes, and a table has tens of
+    megabytes.
     """
     del modified, size
     return sha256_of(path)
 
 
 def file_name(*parts: str | None) -> str:
-    """Parts joined by hyphens, with nothing that means something to a shell."""
+    """Join parts with hyphens, without characters that are special to a shell."""
     text = "-".join(part for part in parts if part)
     text = text.replace("<=", "-max").replace(">=", "-min")
     return re.sub(r"[^\w.+-]+", "", text)

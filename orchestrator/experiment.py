@@ -1,4 +1,4 @@
-"""`python -m orchestrator.experiment`: run all that a file asks for."""
+"""`python -m orchestrator.experiment`: run everything that a file asks for."""
 
 import json
 import signal
@@ -49,9 +49,9 @@ def main(
 ) -> int:
     """Run every search and command that an experiment file asks for, in parallel on Ray.
 
-    Each has a directory of its own in --out, named after its content. What is finished there is
-    skipped and what was interrupted continues, so experiments can share one --out and an
-    interrupted experiment continues when its command is repeated.
+    Each has its own directory in --out, named after its content. Finished ones are skipped and
+    interrupted ones continue, so experiments can share one --out, and repeating the command
+    continues an interrupted experiment.
 
     Parameters
     ----------
@@ -62,25 +62,25 @@ def main(
     table
         Parquet file of a benchmark table, for the runs that need one.
     latency_table
-        Latency of the blocks on your device, for the runs constrained in it: FILE or FILE:KEY.
+        Block latencies on your device, for runs with a latency constraint: FILE or FILE:KEY.
     data
         Images, for the runs that train or measure networks.
     weights
-        Supernet, for these.
+        Supernet weights, for the same runs.
     dry_run
         List what would be run and what is finished, and stop.
     executor
-        One Ray task per run, or one run after the other in this process.
+        ray: one Ray task per run. local: one run after the other in this process.
     jobs
         Runs at a time on Ray; by default as many as the cluster has room for.
     gpu
         Share of a GPU for each run; with 0 all run on the CPU.
     address
-        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+        Ray cluster to join: host:port or auto; by default RAY_ADDRESS, else start a local Ray.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     retries
-        How often an evaluation is tried again after an error, or a run after a lost worker.
+        How often to retry an evaluation after an error, or a run after a lost worker.
     """
     if jobs is not None and jobs < 1:
         raise UserError("--jobs must be at least 1")
@@ -103,13 +103,13 @@ def main(
         check([job for job in todo if not job.missing], "cpu")
         return 0
     refuse_missing(experiment)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     place = JobPlace(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
     return run_experiment(console, experiment, place, runtime, gpu)
 
 
 def list_jobs(console: Console, experiment: Experiment, out: Path) -> list[Job]:
-    """Say what there is to do, and return it, and what is done; works without the data, too."""
+    """Print what is to do and what is done, and return the former; needs none of the data."""
     todo: list[Job] = []
     done = 0
     for job in experiment.jobs:
@@ -129,7 +129,7 @@ def list_jobs(console: Console, experiment: Experiment, out: Path) -> list[Job]:
 
 
 def refuse_missing(experiment: Experiment) -> None:
-    """Raise UserError where files are needed that nobody has named."""
+    """Raise UserError if runs need files that were not named."""
     missing = Counter(job.missing for job in experiment.jobs if job.missing)
     if missing:
         needs = ", ".join(f"{option} FILE for {n} runs" for option, n in missing.items())
@@ -137,9 +137,9 @@ def refuse_missing(experiment: Experiment) -> None:
 
 
 def write_manifest(console: Console, experiment: Experiment, root: Path) -> None:
-    """What the experiment consists of, for the report: experiment-NAME.json beside the runs.
+    """Write what the experiment consists of, for the report: experiment-NAME.json beside the runs.
 
-    Says so where that of another file of this name is replaced.
+    Warns if it replaces the manifest of another file of the same name.
     """
     manifest = root / f"experiment-{experiment.file.stem}.json"
     record = {
@@ -153,7 +153,7 @@ def write_manifest(console: Console, experiment: Experiment, root: Path) -> None
             for member in experiment.members
         ],
     }
-    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or damaged
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
         before = json.loads(manifest.read_bytes())
         if all(before[key] != record[key] for key in ("file", "sha256")):
             console.print(

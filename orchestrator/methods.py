@@ -1,6 +1,6 @@
 """Search methods by name: presets of surrogate predictor, candidate strategy and acquisition.
 
-docs/methods.md says of each what it takes from its source and where it departs from it.
+docs/methods.md says what each takes from its source and where it departs from it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Those that say something: without what there is none of, and the usual surrogate."""
+        """The names worth showing: all but `none` and the usual surrogate."""
         return tuple(name for name in self if name not in ("gp", NONE))
 
 

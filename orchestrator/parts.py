@@ -1,4 +1,4 @@
-"""The parts of a search: which there are, and what goes with what."""
+"""The parts of a search: the choices there are, and which combinations work."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from orchestrator.methods import DEFAULT, METHODS, NONE, Parts
 MULTI_FIDELITY = "bohb"  # the strategy whose candidates go through successive halving
 TARGET = "target"  # the acquisition function of a search for a value, and its form of guidance
 
-# Of each option that names a part, or all of them: what it can be, and what that is.
+# For each option that names a part, or all of them: its choices and their descriptions.
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "method": {name: method.what for name, method in METHODS.items()},
     "surrogate": {
@@ -29,9 +29,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 def resolve(
     method: str | None, surrogate: str | None, strategy: str | None, acq: str | None
 ) -> Parts:
-    """The parts that are named, and of the others those of `method`; raises UserError.
+    """The named parts, with the rest taken from `method`; raises UserError.
 
-    Without a surrogate nothing is left to an acquisition function: it is `none` whatever is asked.
+    Without a surrogate an acquisition function has nothing to do: it is always `none`.
     """
     preset = METHODS[choose("method", method or DEFAULT, CHOICES["method"])].parts
     named = (surrogate, strategy, acq)
@@ -52,7 +52,7 @@ def resolve(
 
 
 def _check(surrogate: str, strategy: str) -> None:
-    """Raise UserError where the strategy can do nothing with the surrogate."""
+    """Raise UserError if the strategy does not work with the surrogate."""
     differentiable = [name for name, found in SURROGATES.items() if found.differentiable]
     match STRATEGIES[strategy].surrogate:
         case "climbed" if surrogate not in differentiable:

@@ -45,18 +45,18 @@ app = command_line(
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What is read and written.
+    """The files to read and write.
 
     Parameters
     ----------
     values
         Parquet file with columns arch (published strings) and value (percent): the trials.parquet
-        of a run, or what trainers.evaluate writes; may be repeated.
+        of a run, or the output of trainers.evaluate; may be repeated.
     out
         Parquet file to write: arch, predicted mean and std (percent) and constrained quantities,
-        the most promising first.
+        most promising first.
     device
-        Device of the generator: cpu, cuda, or auto (the GPU where there is one).
+        Device of the generator: cpu, cuda, or auto (the GPU if there is one).
     """
 
     values: Annotated[tuple[Path, ...], Parameter(negative=())]
@@ -68,12 +68,12 @@ class Files:
 def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     """Fit a surrogate predictor to your values and generate candidates with it, once.
 
-    One round of run_bo without the evaluation: --pool-size candidates, of which the best
-    --batch-size by the acquisition function are written, none of which is in --values already, with
-    a value or without. Statistics go to stdout as JSON. Two values are enough for a fit; with fewer
-    the candidates are random ones that keep the constraints, like the first of a run, and without
-    predictions. --n-init, --budget and what else is of many rounds change nothing. The rows of
-    --values are in no order, so no evaluation of them is the last: guided is guided-gen here.
+    One round of run_bo without the evaluation: of --pool-size candidates, the best --batch-size by
+    the acquisition function are written. None of them is in --values already, with or without a
+    value. Statistics go to stdout as JSON. A fit needs two values; with fewer, the candidates are
+    random feasible ones without predictions, as at the start of a run. --n-init, --budget and
+    other options that concern several rounds have no effect. The rows of --values have no order,
+    so none is the latest evaluation: guided acts like guided-gen here.
     """
     check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
     if config.surrogate == NONE:
@@ -115,9 +115,9 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
 def read_observations(
     space: StagedSpace, paths: Sequence[Path], unit: Unit = PERCENT
 ) -> tuple[Observations, frozenset[Architecture]]:
-    """Architectures with values, in a unit, of parquet files, and all that these name.
+    """Architectures with values, in a unit, from parquet files, and all architectures in them.
 
-    Evaluations that failed have no value; those of low fidelity or stopped early have another.
+    Failed evaluations have no value; values of low fidelity or of stopped trainings are ignored.
     """
     archs, values, seen = [], [], set()
     for path in paths:
@@ -128,7 +128,7 @@ def read_observations(
             except InvalidArchitectureError as error:
                 if known is not None:
                     raise UserError(f"{path}, row {number}: {error}") from error
-                continue  # that may be why it has no value
+                continue  # which may be why it has no value
             if known is not None:
                 archs.append(arch)
                 values.append(known / unit.times)
@@ -136,7 +136,7 @@ def read_observations(
 
 
 def _read(path: Path) -> list[tuple[str | None, float | None]]:
-    """Rows: the architecture, and the value of a whole evaluation."""
+    """Rows: the architecture, and its value if the evaluation was complete."""
     partial = sorted(set(PARTIAL) & set(column_names(path)))
     columns = read_columns(path, ["arch", "value", *partial])
     texts, values = read_texts(path), columns["value"]

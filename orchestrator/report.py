@@ -1,4 +1,4 @@
-"""`python -m orchestrator.report`: runs compared, as one page, with its tables and figures."""
+"""`python -m orchestrator.report`: compare runs on one page, with tables and figures."""
 
 import math
 import sys
@@ -56,41 +56,41 @@ def main(
 ) -> int:
     """Compare runs: curves, tests and tables in one page, OUT/report.html.
 
-    Runs are read, never written, and may be going on. They are put into panels that can be
-    compared: the same space, evaluator, data set, objective, constraints and batch size. Methods of
-    a panel are called by what differs between them. Beside the page are curves.csv, summary.csv,
+    Runs are only read, and may still be in progress. They are grouped into panels that can be
+    compared: the same space, evaluator, data set, objective, constraints and batch size. Methods in
+    a panel are named by how they differ. Written beside the page: curves.csv, summary.csv,
     tests.csv, manifest.json, tables/*.tex and figures/*.svg.
 
     Parameters
     ----------
     runs
-        Folders or URIs of runs, searched for config.json and a journal, or an experiment-NAME.json,
-        whose panels are kept and whose missing runs are called "not run". What the commands of an
-        experiment have left is on the page as well.
+        Folders or URIs, searched for runs (config.json and a journal), or an experiment-NAME.json,
+        whose panels are kept and whose missing runs are listed as "not run". The page also shows
+        the output of an experiment's commands.
     out
         Folder of the report.
     marks
-        Evaluations at which methods are compared, separated by commas. By default 30, 50 and 100 as
-        far as the horizon goes, and the horizon.
+        Numbers of evaluations at which to compare methods, separated by commas. By default 30, 50
+        and 100, up to the horizon, and the horizon itself.
     horizon
-        Evaluations over which the area under a curve is taken; by default the usual budget of the
-        runs of a panel.
+        Number of evaluations over which the area under a curve is taken; by default the most common
+        budget in a panel.
     reference
         Method to test against every other; by default every pair is tested.
     optimum
-        PANEL=VALUE, or VALUE for all, accuracies in percent: the best there is, for regret. May be
-        repeated. By default the best value that any run of the panel has found.
+        PANEL=VALUE, or VALUE for all, accuracies in percent: the best possible value, for regret.
+        May be repeated. By default the best value that any run of the panel has found.
     target
-        PANEL=VALUE, or VALUE for all, accuracies in percent: what evaluations are counted to. May
-        be repeated. By default --within points of the optimum.
+        PANEL=VALUE, or VALUE for all, accuracies in percent: the value to reach, up to which
+        evaluations are counted. May be repeated. By default --within points below the optimum.
     within
-        Percentage points below the optimum that count as reaching it; of values that are no
-        accuracies, their own.
+        Percentage points below the optimum that count as reaching it; for values that are not
+        accuracies, in their own unit.
     workers
-        Adds curves over simulated time on so many workers, separated by commas, where trials have a
-        time of training.
+        Adds curves over simulated time on this many workers (several, separated by commas), if
+        trials have training times.
     split
-        Setting of which each value gets panels of its own, for example acq. May be repeated.
+        Setting whose values each get their own panels, for example acq. May be repeated.
     """
     if not runs:
         raise UserError("name at least one run, or a folder of runs")
@@ -114,7 +114,7 @@ def main(
     members, skipped = read_runs(sources) if sources else ([], [])
     panels, twice = make_panels(members, split)
     for levels in (optima, targets):
-        if "" in levels:  # of all panels that are not named
+        if "" in levels:  # for all panels that are not named
             of_all = levels.pop("")
             for panel in panels:
                 levels.setdefault(panel.name, of_all)

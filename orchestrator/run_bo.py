@@ -46,8 +46,8 @@ _ENDS = {
 def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int:  # noqa: B008
     """Bayesian-optimisation architecture search with a guided diffusion generator, on Ray.
 
-    Without options: ImageNet-1K top-1 (embedded estimate) over the once-for-all MobileNetV3 space.
-    All results are in --out; a run that was interrupted continues when its command is repeated.
+    Without options it searches the once-for-all MobileNetV3 space for ImageNet-1K top-1 (embedded
+    estimate). All results go to --out; to continue an interrupted run, repeat its command.
     """
     plan = plan_of(config)
     out = runtime.out or Path("runs", config.name)
@@ -119,7 +119,7 @@ def _search(
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM (a job that is stopped) like Ctrl-C."""
+    """Treat SIGTERM (sent to a job that is stopped) like Ctrl-C."""
     del signum, frame
     raise KeyboardInterrupt
 

@@ -20,54 +20,54 @@ GpusPerEval = float | Literal["auto"]
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where a run happens, and when it is ended; nothing here changes its trials.
+    """Where a run happens, and when it ends; nothing here changes its trials.
 
     Parameters
     ----------
     out
         Folder of the run, or a URI such as s3://bucket/folder (docs/store.md); by default
-        runs/SPACE-STRATEGY-ACQ-seedN, with data set, evaluator, surrogate, constraints and batch
-        size where they are not the usual ones. Repeating a command continues its run.
+        runs/SPACE-STRATEGY-ACQ-seedN, plus data set, evaluator, surrogate, constraints and batch
+        size where they differ from the defaults. Repeating a command continues its run.
     executor
-        Generate in a Ray actor and evaluate in Ray tasks (ray), evaluate in trials of Ray Tune
-        (tune: its loggers write to OUT/tune), or do all in this process (local).
+        ray: generate in a Ray actor and evaluate in Ray tasks. tune: evaluate in Ray Tune trials,
+        whose loggers write to OUT/tune. local: do everything in this process.
     address
-        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+        Ray cluster to join: host:port or auto; by default RAY_ADDRESS, else start a local Ray.
     workers
-        Evaluations at a time; by default as many as there is work and room for.
+        Evaluations to run at a time; by default as many as there is work and room for.
     cpus_per_eval
         CPUs that an evaluation reserves.
     gpus_per_eval
-        GPUs that an evaluation reserves: 0.25 puts four on one GPU. auto begins with a whole one
-        and then puts as many on one as its memory holds, by what the first evaluations took.
+        GPUs that an evaluation reserves: 0.25 puts four on one GPU. auto starts with a whole one
+        each, then packs as many onto a GPU as fit, judging by the memory used so far.
     timeout
-        Seconds after which an evaluation is given up and its trial failed, not counting the start
-        of its process; by default never.
+        Seconds after which an evaluation is abandoned and its trial fails, not counting the
+        start-up of its process; by default never.
     device
-        Device of the generator: auto takes a GPU where the cluster has one.
+        Device of the generator; auto uses a GPU if the cluster has one.
     generators
-        Generators: of a pool of more than 512 samples they make parts at the same time.
+        Number of generators; they split pools of more than 512 samples between them.
     generator_gpus
-        Share of a GPU that each generator reserves, where it is on one.
+        Share of a GPU that each generator reserves if it runs on one.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
-        Start the Ray dashboard with a Ray of its own.
+        When starting a local Ray, start its dashboard.
     metrics_port
-        Port on which a Ray of its own offers its metrics to Prometheus; by default Ray chooses one.
+        Port on which a local Ray exposes its metrics to Prometheus; by default Ray chooses one.
     retries
-        How often an evaluation is tried again after an error or a lost worker.
+        How often to retry an evaluation after an error or a lost worker.
     eval_device
-        Device on which networks are trained and measured: auto takes a GPU where an evaluation
-        reserves one (--gpus-per-eval), and in this process where there is one.
+        Device on which networks are trained and measured; auto uses a GPU if an evaluation
+        reserves one (--gpus-per-eval) or, with --executor local, if there is one.
     image_workers
         Processes that decode images for an evaluation; by default as many as it has CPUs.
     cache
-        Folder for decoded images, where all of them, or those that networks are measured by, fit
-        into a quarter of the memory; by default beside the data.
+        Folder in which decoded images are cached if all of them, or those that networks are
+        measured on, fit into a quarter of the memory; by default next to the data.
     patience
-        End when so many evaluations have brought nothing better; by default only when the budget
-        is spent. The command, repeated with more patience, goes on.
+        Stop after this many evaluations without improvement; by default only when the budget is
+        spent. To continue, repeat the command with more patience.
     """
 
     out: OptionalPathOrURI = None
@@ -127,10 +127,10 @@ class Runtime:
 
 
 def place_of(runtime: Runtime) -> Place:
-    """Where networks are trained and measured; trainings under way are kept with the run.
+    """Where networks are trained and measured; checkpoints are kept with the run.
 
-    A task that reserves no GPU sees all of its machine, the generator's and those of other tasks:
-    it is sent to the CPU, unless the user names a device.
+    A task that reserves no GPU sees all GPUs of its machine, including those of the generator and
+    other tasks: it runs on the CPU unless the user names a device.
     """
     out = runtime.out
     unreserved = runtime.executor != "local" and not runtime.gpus_per_eval
@@ -145,5 +145,5 @@ def place_of(runtime: Runtime) -> Place:
 
 
 def wants_gpu(device: str) -> bool:
-    """Whether the generator goes to a GPU of the cluster, if there is one."""
+    """Whether the generator should use a GPU of the cluster, if there is one."""
     return device == "auto" or device.startswith("cuda")

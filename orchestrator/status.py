@@ -1,4 +1,4 @@
-"""`python -m orchestrator.status`: how a run is going that another process drives."""
+"""`python -m orchestrator.status`: the progress of a run that another process drives."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -23,23 +23,23 @@ app = command_line(
     "python -m orchestrator.status s3://bucket/run",
 )
 
-_NUM_LAST = 8  # outcomes that are shown, and pending trials
-_NUM_RATE = 20  # the last outcomes, which the rate is of
-_UNWRAPPED = 10_000  # columns, where no terminal is: no line is broken
+_NUM_LAST = 8  # outcomes and pending trials shown
+_NUM_RATE = 20  # last outcomes, from which the rate is computed
+_UNWRAPPED = 10_000  # columns without a terminal, so that no line is wrapped
 _POLL_SECONDS = 1.0
-_SHARE = 0.1  # of the time, at most, goes to reading
+_SHARE = 0.1  # of the time, at most, is spent reading
 
 
 @app.default
 def main(out: PathOrURI, *, watch: bool = False) -> None:
-    """How a run is going. Nothing is locked or written there.
+    """Show how a run is going, without locking or writing anything there.
 
     Parameters
     ----------
     out
-        The --out of a run, a folder or URI, whoever drives it.
+        The --out of a run, a folder or URI, whichever machine drives it.
     watch
-        Look again and again, until the budget is spent or Ctrl-C.
+        Keep refreshing until the budget is spent or Ctrl-C.
     """
     console = plain_console(stderr=False)
     if not console.is_terminal:
@@ -81,7 +81,7 @@ class Snapshot:
         return self.left == 0 or (self.store.exhausted and not self.store.pending())
 
     def rate(self, now: float) -> float | None:
-        """Evaluations per second since the last few outcomes; None where there are too few."""
+        """Evaluations per second over the last few outcomes; None if there are too few."""
         store = self.store
         ends = sorted((at, trial) for trial, at in store.history.finished_at.items())[-_NUM_RATE:]
         if len(ends) < 2 or now <= ends[0][0]:
@@ -89,7 +89,7 @@ class Snapshot:
         return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
 
     def shown(self, now: float) -> RenderableType:
-        """All of it, with times as seen from `now`, in seconds since the epoch."""
+        """The whole display, with times relative to `now`, in seconds since the epoch."""
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="bold")
         facts.add_column(overflow="fold")
@@ -136,7 +136,7 @@ class Snapshot:
             yield "last event", _ago(max(events), now)
 
     def _last(self, now: float) -> Table:
-        """The last outcomes, in the order in which they came."""
+        """The last outcomes, in order of arrival."""
         store = self.store
         values = map(store.unit.label, ("value", "predicted"))
         table = Table("trial", "strategy", *values, "seconds", "ended", "error")
@@ -155,7 +155,7 @@ class Snapshot:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min, 2 h 5 min, 3 d 4 h; clocks that differ do not make it negative."""
+    """12 s, 3 min, 2 h 5 min, 3 d 4 h; never negative, even if clocks differ."""
     seconds = max(seconds, 0.0)
     minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86_400))
     if days:

@@ -31,22 +31,22 @@ def main(
     address: str | None = None,
     auth: Auth | None = None,
 ) -> None:
-    """Train a once-for-all supernet in several processes on a cluster, by Ray Train.
+    """Train a once-for-all supernet in several processes on a cluster, with Ray Train.
 
-    As python -m trainers.train_supernet, which see. Every batch is divided among the workers.
-    Images and the folder of OUT are at the same path on all machines. A worker that is lost is
-    replaced, and the training goes on where it was saved.
+    Works like python -m trainers.train_supernet; see its help. Every batch is divided among the
+    workers. Images and the folder of OUT must be at the same path on all machines. A lost worker is
+    replaced, and training resumes from the last checkpoint.
 
     Parameters
     ----------
     workers
-        Processes.
+        Number of worker processes.
     gpus_per_worker
-        GPUs that each reserves, usually 1; without any they train on CPUs.
+        GPUs that each worker reserves, usually 1; with 0 they train on CPUs.
     cpus_per_worker
-        CPUs that each reserves.
+        CPUs that each worker reserves.
     address
-        Ray cluster to join, host:port or auto; by default RAY_ADDRESS, else a Ray of its own.
+        Ray cluster to join: host:port or auto; by default RAY_ADDRESS, else start a local Ray.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     """
@@ -57,12 +57,12 @@ def main(
     if not gpus_per_worker and place.device.startswith("cuda"):
         raise UserError(f"--device {place.device} needs GPUs: --gpus-per-worker 1")
     if not gpus_per_worker and place.device == "auto":
-        place = replace(place, device="cpu")  # workers would see all GPUs of their machine
+        place = replace(place, device="cpu")  # else workers would see all GPUs of their machine
     images = replace(images, data=images.data.resolve())
     options = replace(options, out=options.out.resolve())
     place = replace(place, cache=place.cache and place.cache.resolve())
-    options.recipe_in(workers)  # bad settings are found here
-    # nothing is trained here: this machine need not have the devices of its workers
+    options.recipe_in(workers)  # finds bad settings now
+    # nothing is trained here: this machine need not have the devices of the workers
     here = replace(place, device="cpu") if wants_gpu(place.device) else place
     task = ImageTask(images, MOBILENETV3, here)
     if is_there(options.out, how_made(options, task, workers), plain_console()):
@@ -84,7 +84,7 @@ def fit(
     runtime: Runtime,
     storage: Path,
 ) -> None:
-    """Run `_work` in so many processes; raises UserError where they give up."""
+    """Run `_work` in `workers` processes; raises UserError if they give up."""
     from ray import train  # Ray is slow to import
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -112,7 +112,7 @@ def fit(
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """In every process; Ray Train has made a process group of them."""
+    """Runs in every process; Ray Train has set up their process group."""
     console = plain_console(quiet=parallel.rank() > 0)
     train_supernet(settings["options"], settings["images"], settings["place"], console)
 

@@ -1,14 +1,14 @@
-"""The door to Ray Tune: `BOSearcher` chooses the architectures of a `ray.tune.Tuner`.
+"""The interface to Ray Tune: `BOSearcher` chooses the architectures of a `ray.tune.Tuner`.
 
     config = RunConfig(space="nasbench201", n_init=8)
     searcher = BOSearcher(config, metric="accuracy", mode="max", max_t=27, grace_period=3)
     scheduler = ASHAScheduler(max_t=27, grace_period=3)
     tune.TuneConfig(search_alg=searcher, scheduler=scheduler, metric="accuracy", mode="max", ...)
 
-Trials end as full ones, or early, or with an error. To a Gaussian process those that ended early
-are an earlier run on another task (`nag/predictors/gp.py`): it learns what a value at
-`grace_period`, which all of them have, tells about one at `max_t`, and never takes one for the
-other. See docs/tune.md.
+Trials end in full, early, or with an error. A Gaussian process treats those that ended early as an
+earlier run on another task (`nag/predictors/gp.py`): it learns what a value at `grace_period`,
+which all of them have, says about one at `max_t`, and never mistakes one for the other. See
+docs/tune.md.
 """
 
 import json
@@ -35,11 +35,11 @@ from orchestrator.search.bayesopt import BayesianOptimizer, with_early_values
 
 @dataclass
 class _Trial:
-    """What is known of a trial. Values are maximised, whatever the mode of the metric."""
+    """What is known of a trial. Values are to be maximised, whatever the mode of the metric."""
 
     arch: Architecture
     state: Literal["running", "ended", "failed"] = "running"
-    time: float = 0.0  # how far its training has come, in time_attr
+    time: float = 0.0  # how far its training has got, in time_attr
     value: float | None = None  # the last
     early: float | None = None  # the first at grace_period or later
 
@@ -52,21 +52,21 @@ class _Trial:
 class BOSearcher(Searcher):
     """Bayesian optimisation over a search space, one architecture for each trial.
 
-    A trial finds its architecture in its config: as published text in `config["arch"]`, as a JSON
-    object that the space's own tools can read in `config["arch_config"]`.
+    The config of a trial holds its architecture: as a published string in `config["arch"]`, and as
+    a JSON object that the space's own tools can read in `config["arch_config"]`.
 
     Running trials are pending: they are not proposed again, and the surrogate is conditioned on
     them. Equal configurations and an equal history of suggestions and results give equal
     suggestions; with one trial at a time they are those of `run_bo --batch-size 1`.
 
-    config: of the search. What concerns the evaluation (evaluator, table, objective) and the budget
-        (num_samples of TuneConfig says it) is ignored.
-    metric, mode: what the trials report, in any unit, and whether it is to be "max" or "min".
-    max_t, grace_period, time_attr: as of ASHAScheduler. A trial that ends before `max_t` was
-        stopped early; None: no trial is.
-    device: of the generator, which works in the process of the Tuner.
+    config: of the search. Settings of the evaluation (evaluator, table, objective) and the budget
+        (see num_samples of TuneConfig) are ignored.
+    metric, mode: what the trials report, in any unit, and whether to optimise for "max" or "min".
+    max_t, grace_period, time_attr: as in ASHAScheduler. A trial that ends before `max_t` was
+        stopped early; None if no trial is.
+    device: of the generator, which runs in the process of the Tuner.
 
-    Raises UserError for what cannot be.
+    Raises UserError for invalid settings.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -99,10 +99,10 @@ class BOSearcher(Searcher):
         super().__init__(metric=metric, mode=mode)
         self._config, self._device = config.absolute(), device
         self._max_t, self._grace_period, self._time_attr = max_t, grace_period, time_attr
-        self._trials: dict[str, _Trial] = {}  # in the order in which they were suggested
+        self._trials: dict[str, _Trial] = {}  # in the order they were suggested
         self._max_concurrent = math.inf
         rng = np.random.default_rng([config.seed, 0])
-        # Building the optimizer here finds bad settings before a search begins.
+        # Building the optimizer here reveals bad settings before a search begins.
         self._design = self._optimizer.initial(frozenset(), config.n_init, rng).archs
         if not self._design:
             constraints = " and ".join(config.constraint)
@@ -114,18 +114,18 @@ class BOSearcher(Searcher):
         return build_single_fidelity(self._config, generator)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the optimizer, which any process can build again."""
+        """Leaves out the optimizer, which any process can rebuild."""
         return {name: part for name, part in vars(self).items() if name != "_optimizer"}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """What ConcurrencyLimiter would do, but it hides the end of resumed trials from us."""
+        """Does the job of ConcurrencyLimiter, which hides the end of resumed trials from us."""
         self._max_concurrent = max_concurrent
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Config of a new trial, or `Searcher.FINISHED` where no architecture is left.
+        """Config of a new trial, or `Searcher.FINISHED` if no architecture is left.
 
-        None while as many trials run as may.
+        None while the maximum number of trials is running.
         """
         if sum(t.state == "running" for t in self._trials.values()) >= self._max_concurrent:
             return None
@@ -158,7 +158,7 @@ class BOSearcher(Searcher):
         return trial.state == "ended" and (self._max_t is None or trial.time >= self._max_t)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Note what a running trial reports; values that are not finite are passed over."""
+        """Record what a running trial reports; non-finite values are ignored."""
         trial = self._trials.get(trial_id)
         if trial is None:
             return
@@ -172,9 +172,9 @@ class BOSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial has ended; one with an error, or without a finite last value, has failed.
+        """Record the end of a trial; with an error, or without a finite last value, it has failed.
 
-        A second end counts in place of the first: `Tuner.restore` may resume what has failed.
+        A second end replaces the first: `Tuner.restore` may resume failed trials.
         """
         trial = self._trials.get(trial_id)
         if trial is None:
@@ -186,7 +186,7 @@ class BOSearcher(Searcher):
         trial.state = "failed" if failed else "ended"
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the trials as JSON; all else follows from them."""
+        """Write the trials as JSON; everything else follows from them."""
         space = self._optimizer.space
         trials = {
             name: asdict(trial) | {"arch": space.to_str(trial.arch)}
@@ -195,7 +195,7 @@ class BOSearcher(Searcher):
         Path(checkpoint_path).write_text(json.dumps({**self._objective(), "trials": trials}))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on with the trials of `save`; raises UserError for those of another objective."""
+        """Continue from the trials of `save`; raises UserError if their objective differs."""
         space = find_space(self._config.space)
         try:
             stored = json.loads(Path(checkpoint_path).read_text())
@@ -210,7 +210,7 @@ class BOSearcher(Searcher):
             raise UserError(f"cannot restore from {checkpoint_path}: {error}") from error
 
     def _objective(self) -> dict[str, Any]:
-        """What the values of trials mean; to a searcher with another they would say nothing."""
+        """What the values of trials mean; a searcher with another objective cannot use them."""
         return {
             "space": self._config.space,
             "metric": self.metric,

@@ -1,4 +1,4 @@
-"""Records made in Python, held to their annotations as a command line holds them."""
+"""Converts and checks records made in Python, as the command line does with its options."""
 
 import operator
 from collections.abc import Callable, Container
@@ -11,11 +11,10 @@ from nag.errors import UserError, choose
 
 
 def typed(record: Any, but: Container[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass by name, as their annotations say, those in `but` left out.
+    """The fields of a dataclass by name, converted to their annotated types, except those in `but`.
 
-    A text becomes a path, a path or number a text, and one text several, where that is what is
-    annotated. Raises UserError for a name that is not one of its Literal, and for what is no whole
-    number.
+    Where so annotated, a string becomes a path, a path or number a string, and a single string a
+    tuple. Raises UserError for values outside a Literal, and for ints that are not whole numbers.
     """
     hints = {name: hint for name, hint in _hints(record.__class__).items() if name not in but}
     return {name: _typed(name, hint, getattr(record, name)) for name, hint in hints.items()}

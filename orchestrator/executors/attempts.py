@@ -1,4 +1,4 @@
-"""Which trials are tried again, and which of them must be alone."""
+"""Which trials are tried again, and which of those must run alone."""
 
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -10,9 +10,9 @@ from orchestrator.search.trial import Ask
 
 @dataclass(frozen=True)
 class Attempt:
-    """One at a trial.
+    """One attempt at a trial.
 
-    alone: beside no other evaluation of the run, after it ran out of memory.
+    alone: with no other evaluation of the run, because the last attempt ran out of memory.
     """
 
     trial: Trial
@@ -22,10 +22,10 @@ class Attempt:
     def result(
         self, outcome: Outcome, *, lost: bool = False, retries: int = 0
     ) -> "Outcome | Attempt":
-        """The outcome of the trial, or the attempt that follows one that ended so.
+        """The outcome of the trial, or the next attempt if this one ended with `outcome`.
 
-        What ran out of memory is tried once more, alone; what was lost with its worker `retries`
-        times.
+        A trial that ran out of memory is tried once more, alone; one lost with its worker up to
+        `retries` times.
         """
         if outcome.out_of_memory and not self.alone:
             return Attempt(self.trial, self.number + 1, alone=True)
@@ -37,9 +37,9 @@ class Attempt:
 def to_begin(
     ask: Ask, limit: int, running: Collection[Attempt], again: deque[Attempt]
 ) -> Iterator[Attempt]:
-    """Attempts to begin now: second ones, then new trials; one that must be alone, alone.
+    """Attempts to begin now: retries first, then new trials; those that must be alone, alone.
 
-    running: a view, to which each is added as it is given out.
+    running: a view, to which the caller adds each attempt as it is yielded.
     """
     if any(attempt.alone for attempt in running):
         return

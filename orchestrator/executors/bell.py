@@ -1,7 +1,7 @@
 """Ctrl-C for tasks on a cluster.
 
-`ray.cancel` does the same, but takes the driver down now and then where a task ends at that very
-moment (Ray 2.60: "Tried to complete task that was not pending").
+`ray.cancel` does the same, but occasionally crashes the driver if a task ends at that very moment
+(Ray 2.60: "Tried to complete task that was not pending").
 """
 
 import asyncio
@@ -46,9 +46,9 @@ class Bell:
         ).remote()
 
     def ring(self, running: list[Any]) -> None:
-        """Raise KeyboardInterrupt in tasks, by their references: a moment to save what they have.
+        """Raise KeyboardInterrupt in tasks, given by reference, and give them time to save.
 
-        The driver must end then: tasks that begin later are interrupted, too.
+        The driver must end afterwards: tasks that begin later are interrupted, too.
         """
         if not running:
             return
@@ -59,8 +59,8 @@ class Bell:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """What a task does in here is interrupted where the driver rings its bell."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray has blocked it
+    """Interrupts the block, in a task, when the driver rings its bell."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it
     _listener.working = True
     try:
         _listener.start()
@@ -70,7 +70,7 @@ def interruptible() -> Iterator[None]:
 
 
 class _Listener:
-    """Waits for the bell in a thread of the worker process, from its first task on."""
+    """Waits for the bell in a thread of the worker process, starting with its first task."""
 
     def __init__(self) -> None:
         self.working = False
@@ -87,7 +87,7 @@ class _Listener:
     def _listen(self) -> None:
         try:
             ray.get(ray.get_actor(_name(), _NAMESPACE).wait.remote())
-        except (RayError, ValueError):  # the driver is gone, or its machine
+        except (RayError, ValueError):  # the driver or its machine is gone
             return
         self._rung = True
         if self.working:

@@ -1,4 +1,4 @@
-"""Starting a Ray of our own or joining a cluster, and what its machines have room for."""
+"""Starting a local Ray or joining a cluster, and what its machines have room for."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import Any
 from unittest.mock import patch
 
-# Set before Ray starts its processes. By default Ray retries for ever what ran out of memory.
+# Set before Ray starts its processes. By default Ray retries tasks that ran out of memory forever.
 os.environ.setdefault("RAY_task_oom_retries", "2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -29,23 +29,23 @@ from trainers.images.parallel import cores
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
-_HEAD_SECONDS, _MISSES = 2.0, 3  # between looks at the head; so many in a row that it missed
-_RETURN_SECONDS = 600.0  # for a machine to come, when none has room
+_HEAD_SECONDS, _MISSES = 2.0, 3  # between checks of the head; failures in a row before a warning
+_RETURN_SECONDS = 600.0  # to wait for a machine when none has room
 
 _log = logging.getLogger(__name__)
 
 
 class ClusterError(UserError):
-    """The cluster cannot be reached, lacks what the run needs, or has lost it."""
+    """The cluster cannot be reached, or lacks or has lost what the run needs."""
 
 
 def connect(runtime: Runtime) -> str | None:
-    """Start a Ray of our own or join a cluster; returns the address of the dashboard.
+    """Start a local Ray or join a cluster; returns the address of the dashboard.
 
-    A Ray of our own listens on the loopback interface only. Raises ClusterError.
+    A local Ray listens on the loopback interface only. Raises ClusterError.
     """
     os.environ["RAY_AUTH_MODE"] = runtime.auth or os.environ.get("RAY_AUTH_MODE", "token")
-    Config.initialize("")  # Ray read its environment when it was imported: read it again
+    Config.initialize("")  # Ray read its environment on import: read it again
     address = runtime.address or os.environ.get("RAY_ADDRESS") or None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if is_own(runtime):
@@ -61,9 +61,9 @@ def connect(runtime: Runtime) -> str | None:
     else:
         _check_reachable(str(address))
         options |= {"address": address}
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in its place
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
     try:
-        # ray.init replaces a loopback address by that of the network, `ray start` does not
+        # ray.init replaces a loopback address with that of the network; `ray start` does not
         with patch.object(services, "resolve_ip_for_localhost", lambda host: host):
             context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
@@ -77,17 +77,17 @@ def connect(runtime: Runtime) -> str | None:
 
 
 def _cores() -> int:
-    """CPU cores that this process may use: of its container, as Ray sees it, and its mask."""
+    """CPU cores that this process may use, by its container, as Ray sees it, and its affinity."""
     return max(1, min(int(get_num_cpus()), cores()))
 
 
 def _watch_head() -> None:
-    """Say when the head does not answer any more: Ray ends this process a minute later, mute."""
+    """Warn when the head stops answering: a minute later, Ray silently ends this process."""
     context = ray.get_runtime_context()
     head = context.gcs_address
 
     def joined() -> bool:
-        with suppress(AttributeError):  # while Ray shuts down
+        with suppress(AttributeError):  # if Ray is shutting down
             return ray.is_initialized() and context.gcs_address == head
         return False
 
@@ -111,14 +111,14 @@ def _watch_head() -> None:
 
 
 def is_own(runtime: Runtime) -> bool:
-    """Whether a run starts a Ray of its own: it joins no cluster."""
+    """Whether a run starts a local Ray instead of joining a cluster."""
     return (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def generator_request(
     resources: Mapping[str, float], runtime: Runtime
 ) -> tuple[dict[str, float], str]:
-    """What the generator asks for where a cluster has `resources`, and its device.
+    """What the generator requests on a cluster with `resources`, and its device.
 
     Raises ClusterError.
     """
@@ -135,7 +135,7 @@ def generator_request(
 def evaluation_request(
     resources: Mapping[str, float], runtime: Runtime, gpus: float
 ) -> dict[str, float]:
-    """What one evaluation asks for, `gpus` of them."""
+    """What one evaluation requests, including `gpus` GPUs."""
     request = {"CPU": runtime.cpus_per_eval, "GPU": gpus}
     if "evaluator" in resources:
         request["evaluator"] = 1
@@ -150,7 +150,7 @@ class Machines:
 
     @classmethod
     def now(cls) -> "Machines":
-        """Those that are alive."""
+        """The machines that are alive."""
         return cls(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
 
     @property
@@ -162,9 +162,9 @@ class Machines:
         return found
 
     def room(self, request: Mapping[str, float], held: Sequence[Mapping[str, float]] = ()) -> int:
-        """How many tasks of these resources they hold at a time.
+        """How many tasks with this request fit on the machines at a time.
 
-        held: each is reserved on one of them, which is taken to be the one where it costs least.
+        held: reservations, each taken to be on the machine where it displaces fewest tasks.
         """
         free = list(self.each)
 
@@ -185,7 +185,7 @@ class Machines:
     def lack(
         self, what: str, request: Mapping[str, float], held: Sequence[Mapping[str, float]] = ()
     ) -> str | None:
-        """Why there is no room for one more task, in words; None where there is."""
+        """Why there is no room for one more task, in words; None if there is."""
         if self.room(request, held):
             return None
         needed = f"{what} needs {in_words(request)}"
@@ -196,7 +196,7 @@ class Machines:
         return f"no machine has room: {needed}, the cluster has {in_words(there)}"
 
     def alone(self, request: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
-        """What a task asks for to have a machine's CPUs to itself, and all of a GPU not held."""
+        """The request for all of a machine's CPUs, and for the part of a GPU that is not held."""
         asked = dict(request)
         able = [machine for machine in self.each if _times(machine, request)]
         asked["CPU"] = max((machine["CPU"] for machine in able), default=asked["CPU"])
@@ -215,15 +215,15 @@ def _times(machine: Mapping[str, float], request: Mapping[str, float]) -> int:
 
 
 class Patience:
-    """What waits for a machine: says so, and gives up after ten minutes in which none had room."""
+    """For waiting for a machine: warns, and gives up once none has had room for ten minutes."""
 
     def __init__(self) -> None:
         self._since: float | None = None
 
     def look(self, lack: str | None) -> None:
-        """To be called again and again; raises ClusterError.
+        """To be called repeatedly; raises ClusterError.
 
-        lack: that of `Machines.lack`.
+        lack: the result of `Machines.lack`.
         """
         if lack is None:
             self._since = None
@@ -235,12 +235,12 @@ class Patience:
 
 
 def in_words(request: Mapping[str, float]) -> str:
-    """Resources as a person writes them."""
+    """Resources as a person would write them."""
     return ", ".join(f"{amount:g} {name}" for name, amount in request.items()) or "nothing"
 
 
 def options_of(request: Mapping[str, float]) -> dict[str, Any]:
-    """What Ray's `options` call these resources."""
+    """These resources under the names that Ray's `options` use."""
     own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
     named = {own[name]: amount for name, amount in request.items() if name in own}
     custom = {name: amount for name, amount in request.items() if name not in own}
@@ -248,7 +248,7 @@ def options_of(request: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _check_free(port: int | None) -> None:
-    """Ray would go on without metrics where their port is taken."""
+    """Raise ClusterError if the port is taken: Ray would silently go without metrics."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -258,7 +258,7 @@ def _check_free(port: int | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Fail in seconds, where Ray would try for minutes."""
+    """Fail within seconds; Ray would keep trying for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -271,6 +271,6 @@ def _check_reachable(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens, and OverflowError for a port that there cannot be."""
+    """Raises OSError if nobody listens, and OverflowError for an impossible port."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=5).close()

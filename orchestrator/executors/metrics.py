@@ -17,12 +17,12 @@ from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 
-_WINDOW = 100  # outcomes that the rank correlation is of
-_AGAIN_SECONDS = 5.0  # Ray forgets a gauge that is not set for a while
+_WINDOW = 100  # outcomes, for the rank correlation
+_AGAIN_SECONDS = 5.0  # Ray forgets a gauge that has not been set for a while
 
 
 class _Metric(NamedTuple):
-    """What a metric is, and the label that tells its series apart."""
+    """A metric's kind and help text, and the label that distinguishes its series."""
 
     kind: type[Counter] | type[Gauge] | type[Histogram]
     help: str
@@ -80,19 +80,19 @@ class OnRay(Protocol):
 
     generators: int
     generator_request: Mapping[str, float]  # resources that each reserves
-    evaluation_request: Mapping[str, float]  # and the evaluation did that ended last
+    evaluation_request: Mapping[str, float]  # resources of the evaluation that ended last
 
     @property
     def slots(self) -> int:
-        """Evaluations that there is room for at a time."""
+        """How many evaluations there is room for at a time."""
         ...
 
 
 class RayMetrics:
-    """Tells Ray how the run goes: an `Observer`. All metrics have the label `run`.
+    """An `Observer` that reports progress to Ray. All metrics have the label `run`.
 
-    store: of the run, which may be one that is continued.
-    optimum: the largest value there is, a fraction; None where nobody knows.
+    store: of the run, which may be a continued one.
+    optimum: the largest possible value, a fraction; None if unknown.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class RayMetrics:
         self._set("nag_pending", len(store.trials) - store.num_finished)
 
     def _elapsed(self, worked: float = 0.0) -> None:
-        """The driver has `worked` since it was here last, and waited for the rest of the time."""
+        """Since the last call the driver worked for `worked` seconds and waited for the rest."""
         now = perf_counter()
         seconds, self._told = now - self._told, now
         self._count("nag_phase_seconds", seconds - worked, "wait")
@@ -178,7 +178,7 @@ class RayMetrics:
         self._metrics[name].set(value, _tags(name, label))
 
     def _keep(self) -> None:
-        """Set the gauges again and again, as long as there is a Ray."""
+        """Keep setting the gauges for as long as Ray is up."""
         while ray.is_initialized():
             for (name, label), value in list(self._gauges.items()):
                 self._metrics[name].set(value, _tags(name, label))
@@ -190,9 +190,9 @@ class RayMetrics:
 
 
 def rank_correlation(store: RunStore) -> float | None:
-    """Kendall's tau-b of predicted and observed value, of the last outcomes that have both.
+    """Kendall's tau-b of predicted and observed values, among the last _WINDOW outcomes.
 
-    None where ranks mean nothing. Does not look further back, however many were not predicted.
+    None if it is undefined. Never looks further back, however few have a prediction.
     """
     last = islice(reversed(store.outcomes.values()), _WINDOW)
     pairs = [

@@ -1,4 +1,4 @@
-"""How many evaluations there is room for, and how many share a GPU by the memory they take."""
+"""How many evaluations there is room for, and how many share a GPU by their memory use."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from orchestrator.executors.cluster import Machines, evaluation_request
 from orchestrator.history.trials import Outcome
 from orchestrator.runtime import GpusPerEval, Runtime
 
-_TO_SPARE = 1.25  # times the hungriest so far: others may be hungrier, and need a context besides
-_UNITS = 10_000  # Ray counts GPUs in so many parts
+_TO_SPARE = 1.25  # times the peak so far: others may need more, and each needs a context
+_UNITS = 10_000  # parts in which Ray counts a GPU
 _LOOK_SECONDS = 1.0
 
 
 class GPUShare:
-    """What an evaluation reserves of a GPU.
+    """The share of a GPU that an evaluation reserves.
 
-    asked: that, or "auto": a whole one until evaluations have ended, then as small a share as the
-        hungriest of them fits into with a quarter to spare.
+    asked: the share, or "auto": a whole GPU until evaluations have ended, then the smallest share
+        that holds the most memory-hungry of them with a quarter to spare.
     """
 
     def __init__(self, asked: GpusPerEval) -> None:
@@ -25,7 +25,7 @@ class GPUShare:
         self._largest = 0.0
 
     def saw(self, outcome: Outcome) -> None:
-        """Learn from an evaluation that has ended; one that says nothing of memory is ignored."""
+        """Learn from an evaluation that has ended; ignored if it reports no memory."""
         self._largest = max(self._largest, outcome.gpu_memory)
 
     def now(self) -> float:
@@ -39,9 +39,9 @@ class GPUShare:
 
 
 class Room:
-    """For evaluations, on the machines that are there now; those may come and go.
+    """Room for evaluations on the machines that are there now; machines may come and go.
 
-    held: what is reserved beside the evaluations.
+    held: what is reserved in addition to the evaluations.
     """
 
     def __init__(self, runtime: Runtime, held: Sequence[Mapping[str, float]] = ()) -> None:
@@ -51,7 +51,7 @@ class Room:
         self.look()
 
     def look(self) -> None:
-        """Look at the machines, if it is not a moment ago: to ask Ray takes longer than a trial."""
+        """Look at the machines, at most once a second: asking Ray can take longer than a trial."""
         if monotonic() - self._looked < _LOOK_SECONDS:
             return
         machines = Machines.now()
@@ -62,5 +62,5 @@ class Room:
         self._looked = monotonic()
 
     def saw(self, outcome: Outcome) -> None:
-        """Learn the memory of an evaluation that has ended."""
+        """Learn from the memory use of an evaluation that has ended."""
         self._share.saw(outcome)

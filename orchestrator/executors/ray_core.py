@@ -1,13 +1,13 @@
 """A run on Ray: the generator is an actor, every evaluation a task.
 
 The driver sends architectures and small predictors. The generator loads its weights once; a worker
-process keeps its evaluator (table, supernet) from one evaluation to the next. The queue of tasks is
-Ray's: a trial goes to whichever machine has room, the autoscaler sees what waits, and machines that
-join or leave during a run are used or survived.
+process keeps its evaluator (table, supernet) between evaluations. The task queue is Ray's: a trial
+goes to whichever machine has room, and the autoscaler sees what is queued. Machines that join
+during a run are used, and the run survives the loss of others.
 
-A cluster may pin roles to machines with the custom resources `generator` and `evaluator`: where
-machines offer them, each actor or task asks for one. On a cluster without a GPU the generator
-reserves nothing: it works while the evaluations of its round have not begun.
+A cluster may pin roles to machines with the custom resources `generator` and `evaluator`: if
+machines offer them, each actor or task requests one. On a cluster without a GPU the generator
+reserves nothing: it works before the evaluations of its round begin.
 """
 
 import sys
@@ -40,10 +40,10 @@ from orchestrator.runtime import Runtime
 from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator
 
-_START_SECONDS = 600.0  # for the generator to start, on a machine that may have to be started
+_START_SECONDS = 600.0  # for the generator, whose machine may have to be started first
 _HEARTBEAT_SECONDS = 1.0
 LAST_RESORT_SECONDS = 30.0  # after the deadline of an evaluation that does not react to it
-_TRIALS_PER_AHEAD = 8  # asynchronous: a queue of one trial for so many that are evaluated
+_TRIALS_PER_AHEAD = 8  # asynchronous: one queued trial per this many being evaluated
 
 
 @ray.remote
@@ -62,7 +62,7 @@ class GeneratorActor:
 
 
 class RayGenerator:
-    """A `Generator` that works in actors, each of which asks for `request`."""
+    """A `Generator` that works in actors, each of which requests `request`."""
 
     def __init__(self, actors: Sequence[Any], request: Mapping[str, float]) -> None:
         self._actors, self._request = actors, request
@@ -86,7 +86,7 @@ class RayGenerator:
                 patience.look(lack)
             return ray.get(references)
         except RayTaskError:
-            raise  # our own bug
+            raise  # a bug of ours
         except RayError as error:
             raise ClusterError(
                 f"the generator is lost ({type(error).__name__}): repeat the command to continue"
@@ -94,10 +94,10 @@ class RayGenerator:
 
 
 _kept: dict[str, Evaluator] = {}
-"""The evaluator of this worker process, by the run that it is for."""
+"""The evaluator of this worker process, keyed by its run."""
 
 
-@ray.remote(max_retries=0, max_calls=0)  # the executor decides who tries again
+@ray.remote(max_retries=0, max_calls=0)  # the executor decides what to retry
 def _evaluate(
     run: str,
     make: Callable[[], Evaluator],
@@ -146,7 +146,7 @@ class RayExecutor:
             if is_own(runtime) and self._room.lack:
                 raise ClusterError(self._room.lack)
             self.evaluation_request = self._room.request
-            self._reserved: dict[int, dict[str, float]] = {}  # by the last attempts at trials
+            self._reserved: dict[int, dict[str, float]] = {}  # by the latest attempt at each trial
         except BaseException:
             ray.shutdown()
             raise
@@ -157,14 +157,14 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """How many evaluations the machines that are there now hold at a time."""
+        """How many evaluations may run at a time on the machines that are there now."""
         return min(self._runtime.workers or sys.maxsize, self._room.size)
 
     def run(self, ask: Ask) -> Outcomes:
-        """Evaluate what is asked for, as many at a time as `--workers` says or there is room for.
+        """Evaluate the trials that `ask` returns, up to `--workers` or the available room at once.
 
-        The trial of a lost worker is tried again. One that ran out of memory is tried once more, by
-        itself. Raises ClusterError when no machine is left.
+        The trial of a lost worker is retried. One that ran out of memory is retried once, alone.
+        Raises ClusterError if no machine is left.
         """
         running = self._running
         again: deque[Attempt] = deque()
@@ -196,8 +196,8 @@ class RayExecutor:
     def _limit(self) -> int:
         """How many trials may be submitted at a time.
 
-        In rounds all of a batch are, or `--workers` of them. What waits tells the autoscaler how
-        many machines the run can use.
+        In rounds it is the whole batch, or `--workers`. The queue tells the autoscaler how many
+        machines the run can use.
         """
         workers = self._runtime.workers
         if self._asynchronous:
@@ -205,7 +205,7 @@ class RayExecutor:
         return workers or sys.maxsize
 
     def _submit(self, attempt: Attempt) -> Any:
-        """Reference of its outcome."""
+        """Submit an attempt; returns the reference of its outcome."""
         request = self._room.request
         if attempt.alone:
             request = self._room.machines.alone(request, self.generator_request)
@@ -221,19 +221,19 @@ class RayExecutor:
         )
 
     def _outcome(self, reference: Any, attempt: Attempt) -> Outcome | Attempt:
-        """Of an attempt that has ended, or the attempt that follows it."""
+        """The outcome of an attempt that has ended, or the attempt that follows it."""
         try:
             return attempt.result(ray.get(reference))
-        except RayTaskError as error:  # evaluate_trial raises nothing: the evaluator was not made
+        except RayTaskError as error:  # evaluate_trial never raises: making the evaluator did
             raise ClusterError(f"an evaluator could not start: {_last_line(error)}") from error
-        except RayError as error:  # an OutOfMemoryError of Ray's is one of an Outcome, too
+        except RayError as error:  # Outcome also recognises Ray's OutOfMemoryError
             text = f"{type(error).__name__}: the worker was lost"
             outcome = Outcome(attempt.trial.trial, "failed", error=text)
             return attempt.result(outcome, lost=True, retries=self._runtime.retries)
 
 
 def _ready(actors: Sequence[Any], request: Mapping[str, float]) -> str:
-    """The device of the generators, once all are there; raises ClusterError."""
+    """The device of the generators, once all are ready; raises ClusterError."""
     try:
         return ray.get([actor.ready.remote() for actor in actors], timeout=_START_SECONDS)[0]
     except GetTimeoutError as error:
@@ -247,7 +247,7 @@ def _ready(actors: Sequence[Any], request: Mapping[str, float]) -> str:
 
 
 def _ended(references: list[Any]) -> list[Any]:
-    """All that have ended, so that one proposal serves them all; waits a moment for the first."""
+    """All tasks that have ended, so that one proposal serves them all; waits briefly for one."""
     done, left = ray.wait(references, timeout=_HEARTBEAT_SECONDS)
     if done and left:
         done += ray.wait(left, num_returns=len(left), timeout=0)[0]
@@ -257,12 +257,12 @@ def _ended(references: list[Any]) -> list[Any]:
 def in_flight(workers: int | None, room: int, submitted: int) -> int:
     """How many trials an asynchronous search may have submitted.
 
-    As many as may be evaluated at a time, and some more, so that no machine waits for the driver.
-    The queue is filled when it is empty, before a worker is: one proposal serves all of it, and
-    what waits there is proposed without fewer outcomes than if it were kept full.
+    As many as may be evaluated at a time, and a few more, so that no machine waits for the driver.
+    The queue is refilled only once it is empty, but before a worker is idle: one proposal then
+    serves the whole queue, and misses fewer outcomes than if the queue were always kept full.
 
-    workers: that may be evaluated at a time, also of machines that are to come; None for as many as
-        there is room for now. Where there is room for more, none waits: it would begin.
+    workers: how many may be evaluated at a time, including on machines that have yet to join; None
+        for as many as there is room for now. With room for more, none is queued: it would begin.
     """
     slots = workers or max(1, room)
     ahead = slots // _TRIALS_PER_AHEAD if room <= slots else 0
@@ -270,5 +270,5 @@ def in_flight(workers: int | None, room: int, submitted: int) -> int:
 
 
 def _last_line(error: RayError) -> str:
-    """Of a remote traceback: the error itself."""
+    """The error itself, from a remote traceback."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

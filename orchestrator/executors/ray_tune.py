@@ -1,8 +1,8 @@
-"""An executor whose trials are those of Ray Tune: `run_bo --executor tune`.
+"""An executor that runs its trials in Ray Tune: `run_bo --executor tune`.
 
-Tune asks its searcher for trials, an executor is given them: Tune works in a thread of its own, and
-two queues lie between. What is proposed, journalled and continued is what every other executor
-would have it. OUT/tune holds what Tune's loggers write of each trial; nothing is read from there.
+Tune pulls trials from its searcher, whereas an executor is given them: so Tune runs in a thread of
+its own, connected by two queues. Proposing, journalling and continuing work as with every other
+executor. OUT/tune holds what Tune's loggers write about each trial; nothing is read from there.
 """
 
 import logging
@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output is never quite silent
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output cannot be silenced entirely
 
 import ray
 from ray import tune
@@ -38,13 +38,13 @@ from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 
 _HEARTBEAT_SECONDS = 1.0
-_REDUCTION = 3  # of the trainings that came as far, one in so many goes on
-_CLOSE_SECONDS = 30.0  # for Tune to end when it is told to
+_REDUCTION = 3  # one in this many trainings that get as far goes on
+_CLOSE_SECONDS = 30.0  # for Tune to end when told to
 _LOST = "the worker was lost"  # the error of an outcome
 
 
 class TuneExecutor:
-    """Starts or joins a cluster and runs trials on it by Tune. Raises ClusterError at start."""
+    """Starts or joins a cluster and runs trials on it with Tune. Raises ClusterError at start."""
 
     def __init__(
         self, config: RunConfig, runtime: Runtime, evaluator: Callable[[], Evaluator]
@@ -58,13 +58,13 @@ class TuneExecutor:
         self._asynchronous = config.schedule == "async"
         self._most = runtime.workers or sys.maxsize
         self._room = Room(runtime)
-        self.evaluation_request = self._room.request  # of every trial, to the end
+        self.evaluation_request = self._room.request  # of every trial, until it ends
         if is_own(runtime) and self._room.lack:
             ray.shutdown()
             raise ClusterError(self._room.lack)
         self._grace = config.grace_epochs if config.early_stopping == "asha" else None
-        # To the scheduler a trial that is begun again must be the same one, so then Tune does it.
-        # Else it is done here: Tune gives up a trial at once if the actor kept for it has died.
+        # A scheduler must see a retried trial as the same one, so then Tune retries. Otherwise
+        # this executor does: Tune gives up a trial at once if the actor kept for it has died.
         self._retries = runtime.retries if self._grace is None else 0
         self.description = (
             f"on Ray Tune, generator on {self.generator.device} in this process, "
@@ -72,18 +72,18 @@ class TuneExecutor:
         )
         self._runtime, self._evaluator, self._out = runtime, evaluator, runtime.out.resolve()
         self._queues = _Queues(config.space)
-        self._error: Exception | None = None  # that ended Tune
+        self._error: Exception | None = None  # the one that ended Tune
         self._tune = Thread(target=self._fit, daemon=True)
 
     @property
     def slots(self) -> int:
-        """How many evaluations the machines that are there now hold, of those that may be begun."""
+        """How many evaluations may run at a time on the machines that are there now."""
         return min(self._most, self._room.size)
 
     def run(self, ask: Ask) -> Outcomes:
-        """Raises ClusterError when Tune has ended before the trials, no evaluator starts, or no
-        machine is left."""
-        if not self._tune.ident:  # not before the store of the run has taken its folder
+        """Raises ClusterError if Tune ends before the trials, no evaluator starts, or no machine
+        is left."""
+        if not self._tune.ident:  # not before the store of the run has locked its folder
             self._tune.start()
         running: dict[int, Attempt] = {}
         again: deque[Attempt] = deque()
@@ -106,7 +106,7 @@ class TuneExecutor:
                     yield found
 
     def _ended(self) -> Iterator[Outcome]:
-        """All that have ended, so that one proposal serves them all; waits for the first."""
+        """All outcomes so far, so that one proposal serves them all; waits for the first."""
         yield self._next()
         while not self._queues.outcomes.empty():
             yield self._next()
@@ -154,7 +154,7 @@ class TuneExecutor:
                     scheduler=scheduler or None,
                     num_samples=-1,
                     max_concurrent_trials=self._most,
-                    # Trainings that are worth watching are worth the start of a process.
+                    # Trainings long enough to watch are worth starting a process for.
                     reuse_actors=self._grace is None,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
@@ -181,7 +181,7 @@ class TuneExecutor:
 
 
 class _Evaluation(tune.Trainable):
-    """Holds one evaluator, which `reuse_actors` keeps from trial to trial."""
+    """Holds one evaluator, which `reuse_actors` keeps between trials."""
 
     def setup(  # type: ignore[override]
         self,
@@ -198,7 +198,7 @@ class _Evaluation(tune.Trainable):
         self._problem = None
         try:
             self._evaluator = evaluator()
-        except Exception as error:  # Tune would take it for a fault of the trial
+        except Exception as error:  # Tune would blame the trial for it
             self._problem = f"an evaluator could not start: {type(error).__name__}: {error}"
 
     def step(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class _Evaluation(tune.Trainable):
         epoch = len(outcome.curve)
         done = self._training is None or epoch in (0, self._training.whole)
         if not done:
-            outcome = replace(outcome, stopped=epoch)  # if this is how far it came
+            outcome = replace(outcome, stopped=epoch)  # in case it gets no further
         value = {} if outcome.value is None else {"value": outcome.value}
         return {**outcome.metrics, **value, "epoch": epoch, "outcome": outcome, "done": done}
 
@@ -224,9 +224,9 @@ class _Evaluation(tune.Trainable):
 
 
 class _Epochs:
-    """A training as an evaluator: every evaluation is an epoch more.
+    """A training as an evaluator: every evaluation trains for one more epoch.
 
-    After an error the training goes on, in another attempt, where it was saved.
+    After an error the next attempt resumes the training from its checkpoint.
     """
 
     def __init__(self, evaluator: TrainingInSteps) -> None:
@@ -244,19 +244,19 @@ class _Epochs:
 
 
 class _Queues(Searcher):
-    """Between the two threads: trials that wait for Tune, outcomes that wait for the run."""
+    """Connects the two threads: trials waiting for Tune, outcomes waiting for the run."""
 
     def __init__(self, space: str) -> None:
         super().__init__()
         self._space = space
-        self.waiting: SimpleQueue[Trial | None] = SimpleQueue()  # None: there will be no more
+        self.waiting: SimpleQueue[Trial | None] = SimpleQueue()  # None: no more will come
         self.outcomes: SimpleQueue[Outcome | ClusterError] = SimpleQueue()
         self.closed = Event()
-        self.lost: Counter[str] = Counter()  # attempts of trials that Tune has begun again
+        self.lost: Counter[str] = Counter()  # lost attempts of trials that Tune restarted
         self._running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        try:  # Tune has nothing else to do while nothing runs, and would look again in a second
+        try:  # block if nothing runs: Tune has nothing else to do and would poll once a second
             trial = self.waiting.get(block=not self._running)
         except Empty:
             return None
@@ -279,15 +279,15 @@ class _Queues(Searcher):
         self.outcomes.put(outcome)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store of the run is what it continues from."""
+        """Nothing to save: a run continues from its store."""
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
-        """Tune pickles it now and then: a copy is empty."""
+        """Tune pickles the searcher now and then; the copy is empty."""
         return _Queues, (self._space,)
 
 
 class _Lost(tune.Callback):
-    """Counts the attempts that were lost, where Tune begins the trial again."""
+    """Counts the lost attempts at trials that Tune restarts."""
 
     def __init__(self, queues: _Queues) -> None:
         self._queues = queues

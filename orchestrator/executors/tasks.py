@@ -1,4 +1,4 @@
-"""Functions called on a cluster, each a task of its own."""
+"""Functions called on a cluster, each in a task of its own."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +30,9 @@ def _call(function: Callable[[], Any]) -> Any:
 class RayTasks:
     """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
 
-    Each call takes one CPU and the share `gpu` of a GPU; at most `runtime.workers` are called at a
-    time, by default as many as there is room for. On a cluster as many again wait in its queue,
-    from which an autoscaler sees what further machines would be used for.
+    Each call takes one CPU and the share `gpu` of a GPU. At most `runtime.workers` run at a time,
+    by default as many as there is room for. On a cluster, by default as many again are queued, so
+    that an autoscaler sees that it could use more machines.
     """
 
     def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
@@ -46,7 +46,7 @@ class RayTasks:
         self._running: dict[Any, int] = {}
 
     def _look(self) -> None:
-        """Look at the machines: they come and go."""
+        """Look at the machines, which may come and go."""
         machines, request = Machines.now(), {"CPU": 1.0}
         request |= {"GPU": self._gpu} if self._gpu else {}
         request |= {"evaluator": 1.0} if "evaluator" in machines.total else {}
@@ -58,10 +58,10 @@ class RayTasks:
     def run(
         self, functions: Sequence[Callable[[], Any]]
     ) -> Iterator[tuple[list[int], list[tuple[int, Any]]]]:
-        """What is done, as it is done, and at least every second what is being done.
+        """Call the functions; yields whenever some end, and at least once a second.
 
         Yields the numbers of the functions that are running and (number, result) of those that have
-        ended; the result of one that was lost with its workers is a ClusterError. Raises one when
+        ended; if a function was lost with its workers, the result is a ClusterError. Raises one if
         no machine is left.
         """
         patience = Patience()
@@ -86,6 +86,6 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError:
-        raise  # the functions return their errors: this is our own bug
+        raise  # the functions return their errors: this is a bug of ours
     except RayError as error:
         return ClusterError(f"the worker was lost ({type(error).__name__})")

@@ -1,1 +1,1 @@
-"""Experiments: files expanded into jobs, the jobs, and what is seen of them."""
+"""Experiments: files expanded into jobs, the jobs, and the view of their progress."""

@@ -1,4 +1,4 @@
-"""Experiments as files: what a TOML file says, expanded into jobs (docs/experiments.md)."""
+"""Experiment files: TOML, expanded into jobs (docs/experiments.md)."""
 
 import hashlib
 import importlib
@@ -25,7 +25,7 @@ _FILE = ("title", "seeds", "settings", "grid", "runs", "commands")
 _SHARED = ("settings", "grid", "seeds")  # by all runs
 _RUNS = ("panel", "seeds", "settings", "grid")
 _COMMANDS = ("panel", "module", "settings", "grid")
-_SETTINGS = tuple(  # the options of run_bo that decide what is searched; seeds stand apart
+_SETTINGS = tuple(  # the options of run_bo that decide what is searched; seeds are separate
     field.name
     for kind in (RunConfig, NetworkOptions)
     for field in fields(kind)
@@ -38,18 +38,18 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Files that an experiment does not name, because they are elsewhere on every machine."""
+    """Files that an experiment does not name because their location differs between machines."""
 
     table: Path | None = None
     latency_table: str | None = None
     data: Path | None = None  # images
     weights: Path | None = None  # of a supernet
-    runs: Path | None = None  # where an earlier run may be, besides the folder of the file
+    runs: Path | None = None  # where earlier runs may be, in addition to the folder of the file
 
 
 @dataclass(frozen=True)
 class Member:
-    """A job and the panel of the experiment that it is for."""
+    """A job and the panel of the experiment that it belongs to."""
 
     panel: str
     job: Job
@@ -66,7 +66,7 @@ class Experiment:
 
     @property
     def jobs(self) -> list[Job]:
-        """All jobs, each once; of runs that differ in their budget alone the longest."""
+        """All jobs, each once; of runs that differ only in budget, the longest."""
         found: dict[str, Job] = {}
         for member in self.members:
             other = found.setdefault(member.job.label, member.job)
@@ -78,8 +78,8 @@ class Experiment:
 def read_experiment(file: Path, data: Data) -> Experiment:
     """Read and expand a file. Raises UserError, which names the file, the block and the key.
 
-    Searches come seed by seed, so what is finished when an experiment is stopped can be compared;
-    commands come last.
+    Searches come seed by seed, so that the finished ones can be compared if an experiment is
+    stopped early; commands come last.
     """
     try:
         content = file.read_bytes()
@@ -123,7 +123,7 @@ def read_experiment(file: Path, data: Data) -> Experiment:
 
 @dataclass(frozen=True)
 class _Block:
-    """Settings that are the same for all runs, settings to combine, and seeds."""
+    """Settings common to all runs, settings to combine, and seeds."""
 
     settings: Settings
     grid: dict[str, list[Any]]
@@ -145,7 +145,7 @@ class _Block:
         return cls(settings, grid, _seeds(table))
 
     def over(self, shared: "_Block") -> "_Block":
-        """With what the whole file shares; the block's own word goes."""
+        """This block plus what the whole file shares; the block's own settings take precedence."""
         mine = self.settings.keys() | self.grid.keys()
         settings = {key: x for key, x in shared.settings.items() if key not in mine}
         grid = {key: x for key, x in shared.grid.items() if key not in mine}
@@ -162,7 +162,7 @@ class _Block:
 class _Reader:
     """Turns settings into jobs, by the rules of the command line."""
 
-    folder: Path  # what paths in the file start from
+    folder: Path  # that paths in the file are relative to
     data: Data
 
     def searches(self, block: _Block) -> Iterator[Search]:
@@ -191,7 +191,7 @@ class _Reader:
             yield command
 
     def _prior(self, patterns: Any, seed: int) -> tuple[EarlierRun, ...]:
-        """The earlier runs of a seed; {seed} and wildcards stand for parts of their names."""
+        """The earlier runs of a seed; patterns may contain {seed} and wildcards."""
         found = []
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             if not isinstance(pattern, str):
@@ -209,13 +209,13 @@ class _Reader:
         return tuple(found)
 
     def _with_data(self, settings: Settings) -> RunConfig:
-        """With the files that the user has named, where a run needs them."""
+        """The configuration, with the files named by the user where a run needs them."""
         needed = needed_files(_run_config(settings))
         named = {name: str(file) for name in needed if (file := getattr(self.data, name))}
         return _run_config(settings | named).absolute()
 
     def _resolved(self, settings: Settings, paths: Sequence[str]) -> Settings:
-        """With paths that mean the same in any working directory: they start from the file's."""
+        """The settings with absolute paths, resolved relative to the folder of the file."""
         return {
             key: str((self.folder / value).resolve())
             if key in paths and isinstance(value, str)
@@ -233,7 +233,7 @@ def _configuration(config: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
 
 
 def _run_config(settings: Settings) -> RunConfig:
-    """The configuration that a command line with these options asks for."""
+    """The configuration that a command line with these options would give."""
     arguments = [
         f"--{key.replace('_', '-')}={item}"
         for key, value in settings.items()
@@ -246,7 +246,7 @@ def _run_config(settings: Settings) -> RunConfig:
 
 
 def _seeds(table: Mapping[str, Any]) -> Sequence[int] | None:
-    """`seeds = 20` are 0 to 19."""
+    """`seeds = 20` means 0 to 19."""
     seeds = table.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
         return range(seeds)
@@ -283,7 +283,7 @@ def _where(file: Path, kind: str, number: int, block: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _within(where: str) -> Iterator[None]:
-    """Say where, in front of what is wrong there."""
+    """Prefix errors in the block with where they occurred."""
     try:
         yield
     except (ValueError, CycloptsError) as error:

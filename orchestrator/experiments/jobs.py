@@ -1,7 +1,7 @@
-"""The parts of an experiment, searches and commands: each has a directory of its own under RUNS.
+"""The parts of an experiment, searches and commands: each has its own directory under RUNS.
 
-A directory is named after its content, so what is finished is recognised, whichever file it was
-made for. One process at a time works in it; what is killed there continues when it is run again.
+A directory is named after its content, so finished jobs are recognised, whichever file they were
+run for. One process at a time works in it; a job that was killed continues when it is run again.
 """
 
 import fcntl
@@ -51,9 +51,9 @@ class JobPlace:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job."""
+    """The outcome of a job."""
 
-    text: str  # what was found, or why it failed; one line
+    text: str  # the result, or why it failed; one line
     failed: bool = False
     seconds: float = 0.0
 
@@ -63,7 +63,7 @@ class Job(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, readable."""
+        """A readable description."""
         ...
 
     @property
@@ -73,31 +73,31 @@ class Job(Protocol):
 
     @property
     def trials(self) -> int:
-        """Evaluations it takes in all, as far as they are counted; of full fidelity."""
+        """Total full-fidelity evaluations, as far as they are counted."""
         ...
 
     @property
     def missing(self) -> str | None:
-        """The option that names data which it needs and has not."""
+        """The option for data that it needs but does not have."""
         ...
 
     @property
     def record(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """The whole job, as JSON."""
         ...
 
     def progress(self, root: Path) -> tuple[int, bool]:
-        """Trials finished so far, and whether all is done and well; read off the disk."""
+        """Trials finished so far, and whether the job is complete and succeeded; read from disk."""
         ...
 
     def run(self, place: JobPlace, observers: tuple[Observer, ...] = ()) -> str:
-        """Run or continue it; returns what was found, in one line. Raises UserError."""
+        """Run or continue it; returns the result, in one line. Raises UserError."""
         ...
 
 
 @dataclass(frozen=True)
 class Search:
-    """A run of the search, as `orchestrator.run_bo` makes it; raises UserError where it cannot."""
+    """A run of the search, like one of `orchestrator.run_bo`; raises UserError if invalid."""
 
     config: RunConfig
 
@@ -133,7 +133,7 @@ class Search:
         out = root / self.label
         try:
             run, tabled = read_run(out), num_tabled(out)
-        except (DamagedRunError, OSError):  # which `run` will say
+        except (DamagedRunError, OSError):  # which `run` will report
             return 0, False
         if run.record["hash"] != self.config.hash():
             return 0, False
@@ -174,7 +174,7 @@ class Search:
             return _found(store, config, ended)
 
     def check(self, device: str) -> None:
-        """Raise UserError for what cannot be built, before anything runs."""
+        """Raise UserError if the run cannot be built, before anything runs."""
         config, runtime = self.config, Runtime(executor="local", device=device)
         executor = build_executor(config, runtime, build_evaluator_here(config, runtime))
         with closing(executor):
@@ -185,9 +185,9 @@ class Search:
 class Command:
     """Another command of this package, one of COMMANDS; its --out is the directory.
 
-    paths: the options that name files and folders. Files count by their names and contents. A
-        folder of networks is one that the command itself may fill: it counts by its name, and when
-        other networks are in it the command is run again.
+    paths: the options that name files and folders. Files are identified by name and content. The
+        command itself may fill a folder of networks: that is identified by name, and if the
+        networks in it change, the command is run again.
     """
 
     module: str
@@ -237,7 +237,7 @@ class Command:
         return 0, record.get("networks", {}) == self._networks()
 
     def _networks(self) -> dict[str, str | None]:
-        """The hashes of the networks that it reads: those of its space."""
+        """The hashes of the networks that it reads, those for its space."""
         given = dict(self.options)
         if "networks" not in given:
             return {}
@@ -255,7 +255,7 @@ class Command:
         return f"see {out}"
 
     def _run_locked(self, out: Path, locked: IO[Any]) -> None:
-        """In a process that inherits the lock: it may outlive this one, if that is killed."""
+        """Run it in a process that inherits the lock, as it may outlive this one if killed."""
         arguments = ["-m", self.module, *self.arguments, f"--out={out}"]
         started, log = time.monotonic(), out / "command.log"
         with log.open("w") as output:
@@ -281,9 +281,9 @@ class Command:
 
 
 def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> Result:
-    """Run a job where this process is; what it raises is its result.
+    """Run a job in this process; an exception that it raises becomes its result.
 
-    The traceback of what is not the user's fault is left beside the directory of the job.
+    Tracebacks of errors that are not the user's fault are left beside the job's directory.
     """
     started = time.monotonic()
     trace = place.root / f"{job.label}.error"
@@ -301,16 +301,16 @@ def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> 
 
 
 def check(jobs: list[Job], device: str) -> None:
-    """Raise UserError for jobs that cannot start; searches that differ in the seed are alike."""
+    """Raise UserError for jobs that cannot start; checks searches once, whatever the seed."""
     searches = [replace(job.config, seed=0) for job in jobs if isinstance(job, Search)]
     for config in dict.fromkeys(searches):
         Search(config).check(device)
 
 
 def needed_files(config: RunConfig) -> dict[str, bool]:
-    """The files that a run reads, by setting, and whether it cannot do without.
+    """The files that a run reads, by setting, and whether each is required.
 
-    Raises ValueError for what is no constraint.
+    Raises ValueError for an invalid constraint.
     """
     needed = {"table": True} if config.evaluator_name == "table" else {}
     if any(parse_constraint(text)[0] == "latency" for text in config.constraint):
@@ -321,7 +321,7 @@ def needed_files(config: RunConfig) -> dict[str, bool]:
 
 
 def _found(store: RunStore, config: RunConfig, ended: End) -> str:
-    """The result of a search; raises UserError where there is none."""
+    """The result of a search; raises UserError if there is none."""
     if not store.trials and config.constraint:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.best is None:
@@ -333,6 +333,6 @@ def _found(store: RunStore, config: RunConfig, ended: End) -> str:
 
 
 def _wait_until_free(out: Path) -> None:
-    """Wait for the lock of a run, which `RunStore.open` will take, or refuse at once."""
+    """Wait until the lock of a run is free: `RunStore.open` does not wait for it."""
     with suppress(FileNotFoundError), (out / "journal.jsonl").open("rb") as journal:
         lock(journal, fcntl.LOCK_SH, out)

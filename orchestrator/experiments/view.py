@@ -1,4 +1,4 @@
-"""What a person sees while an experiment goes on."""
+"""What the user sees while an experiment runs."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 
-Watch = Callable[[Collection[Job]], None]  # is told, now and then, which jobs are going on
+Watch = Callable[[Collection[Job]], None]  # is told from time to time which jobs are running
 _REFRESH_SECONDS = 0.5
 
 
@@ -38,7 +38,7 @@ class Board:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Keep a progress bar, where there is a terminal for it."""
+        """Show a progress bar if there is a terminal for it."""
         if not self._console.is_terminal:
             yield
             return
@@ -55,7 +55,7 @@ class Board:
         self._bar = None
 
     def watch(self, going: Collection[Job]) -> None:
-        """Look how far the jobs are that are going on."""
+        """Look how far the running jobs have got."""
         for job in going:
             self._trials[job.label], _ = job.progress(self._root)
         if self._bar:
@@ -86,7 +86,7 @@ class Board:
         return sum(self._trials.values())
 
     def _time_left(self) -> str:
-        """At the pace of this session; empty before there is one."""
+        """At the pace since the start; empty before there is one."""
         made, left = self._done - self._before, self._total - self._done
         if not made or not left:
             return ""
@@ -95,7 +95,7 @@ class Board:
 
 
 class Heartbeat:
-    """Calls a function now and then while a search goes on in this process: an `Observer`."""
+    """An `Observer` that calls a function from time to time during a search in this process."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function, self._last = function, time.monotonic()
@@ -107,4 +107,4 @@ class Heartbeat:
             self._last = time.monotonic()
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
-        """Nothing: the round goes on."""
+        """Nothing: the round is still running."""

@@ -1,1 +1,1 @@
-"""Runs, finished or going on, found and read without touching them."""
+"""Runs, finished or in progress, found and read without changing them."""

@@ -24,10 +24,10 @@ _MIN_TRIALS = 2  # below this there is nothing to fit
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What is known from an earlier run, read once: what becomes of its folder is of no account.
+    """The data of an earlier run, read once: later changes to its folder do not matter.
 
-    task: its data set; its space where there is none.
-    archs, values: its n successful trials in their order, as published strings and fractions.
+    task: its data set, or its space if there is none.
+    archs, values: its n successful trials in order, as published strings and fractions.
     """
 
     path: Location = field(compare=False)
@@ -38,13 +38,13 @@ class EarlierRun:
 
     @cached_property
     def content(self) -> str:
-        """A line that stands for it: equal lines, equal trials. `task_of_prior` reads its task."""
+        """A line that identifies its trials. `task_of_prior` extracts the task from it."""
         pairs = list(zip(self.archs, self.values, strict=True))
         digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
         return f"{self.task} ({len(pairs)} trials, {digest[:16]})"
 
     def observations(self, space: SearchSpace) -> Observations:
-        """Raises UserError for architectures that the space does not have."""
+        """Raises UserError for architectures that are not in the space."""
         try:
             archs = tuple(space.from_str(text) for text in self.archs)
         except InvalidArchitectureError as error:
@@ -53,12 +53,12 @@ class EarlierRun:
 
 
 def task_of_prior(content: str) -> str:
-    """The task of an earlier run, from the line that stands for it: see `EarlierRun.content`."""
+    """The task of an earlier run, from the line that identifies it: see `EarlierRun.content`."""
     return content.rpartition(" (")[0]
 
 
 def read_earlier_run(path: Location) -> EarlierRun:
-    """The run in a folder, which is not changed; raises UserError for one that is of no use."""
+    """The run in a folder, which is not changed; raises UserError if it is unusable."""
     try:
         with unused(path):
             run = read_run(path)
@@ -84,7 +84,7 @@ def read_earlier_run(path: Location) -> EarlierRun:
 def earlier_runs(
     given: EarlierRun | Location | str | Iterable[EarlierRun | Location | str],
 ) -> tuple[EarlierRun, ...]:
-    """One or several, read where a folder or URI stands for the run; raises UserError."""
+    """One or several runs; folders and URIs are read. Raises UserError."""
     several = [given] if isinstance(given, EarlierRun | Location | str) else given
     return tuple(run if isinstance(run, EarlierRun) else _read(run) for run in several)
 
@@ -94,6 +94,6 @@ def _read(place: Location | str) -> EarlierRun:
 
 
 def from_command_line(type_: Any, tokens: Sequence[Token]) -> tuple[EarlierRun, ...]:
-    """Converter of cyclopts: one run for each time that the option is given."""
+    """Converter for cyclopts: one run each time the option is given."""
     del type_
     return earlier_runs(token.value for token in tokens)

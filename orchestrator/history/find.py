@@ -1,4 +1,4 @@
-"""Runs and commands by where they are: in folders, below them, or of experiments."""
+"""Finds runs and commands: in and below folders, or listed by experiments."""
 
 import json
 import os
@@ -18,8 +18,8 @@ _FOR_A_VALUE = "searches for a value, by --target: runs are compared by the larg
 class Source(NamedTuple):
     """Where a run is, or will be.
 
-    group: the panel that an experiment has it in.
-    record: what an experiment says of it, as in config.json.
+    group: the panel that an experiment puts it in.
+    record: what an experiment records about it, as in config.json.
     """
 
     path: Location
@@ -64,7 +64,7 @@ def find_commands(paths: Sequence[Location]) -> list[CommandSource]:
                 if part["kind"] == "command"
             ]
         for source in sources:
-            known = found.setdefault(source.path.name, source)  # the name tells the content
+            known = found.setdefault(source.path.name, source)  # equal names mean equal content
             if (source.finished, bool(source.group)) > (known.finished, bool(known.group)):
                 found[source.path.name] = source
     return list(found.values())
@@ -84,7 +84,7 @@ def _runs_below(path: Location) -> Iterator[Source]:
 
 
 def _runs_of_experiment(path: Location) -> Iterator[Source]:
-    """The searches that an experiment consists of, whether they have been begun or not."""
+    """The searches that an experiment consists of, whether they have begun or not."""
     for run in _parts(path):
         if run["kind"] == "search":
             yield Source(path.parent / run["label"], str(run["panel"] or ""), run)
@@ -111,17 +111,17 @@ def _parts(path: Location) -> list[Mapping[str, Any]]:
 
 
 class Skipped(NamedTuple):
-    """A run that is not in the report, and why."""
+    """A run that is left out of the report, and why."""
 
     path: Location
     reason: str
 
 
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
-    """What can be compared, with its group, and what cannot; raises UserError where nothing can.
+    """The runs that can be compared, with groups, and those that cannot; UserError if none can.
 
-    A search for a value cannot: that of others is the largest. The budget of a run is the one that
-    an experiment gives it: another may have prolonged the run.
+    A search for a target value cannot: the others search for the largest. A run gets the budget
+    that the experiment gives it, because another experiment may have extended the run.
     """
     runs, skipped = [], []
     known: dict[Location, Run] = {}
@@ -153,7 +153,7 @@ def _read(source: Source) -> Run:
 
 
 def _as_asked(run: Run, record: Mapping[str, Any] | None) -> Run:
-    """The run with the budget that the record of an experiment has."""
+    """The run with the budget in the experiment's record."""
     if record is None:
         return run
     config = {**run.record["config"], "budget": record["config"]["budget"]}

@@ -1,4 +1,4 @@
-"""What a run says of itself, config.json, as whoever reads runs finds it."""
+"""The record of a run, config.json, as read back."""
 
 import json
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 from orchestrator.storage.journal import SCHEMA
 from orchestrator.storage.location import Location
 
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # of what was read
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # raised by damaged data
 
-_NEEDED = {  # by those who read runs; what else there is depends on the run
+_NEEDED = {  # to read a run; other keys depend on the run
     "space",
     "evaluator",
     "table",
@@ -33,11 +33,11 @@ _NEEDED = {  # by those who read runs; what else there is depends on the run
 
 
 class DamagedRunError(ValueError):
-    """A run that cannot be read: says why, in one line."""
+    """A run cannot be read; the message says why, in one line."""
 
 
 def read_record(out: Location) -> Mapping[str, Any]:
-    """What config.json says of a run; raises DamagedRunError, and OSError for no such file."""
+    """The content of a run's config.json; raises DamagedRunError, or OSError if there is none."""
     data = (out / "config.json").read_bytes()
     try:
         record: Mapping[str, Any] = json.loads(data)

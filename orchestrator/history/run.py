@@ -1,4 +1,4 @@
-"""A run as it is read, while it goes on or afterwards."""
+"""A run as read back, while it is in progress or afterwards."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from trainers.rows import ACCURACIES
 
 Numbers = NDArray[np.float64]
 
-_DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # of an evaluator, where none is chosen
+_DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # by evaluator, if none is chosen
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")
 _OF_OUTCOMES = ("value", "seconds")
 _METRICS = ("test", "train_seconds")
@@ -29,19 +29,19 @@ _OF_TRIALS = ("predicted_mean", "predicted_std")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as far as its trials are finished without a gap, in their order; n of them.
+    """The first n trials of a run, in order, up to the first without an outcome.
 
-    Its length is that of its curves: the whole evaluations that it has spent, of which a trial of
-    low fidelity is a part. Without such trials it is n.
+    Its length is that of its curves: the number of whole evaluations spent, where a low-fidelity
+    trial counts as a fraction. Without such trials it is n.
 
     record: config.json.
-    columns: (n,) of each number of a trial, NaN where there is none; accuracies are fractions.
-        Those of a trial of low fidelity are not accuracies of its architecture, so there are none.
-    costs: (n,) epochs of training, of which FULL_EPOCHS are an evaluation.
-    iteration: (n,) the round of each.
+    columns: (n,) for each number of a trial, NaN if missing; accuracies are fractions. For a
+        low-fidelity trial they are NaN, because it does not measure its architecture's accuracy.
+    costs: (n,) epochs of training; FULL_EPOCHS make one evaluation.
+    iteration: (n,) the round of each trial.
     rounds: the diagnostics of each round.
     seconds: (R,) that each phase took in each of R rounds.
-    num_finished: trials with an outcome, those behind a gap included.
+    num_finished: trials with an outcome, including any after these n.
     num_failed: trials that failed.
     exhausted: whether it has ended because its space holds no more architectures to propose.
     """
@@ -64,12 +64,12 @@ class Run:
 
     @cached_property
     def ends(self) -> Numbers:
-        """(n,) evaluations that were spent when each trial had ended: 1, 2, 3, ... at full cost."""
+        """(n,) evaluations spent by the end of each trial: 1, 2, 3, ... at full fidelity."""
         return np.cumsum(self.costs) / FULL_EPOCHS
 
     @property
     def starts(self) -> Numbers:
-        """(n,) those that were spent before each."""
+        """(n,) evaluations spent before each trial."""
         return np.append(0.0, self.ends)[:-1]
 
     @property
@@ -95,11 +95,11 @@ class Run:
 
     @cached_property
     def incumbent(self) -> NDArray[np.int64]:
-        """(n,) the best trial so far; -1 before the first value."""
+        """(n,) index of the best trial so far; -1 before the first value."""
         return best_so_far(self.columns["value"])
 
     def of_incumbent(self, name: str) -> Numbers:
-        """(n,) a number of the best trial so far."""
+        """(n,) a column's value for the best trial so far."""
         return np.append(self.columns[name], np.nan)[self.incumbent]
 
     def curve(self, name: str) -> Numbers:
@@ -109,7 +109,7 @@ class Run:
 
 
 def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with its data set and earlier runs, none or some; of files only the names."""
+    """A configuration with its data set and any earlier runs filled in, and files by name only."""
     config = {"prior": [], **record["config"]}
     names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
     dataset = config["dataset"] or _DATASETS.get(config["evaluator"])
@@ -117,7 +117,7 @@ def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_run(path: Location) -> Run:
-    """The run in a folder, also while it goes on; raises DamagedRunError. Nothing is written."""
+    """The run in a folder, even while in progress; raises DamagedRunError. Nothing is written."""
     try:
         record = read_record(path)
         history = History(find_space(record["config"]["space"]))
@@ -165,17 +165,17 @@ def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
 
 
 def _numbers(found: Iterable[float | None]) -> Numbers:
-    """NaN where there is none."""
+    """NaN for missing numbers."""
     return np.array(list(found), dtype=float)
 
 
 def not_begun(path: Location, record: Mapping[str, Any]) -> Run:
-    """A run of which there is no more than its record."""
+    """A run of which only the record exists."""
     return _run(path, record, History(find_space(record["config"]["space"])))
 
 
 def best_so_far(values: Numbers) -> NDArray[np.int64]:
-    """Which trial of (n,) is the best up to each; -1 before the first value, NaN is none.
+    """Index of the best of (n,) values up to each; -1 before the first value, NaN is no value.
 
     The first of equals is the best, as in the store.
     """

@@ -1,4 +1,4 @@
-"""Trials and their outcomes, and what a journal tells of them."""
+"""Trials and their outcomes, and how a journal is read back into them."""
 
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,22 +30,22 @@ class Trial:
     seed: int
     predicted_mean: float | None = None  # by the surrogate, before the evaluation; a fraction
     predicted_std: float | None = None
-    epochs: int | None = None  # None is the full fidelity
+    epochs: int | None = None  # None is full fidelity
 
     @property
     def work(self) -> int:
-        """Epochs that it costs, of which FULL_EPOCHS are an evaluation of full fidelity."""
+        """Its cost in epochs; FULL_EPOCHS make an evaluation of full fidelity."""
         return FULL_EPOCHS if self.epochs is None else self.epochs
 
     @property
     def cost(self) -> Fraction:
-        """In evaluations of full fidelity."""
+        """Its cost in evaluations of full fidelity."""
         return Fraction(self.work, FULL_EPOCHS)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial. An error is a result, not an exception."""
+    """The outcome of a trial. An error is a result, not an exception."""
 
     trial: int
     status: Literal["ok", "failed"]
@@ -57,18 +57,18 @@ class Outcome:
     curve: Sequence[float] = ()  # values after each epoch of a training
     stopped: int | None = None  # the epoch after which a training was stopped early
     device: str = ""  # what a latency was measured on
-    gpu_memory: float = 0.0  # the most that was taken of that of its GPU, a share; 0 without one
+    gpu_memory: float = 0.0  # peak share of its GPU's memory; 0 without a GPU
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the evaluation wanted more memory, of the machine or of its GPU, than it got."""
+        """Whether the evaluation ran out of memory, on the machine or on its GPU."""
         return (self.error or "").startswith(("MemoryError", "OutOfMemoryError"))
 
 
 class History:
-    """What a journal tells: all trials and outcomes, and when each came.
+    """The content of a journal: all trials and outcomes, and when each came.
 
-    rounds: what was journalled of each round: its seconds and diagnostics.
+    rounds: what was journalled for each round: its seconds and diagnostics.
     first: the first trial of each round.
     proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
         epoch.
@@ -86,7 +86,7 @@ class History:
         self.exhausted = False
 
     def replay(self, files: Iterable[tuple[str, Events]]) -> None:
-        """Take in all events of a journal; raises DamagedRunError."""
+        """Apply all events of a journal; raises DamagedRunError."""
         with _no_garbage():
             for file, events in files:
                 for number, event in enumerate(events, start=1):
@@ -96,7 +96,7 @@ class History:
                         raise DamagedRunError(f"{file}, line {number} is damaged") from None
 
     def apply(self, event: Any) -> None:
-        """Take in the next event, which is used up; a second outcome of a trial is ignored."""
+        """Apply the next event, which is modified; a second outcome of a trial is ignored."""
         at = event.pop("at")
         match event.pop("event"):
             case "proposed":
@@ -124,7 +124,7 @@ class History:
                 raise ValueError(f"unknown event {other!r}")
 
     def seconds(self) -> dict[str, NDArray[np.float64]]:
-        """Seconds (R,) that each of PHASES took in each round; evaluations add up."""
+        """Seconds (R,) that each of PHASES took in each round; evaluations are summed."""
         spent = {
             phase: np.array([found["seconds"].get(phase, 0.0) for found in self.rounds], float)
             for phase in PHASES
@@ -137,7 +137,7 @@ class History:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Spare a long journal the search for garbage, of which reading it leaves none."""
+    """Pause garbage collection: reading a long journal leaves none, and looking for it is slow."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,1 +1,1 @@
-"""A search: what it evaluates next, what it keeps, and the loop between."""
+"""A search: what it evaluates next, what it stores, and the loop between them."""

@@ -1,6 +1,6 @@
 """Bayesian optimisation: fit a surrogate, propose candidates, keep the most promising.
 
-Algorithms 1 and 2 of DiffusionNAG's appendix; which of them is the candidate strategy's choice.
+Algorithms 1 and 2 of DiffusionNAG's appendix; the candidate strategy decides which.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -30,14 +30,14 @@ MIN_OBSERVATIONS = 2  # below this there is nothing to fit
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to evaluate next, and how that was found."""
+    """What to evaluate next, and how it was found."""
 
     archs: tuple[Architecture, ...]
     strategy: str
     predicted: tuple[tuple[float, float] | None, ...]  # mean, std of each, where predicted
     seconds: Mapping[str, float] = field(default_factory=dict)  # of each phase
     diagnostics: Mapping[str, float] = field(default_factory=dict)  # of the pool
-    epochs: int | None = None  # that each is trained for; None is full training
+    epochs: int | None = None  # of training for each; None is full training
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class BayesianOptimizer:
     strategy_name: str
     pool_size: int
     constraints: tuple[Constraint, ...] = ()
-    rare: ConstrainedGeneration | None = None  # finds what satisfies them when random draws do not
+    rare: ConstrainedGeneration | None = None  # finds feasible ones when random draws do not
 
     def initial(
         self, exclude: Set[Architecture], count: int, rng: np.random.Generator
@@ -71,10 +71,10 @@ class BayesianOptimizer:
         rng: np.random.Generator,
         pending: Sequence[Architecture] = (),
     ) -> Suggestion:
-        """At most `count` architectures outside `exclude`; fewer only where no more are found.
+        """At most `count` architectures outside `exclude`; fewer only if no more are found.
 
-        pending: are being evaluated. They count as observed at their predicted mean (kriging
-        believer), so that guidance and acquisition look elsewhere and for something better.
+        pending: those being evaluated. They count as observed at their predicted mean (kriging
+        believer), so that guidance and acquisition look elsewhere, for something better.
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
@@ -121,7 +121,7 @@ class BayesianOptimizer:
         unwanted: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
-        """What the strategy proposes, filled up with random architectures below `least`."""
+        """What the strategy proposes, topped up to `least` with random architectures."""
         pool = self.strategy.propose(size, observations, predictor, unwanted, rng)
         short = least - len(pool.archs)
         if short <= 0:
@@ -142,12 +142,12 @@ class BayesianOptimizer:
 def with_early_values(
     optimizer: BayesianOptimizer, full: Observations, early: Observations
 ) -> tuple[BayesianOptimizer, Observations]:
-    """An optimizer, and what to suggest from, where trainings are stopped early.
+    """The optimizer and the observations to suggest from when trainings are stopped early.
 
-    full: values of whole trainings.
-    early: those after an epoch that all trainings reach, of the whole ones too. To the Gaussian
-        process they are an earlier run on another task. As long as there are not enough full ones
-        they are all there is.
+    full: values of complete trainings.
+    early: values at an epoch that all trainings reach, complete ones included. The Gaussian
+        process treats them as an earlier run on another task. While there are too few full
+        values, they are the only observations.
     """
     known = full if len(full) >= MIN_OBSERVATIONS else early
     predictor = optimizer.predictor

@@ -1,7 +1,7 @@
-"""Successive halving: many architectures are trained briefly, the best of them in full.
+"""Successive halving: train many architectures briefly, then the best of them in full.
 
 Jamieson & Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
-AISTATS 2016, with two rungs; with candidates of a Parzen estimator it is BOHB's.
+AISTATS 2016, with two rungs; with candidates from a Parzen estimator this is BOHB.
 """
 
 import math
@@ -17,12 +17,12 @@ from orchestrator.search.bayesopt import BayesianOptimizer, Suggestion
 
 @dataclass(frozen=True)
 class SuccessiveHalving:
-    """A bracket is two rounds: `eta` times the batch briefly, then the best of every `eta` in full.
+    """A bracket is two rounds: `eta` times the batch briefly, then the best 1/`eta` in full.
 
-    Stateless: it sees the rung that the last round left.
+    Stateless: every call is given the rung of the last round.
 
-    candidates: proposes what is trained briefly. It learns from values of full training, where
-        there are at least `enough` of them, else from the others.
+    candidates: proposes what to train briefly. It learns from the values of full training once
+        there are at least `enough` of them, until then from those of brief training.
     epochs: of brief training.
     """
 
@@ -48,8 +48,8 @@ class SuccessiveHalving:
     ) -> Suggestion:
         """The next round.
 
-        observations, low: of full and of brief training.
-        rung: of the last round, if that was one of brief training.
+        observations, low: from full and from brief training.
+        rung: from the last round, if that was one of brief training.
         """
         if len(rung):
             best = np.argsort(-rung.values, kind="stable")[: math.ceil(len(rung) / self.eta)]

@@ -1,4 +1,4 @@
-"""The loop: suggest, journal, evaluate, journal, again. All state is in the store."""
+"""The loop: suggest, journal, evaluate, journal, repeat. All state is in the store."""
 
 import math
 from collections import deque
@@ -16,13 +16,13 @@ from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
-End = Literal["budget", "exhausted", "patience"]  # what a run ended by
+End = Literal["budget", "exhausted", "patience"]  # why a run ended
 
-_COMPACTION_SHARE = 0.05  # of the time, at most, goes to rewriting the table of trials
+_COMPACTION_SHARE = 0.05  # of the time, at most, is spent rewriting the table of trials
 
 
 class Observer(Protocol):
-    """Is told what happens; must not change it."""
+    """Is notified of what happens; must not change it."""
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
         """A batch was suggested and journalled."""
@@ -35,15 +35,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many architectures are evaluated, and when the next are proposed.
+    """How many architectures to evaluate, and when to propose the next ones.
 
-    schedule: round i begins, by `rounds`, when all rounds up to i - window have ended, and uses no
-    others' outcomes, in the order of their trials; so the trials depend neither on the number of
-    workers nor on who finished first. By `async` whenever workers have nothing to do, with a trial
-    for each of them, and uses all outcomes that are there. What is without a known outcome is
-    pending.
+    schedule: with `rounds`, round i begins once all rounds up to i - window have ended, and uses
+    only their outcomes, in trial order; so the trials depend neither on the number of workers nor
+    on which evaluations end first. With `async`, a round begins whenever workers are idle, with
+    one trial for each, and uses all outcomes so far. Trials without a known outcome are pending.
 
-    grace: the epoch before which no training is stopped; None where none is.
+    grace: the epoch before which no training is stopped; None if trainings are never stopped.
     """
 
     budget: int
@@ -63,13 +62,13 @@ def run_study(
     observers: tuple[Observer, ...] = (),
     patience: int | None = None,
 ) -> End:
-    """Run until the budget is spent, the space is exhausted, or the patience.
+    """Run until the budget is spent, the space is exhausted or the patience runs out.
 
-    patience: no round is proposed when so many trials of full fidelity have ended since the best of
-    them and since the initial design, by the outcomes that the round would use.
+    patience: no round is proposed once this many full-fidelity trials have ended since the best of
+    them and since the initial design, judging by the outcomes that the round would use.
 
-    A trial of low fidelity is a part of an evaluation. The last trial begins before the budget is
-    spent, so a part of an evaluation may be spent beyond it.
+    A low-fidelity trial is a fraction of an evaluation. The last trial begins before the budget is
+    spent, so the budget may be exceeded by a fraction of an evaluation.
 
     Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i).
     """
@@ -86,7 +85,7 @@ def run_study(
 
 
 class _Proposer:
-    """Hands out the trials of a run, in order, and proposes what is to come."""
+    """Hands out the trials of a run, in order, and proposes new ones."""
 
     def __init__(
         self,
@@ -102,13 +101,13 @@ class _Proposer:
         self._waiting = deque(store.pending())  # proposed, perhaps begun by an earlier process
         self._left = (
             plan.budget - store.spent
-        )  # of the budget, when all that was handed out has ended
+        )  # of the budget, once everything handed out has ended
 
     def ask(self, room: int) -> list[Trial]:
-        """At most `room` trials to begin now; none where outcomes must come first, or at the end.
+        """At most `room` trials to begin now; none if outcomes must come first, or at the end.
 
-        What the budget leaves of a round stays pending: a longer run goes on with it. An
-        asynchronous run proposes no more than its budget has room for.
+        Trials of a round that exceed the budget stay pending, for a run with a larger budget. An
+        asynchronous run proposes no more than its budget allows.
         """
         asked: list[Trial] = []
         while len(asked) < room and self._left > 0:
@@ -120,7 +119,7 @@ class _Proposer:
         return asked
 
     def _propose(self, room: int) -> bool:
-        """Propose a round, if it is its turn; whether there are trials of it."""
+        """Propose a round if one is due; returns whether it has trials."""
         store, plan, self.ended = self._store, self._plan, "budget"
         if store.exhausted:
             self.ended = "exhausted"
@@ -144,7 +143,7 @@ class _Proposer:
         return True
 
     def _suggest(self, count: int, known: int | None) -> Suggestion:
-        """From the outcomes of the rounds before `known`, or of all; other trials are pending."""
+        """Suggest from the outcomes of rounds before `known`, or of all; the rest is pending."""
         store, seen = self._store, self._store.seen()
         rng = np.random.default_rng([self._plan.seed, store.next_iteration])
         if store.next_iteration == 0:

@@ -5,9 +5,9 @@ from time import perf_counter
 
 
 class NowAndThen:
-    """Calls a function as often as it is called itself, but for no more than a share of the time.
+    """Calls a function whenever it is called itself, but for at most a share of the time.
 
-    after: seconds before which it is not called at all.
+    after: seconds before the first call.
     """
 
     def __init__(self, function: Callable[[], object], share: float, after: float = 0.0) -> None:

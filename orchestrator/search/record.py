@@ -1,4 +1,4 @@
-"""What a run says of itself, config.json, and whose folder it is."""
+"""The record of a run, config.json, and the check that a folder is that run's."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, reason, without_secrets, write_whole
 from orchestrator.storage.segment_journal import FOLDER, LEASES
 
-RESTORE = "restore it, remove {}, or choose another --out"  # what a run is missing
+RESTORE = "restore it, remove {}, or choose another --out"  # "it": what is missing from a run
 
 
 def run_record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
-    """What config.json says of a run."""
+    """The content of a run's config.json."""
     return {
         "schema": SCHEMA,
         "config": {**config.identity(), "budget": config.budget},
@@ -33,9 +33,9 @@ def run_record(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """What made a result: the command (its first word is some Python), versions, the machine.
+    """How a result was made: the command (its first word is a Python), versions, the machine.
 
-    The keys and options of URIs in the command are left out.
+    Keys and options of URIs in the command are left out.
     """
     packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
     versions = {package: package_version(package) for package in packages}
@@ -77,7 +77,7 @@ def check_same_run(out: Location, config: RunConfig) -> None:
 
 
 def record_of(out: Location) -> Mapping[str, Any]:
-    """What config.json says of a run; raises UserError."""
+    """The content of a run's config.json; raises UserError."""
     try:
         return read_record(out)
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def record_of(out: Location) -> Mapping[str, Any]:
 
 
 def _is_empty(out: Location) -> bool:
-    """Nothing but what a run leaves that is killed, or seen, while it starts."""
+    """Whether it holds only files of a run that is starting, or was killed then."""
     found: list[Location] = list(out.iterdir())
     return any(path.name == "config.json" for path in found) or all(
         fnmatch(path.name, "config.json.*.tmp")
@@ -101,5 +101,5 @@ def _is_empty(out: Location) -> bool:
 
 
 def write_record(location: Location, record: dict[str, Any]) -> None:
-    """Write a record whole; raises OSError."""
+    """Write a record atomically; raises OSError."""
     write_whole(location, (json.dumps(record, indent=1) + "\n").encode())

@@ -5,9 +5,9 @@
     OUT/trials.parquet  one row per finished trial, rewritten now and then, and at the end
 
 OUT is a folder or a URI; where files cannot be appended to, the journal is a folder of them.
-A batch is journalled before it runs and an outcome as soon as it is known, each with the time of
-day, so whatever is killed when, the next process finds the trials still to run. How much of a
-journal a crash can cost, its two kinds say: `LocalJournal`, `SegmentJournal`.
+A batch is journalled before it runs and an outcome as soon as it is known, each with a timestamp.
+So if a process is killed at any time, the next one finds the trials still to run. `LocalJournal`
+and `SegmentJournal` say how much of a journal a crash can lose.
 """
 
 import errno
@@ -62,17 +62,17 @@ COLUMNS = (
     "predicted_mean",
     "predicted_std",
 )
-_OFTEN_EMPTY = ("curve", "stopped", "device", "gpu_memory")  # of outcomes
+_OFTEN_EMPTY = ("curve", "stopped", "device", "gpu_memory")  # fields of outcomes
 
 
 class RunStore:
     """State of one run. Open it with `RunStore.open`, which also locks it.
 
-    What is asked for every round is kept up to date trial by trial: no round costs more because
-    there were many before, but for the copy that `observations` is.
+    What every round asks for is updated trial by trial, so rounds do not get slower as a run grows,
+    except for the copy that `observations` makes.
 
     unit: of the values, in files and where they are shown.
-    history: what the journal tells.
+    history: the content of the journal.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class RunStore:
         self.out, self.space, self.seed, self.unit = out, space, seed, unit
         self.history = History(space)
         self._target = None if target is None else target / unit.times
-        self.best: tuple[Trial, float] | None = None  # of full fidelity; the first of equals
+        self.best: tuple[Trial, float] | None = None  # of full fidelity; the first if tied
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
         self._full, self._low = Successes(), Successes()
         self._curves: dict[int, Sequence[float]] = {}  # of trials that were trained
-        self._epochs = 0  # that the outcomes have cost
+        self._epochs = 0  # spent on the outcomes
         self._num_saved = 0  # outcomes that outlive this process
-        self._journal = journal  # None: to look at only
+        self._journal = journal  # None: read-only
 
     @classmethod
     def open(
@@ -114,7 +114,7 @@ class RunStore:
             unit = unit_of(config.evaluator_name)
             store = cls(out, space, config.seed, unit, config.target, journal)
             try:
-                check_same_run(out, config)  # nobody else can make it another one any more
+                check_same_run(out, config)  # locked now: nobody else can change it
                 store._replay(journal.replay())
                 store._check(config.budget)
                 write_record(out / "config.json", run_record(config, command or sys.orig_argv))
@@ -126,7 +126,7 @@ class RunStore:
         return store
 
     def _check(self, budget: int) -> None:
-        """Raise UserError before anything is written that would lose what is there."""
+        """Raise UserError if going on would lose data that is there; called before any write."""
         if (tabled := num_tabled(self.out)) > self.num_finished:
             raise UserError(
                 f"the journal of {self.out} has {self.num_finished} of the {tabled} trials in "
@@ -139,7 +139,7 @@ class RunStore:
 
     @classmethod
     def read(cls, out: Location) -> "RunStore":
-        """A run as it is now, also while another process goes on with it; raises UserError.
+        """The run as it is now, even while another process continues it; raises UserError.
 
         Nothing is locked or written.
         """
@@ -162,7 +162,7 @@ class RunStore:
 
     @property
     def rounds(self) -> Sequence[Mapping[str, Any]]:
-        """The seconds and diagnostics of each."""
+        """The seconds and diagnostics of each round."""
         return self.history.rounds
 
     @property
@@ -171,7 +171,7 @@ class RunStore:
         return self.history.exhausted
 
     def merit(self, value: float) -> float:
-        """What the best has most of: the value or, where one is aimed at, nearness to it."""
+        """What the best trial maximises: its value or, with a target, its closeness to that."""
         return value if self._target is None else -abs(value - self._target)
 
     @property
@@ -184,7 +184,7 @@ class RunStore:
 
     @property
     def spent(self) -> Fraction:
-        """Evaluations of full fidelity that the outcomes have cost."""
+        """The cost of the outcomes, in evaluations of full fidelity."""
         return Fraction(self._epochs, FULL_EPOCHS)
 
     def pending(self) -> list[Trial]:
@@ -192,30 +192,30 @@ class RunStore:
         return list(self._pending.values())
 
     def seen(self) -> Set[Architecture]:
-        """Everything ever proposed, failed trials included: a view, of what will be, too."""
+        """Everything ever proposed, failed trials included; a live view."""
         return self._seen.keys()
 
     @property
     def first_open_round(self) -> int:
-        """The first round with a trial that has no outcome; the next round where all have one."""
+        """The first round with a trial that has no outcome; the next round if all have one."""
         first = next(iter(self._pending.values()), None)
         return self.next_iteration if first is None else first.iteration
 
     def observations(self, before: int | None = None) -> Observations:
-        """The successful trials of full fidelity, of the rounds before `before` or of all.
+        """The successful full-fidelity trials of the rounds before `before`, or of all.
 
         Ordered by trial number, whatever order they finished in.
         """
         return self._full.between(0, self._end(before))
 
     def unknown(self, before: int | None = None) -> tuple[Architecture, ...]:
-        """What was proposed besides: without an outcome, or of round `before` or later."""
+        """What else was proposed: without an outcome, or in round `before` or later."""
         end = self._end(before)
         open_ends = [trial for trial in self._pending.values() if trial.trial < end]
         return tuple(trial.arch for trial in (*open_ends, *self.trials[end:]))
 
     def after(self, epoch: int, before: int | None = None) -> Observations:
-        """What the trials of rounds before `before` had after that epoch of their training."""
+        """Values of the trials of rounds before `before` after that epoch of their training."""
         end = self._end(before)
         found = sorted(
             (number, curve[epoch - 1])
@@ -226,18 +226,18 @@ class RunStore:
         return Observations(archs, np.array([value for _, value in found], dtype=float))
 
     def low_fidelity(self, before: int | None = None) -> Observations:
-        """The other successful trials, in the same order."""
+        """The successful low-fidelity trials, in the same order as `observations`."""
         return self._low.between(0, self._end(before))
 
     def rung(self, before: int | None = None) -> Observations:
-        """Those of the last round, where that was one of low fidelity."""
+        """Those of the last round, if that was one of low fidelity."""
         last = (len(self.rounds) if before is None else before) - 1
         return self._low.between(self._end(last), self._end(before))
 
     def since_best(self, first: int, before: int | None = None) -> int:
-        """How many trials of full fidelity ended after the best of them, but for the first `first`.
+        """How many full-fidelity trials come after the best of them and after the first `first`.
 
-        In the order of their numbers; of the rounds before `before` or of all.
+        By trial number; in the rounds before `before`, or in all.
         """
         ended = [
             self.outcomes[trial.trial]
@@ -252,14 +252,14 @@ class RunStore:
         return max(len(merits) - max(best + 1, first), 0)
 
     def _end(self, before: int | None) -> int:
-        """How many trials the rounds before one have, or all."""
+        """How many trials the rounds before `before` have, or all rounds."""
         first = self.history.first
         if before is None or before >= len(first):
             return len(self.trials)
         return first[max(before, 0)] if first else 0
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
-        """Turn a suggestion into trials, in the journal before this returns."""
+        """Turn a suggestion into trials; they are in the journal before this returns."""
         first, iteration = len(self.trials), self.next_iteration
         fidelity = {} if suggestion.epochs is None else {"epochs": suggestion.epochs}
         trials = [
@@ -290,7 +290,7 @@ class RunStore:
         return proposed
 
     def record(self, outcome: Outcome) -> None:
-        """Keep an outcome, in the journal before this returns; a second one is ignored."""
+        """Journal an outcome before returning; a second one for the same trial is ignored."""
         if outcome.trial not in self.outcomes:
             event = {"event": "finished", **asdict(outcome)}
             for name in _OFTEN_EMPTY:
@@ -300,7 +300,7 @@ class RunStore:
             self._finish(outcome)
 
     def exhaust(self) -> None:
-        """Keep that there is no more to propose."""
+        """Record that there is nothing left to propose."""
         if not self.exhausted:
             self._append({"event": "exhausted"}, worth=0.0)
 
@@ -314,9 +314,9 @@ class RunStore:
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished trial, in order, accuracies in percent.
 
-        With their `epochs` where not all are of full fidelity, which has none; and where there were
-        any, the `curve` of their training, the epoch after which it was `stopped`, the `device`
-        that latency was measured on, and the share of the memory of a GPU, `gpu_memory`.
+        With `epochs` if not all trials are of full fidelity (for which it is None); and where they
+        exist, the training `curve`, the epoch after which training was `stopped`, the `device` on
+        which latency was measured, and `gpu_memory`, the share of a GPU's memory that was used.
         """
         rows, written = [], self.unit.written
         one_fidelity = all(trial.epochs is None for trial in self.trials)
@@ -353,7 +353,7 @@ class RunStore:
 
     @contextmanager
     def _writing(self) -> Iterator[Journal]:
-        """A failure to write is the user's to mend: says what is saved, and what to do."""
+        """A failed write becomes a UserError that says what is saved and what to do."""
         if self._journal is None:
             raise ValueError("this run was opened to be read, not to write to it")
         try:
@@ -399,7 +399,7 @@ class RunStore:
 
 
 def num_tabled(out: Location) -> int:
-    """Trials in the table of a run; 0 where there is none that can be read. Raises OSError."""
+    """Trials in the table of a run; 0 if there is no readable one. Raises OSError."""
     try:
         return pq.read_metadata(pa.BufferReader((out / TABLE).read_bytes())).num_rows
     except (FileNotFoundError, pa.ArrowException):
@@ -407,5 +407,5 @@ def num_tabled(out: Location) -> int:
 
 
 def vars_of(record: Trial | Outcome) -> dict[str, Any]:
-    """The fields of a record, without copying what they hold."""
+    """The fields of a record, without copying their values."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__}

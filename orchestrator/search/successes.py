@@ -19,13 +19,13 @@ class Successes:
         self._values = array("d")
 
     def add(self, trial: Trial, value: float) -> None:
-        """At the end, or nearly: those of a round finish together."""
+        """Insert at or near the end: trials of a round finish together."""
         at = bisect(self._numbers, trial.trial)
         self._numbers.insert(at, trial.trial)
         self._archs.insert(at, trial.arch)
         self._values.insert(at, value)
 
     def between(self, start: int, end: int) -> Observations:
-        """Those of the trials start <= number < end."""
+        """Those with start <= trial number < end."""
         part = slice(bisect_left(self._numbers, start), bisect_left(self._numbers, end))
         return Observations(tuple(self._archs[part]), np.array(self._values[part], dtype=float))

@@ -1,4 +1,4 @@
-"""Where trials are evaluated, and the one function that turns one into its outcome."""
+"""Where trials are evaluated, and the one function that turns a trial into its outcome."""
 
 import collections.abc
 import faulthandler
@@ -43,14 +43,14 @@ class Executor(Protocol):
 
     @property
     def description(self) -> str:
-        """Where that is, in words for the user."""
+        """Where the work is done, in words for the user."""
         ...
 
     def run(self, ask: Ask) -> Outcomes:
-        """Evaluate what is asked for, yielding outcomes as they come, until there is no more.
+        """Evaluate the trials that `ask` returns, yielding outcomes as they come, until the end.
 
-        Asks when there is room, and again after each outcome. Never raises for a failed trial.
-        Closed early, it lets trainings that are under way save what they have.
+        Asks when there is room, and again after each outcome. Never raises for a failed trial. If
+        closed early, it lets running trainings save their progress.
         """
         ...
 
@@ -68,14 +68,14 @@ def evaluate_trial(
 ) -> Outcome:
     """Evaluate with at most `retries` further attempts after an unexpected exception.
 
-    Final at once are an `EvaluationError`, which is the architecture's own fault; a value that is
-    not finite and an attempt of more than `timeout` seconds, which would come again; and a lack of
-    memory, which an executor may know a remedy for.
+    Not retried are an `EvaluationError`, which is the architecture's own fault; a non-finite value
+    and an attempt of more than `timeout` seconds, which would recur; and running out of memory,
+    which the executor may be able to remedy.
 
-    last_resort: an attempt that ignores its timeout for so many seconds more ends the process.
+    last_resort: an attempt that ignores its timeout for this many more seconds ends the process.
 
-    The memory of a GPU that it no longer uses is given back, to whoever shares the GPU: a process
-    may live on, idle, while another is alone there after it ran out of memory.
+    GPU memory that is no longer used is released for others that share the GPU: this process may
+    stay idle while an evaluation that ran out of memory is tried again there alone.
     """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -122,7 +122,7 @@ def _attempts(
             late = TimeoutError(f"the evaluation took more than {timeout:g} s")
             return _failed(trial, late, started, attempt)
         except Exception as error:
-            if isinstance(error, RuntimeError) and out_of_memory(error):  # of the machine
+            if isinstance(error, RuntimeError) and out_of_memory(error):  # of the machine's memory
                 return _failed(trial, MemoryError(str(error)), started, attempt)
             if attempt > retries:
                 return _failed(trial, error, started, attempt, where=_place(error))
@@ -144,15 +144,15 @@ def _attempts(
 
 
 class _DeadlineExceeded(BaseException):
-    """Not an Exception, which an evaluation might take for one of its own."""
+    """Not an Exception, which an evaluation might mistake for one of its own and catch."""
 
 
 @contextmanager
 def _deadline(seconds: float | None, last_resort: float | None) -> Iterator[None]:
-    """Raise _DeadlineExceeded in the block once so many seconds have passed.
+    """Raise _DeadlineExceeded in the block once that many seconds have passed.
 
-    By a signal: it reaches the main thread only, and only once control is back in Python. What does
-    not get there in `last_resort` seconds ends with its process.
+    Uses a signal, which reaches only the main thread, and only once control is back in Python. If
+    that takes more than `last_resort` seconds, the process ends.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -175,7 +175,7 @@ def _deadline(seconds: float | None, last_resort: float | None) -> Iterator[None
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised, for whoever wrote the evaluator."""
+    """Where the error was raised, for the author of the evaluator."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 

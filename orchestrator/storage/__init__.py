@@ -1,1 +1,1 @@
-"""Where a run is kept: places, the journal in them, and who may write it."""
+"""Where a run is stored: locations, the journal in them, and who may write it."""

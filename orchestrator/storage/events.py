@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import orjson
 
 Event: TypeAlias = dict[str, Any]
-Events: TypeAlias = list[Any]  # each an Event; None, or what else was read, for a damaged line
+Events: TypeAlias = list[Any]  # each an Event; for a damaged line None, or whatever was read
 
 
 def to_line(event: Event) -> bytes:
@@ -14,9 +14,9 @@ def to_line(event: Event) -> bytes:
 
 
 def parse(data: bytes) -> tuple[Events, int]:
-    """The events of lines, and of how many bytes.
+    """The events in some lines, and how many bytes they take.
 
-    A last line that is not whole is no event: what a crash leaves of an append.
+    An incomplete last line, left by a crash during an append, is not an event.
     """
     *lines, torn = data.split(b"\n")
     events = [_parse(line) for line in lines]
@@ -32,6 +32,6 @@ def _parse(line: bytes) -> Any:
         return orjson.loads(line)
     except ValueError:
         try:
-            return json.loads(line)  # which knows NaN
+            return json.loads(line)  # which accepts NaN
         except ValueError:
             return None

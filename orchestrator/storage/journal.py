@@ -1,6 +1,6 @@
-"""The journal of a run: its events in order. Whoever has it open is the only one who writes.
+"""The journal of a run: its events in order. Only the process that has it open writes to it.
 
-A folder has a file that is appended to, an object store has segments; nobody else needs to know.
+A folder has a file that is appended to, an object store has segments; other modules need not know.
 """
 
 import fcntl
@@ -15,24 +15,24 @@ from orchestrator.storage.local_journal import FILE, LocalJournal
 from orchestrator.storage.location import URI, Location
 from orchestrator.storage.segment_journal import LEASES, SegmentJournal, read_segments
 
-SCHEMA = 1  # of what a run writes
+SCHEMA = 1  # of the files that a run writes
 
 
 class Journal(Protocol):
-    """Open, and locked, from construction to `close`; whatever writes raises OSError or UserError.
+    """Open and locked from construction to `close`; all writes may raise OSError or UserError.
 
-    An `append` that does has not happened, as far as the next one is concerned.
+    An `append` that raises leaves no trace for the next one.
     """
 
     @property
     def saved(self) -> bool:
-        """Whether all that was appended survives the end of this process."""
+        """Whether everything appended so far survives the end of this process."""
         ...
 
     def replay(self) -> Iterator[tuple[str, Events]]:
-        """File by file: its name, and its events, None for a damaged line. To be called once.
+        """Each file's name and events, None for a damaged line. To be called once.
 
-        The rest of an event that was being appended when its process ended is removed.
+        An incomplete event, being appended when its process ended, is removed.
         """
         ...
 
@@ -41,33 +41,33 @@ class Journal(Protocol):
         ...
 
     def sync(self) -> None:
-        """Save all that was appended."""
+        """Save everything that was appended."""
         ...
 
     def close(self) -> None:
-        """Save it, and let others have the journal."""
+        """Save it, and release the journal."""
         ...
 
 
 def open_journal(out: Location) -> Journal:
-    """That of the run in `out`, made where there is none; InUseError while another has it open."""
+    """The journal of the run in `out`, created if missing; InUseError if another has it open."""
     return LocalJournal(out) if isinstance(out, Path) else SegmentJournal(out)
 
 
 def read_journal(out: Location) -> Iterator[tuple[str, Events]]:
-    """What `replay` gives, also while another process has the journal; nothing is written."""
+    """What `replay` yields, even while another process has the journal; nothing is written."""
     if isinstance(out, URI):
         return read_segments(out)
     data = (out / FILE).read_bytes()
     events, intact = parse(data)
     if intact < len(data) and data.endswith(b"\n"):
-        events.append(None)  # nothing that is being written
+        events.append(None)  # not a line that is still being written
     return iter([(FILE, events)])
 
 
 @contextmanager
 def unused(out: Location) -> Iterator[None]:
-    """Raise InUseError if another process has the journal open; in a folder none can until then."""
+    """Raise InUseError if another process has the journal open; in a folder, keep others out."""
     if isinstance(out, Path):
         with (out / FILE).open("rb") as file:
             try:

@@ -1,13 +1,13 @@
-"""Who writes a run on an object store: a lease, which its holder renews and others respect.
+"""Who may write a run on an object store: the holder of a lease, who keeps renewing it.
 
-Leases of a run are numbered; number n is the file n.json, and the last one counts. To take over is
-to make the next file, which one process alone can do where the filesystem creates a file only if
-there is none. Elsewhere (S3 through pyarrow) the file is written and, `_SETTLING` later, read
-again: of two that were as quick, the last one has it. No renewal can undo a takeover, since it
-writes another file.
+The leases of a run are numbered; lease n is the file n.json, and the last one counts. To take over
+is to create the next file, which only one process can do if the filesystem supports exclusive
+creation. If not (S3 through pyarrow), the file is written and read again `_SETTLING` seconds later:
+of two simultaneous writers, the last one wins. No renewal can undo a takeover, since it writes a
+different file.
 
-Clocks decide no more than when a lease may be taken over. A holder that was asleep for so long
-learns it from the next file, and what it wrote in the meantime is known by its number.
+Clocks only decide when a lease may be taken over. A holder that was suspended for that long finds
+the next file, and what it wrote in the meantime is recognised by its number.
 """
 
 import json
@@ -23,22 +23,22 @@ from nag.errors import UserError
 from orchestrator.storage.location import URI
 
 DURATION = 60.0  # seconds since the last renewal
-_RENEWALS = 4  # in that time
+_RENEWALS = 4  # in that period
 _SETTLING = 1.0  # seconds
 
 
 class InUseError(UserError):
-    """Another process has the run."""
+    """Another process is using the run."""
 
 
 class Lease:
     """The lease of a folder, held from construction to `release`; raises UserError and OSError.
 
-    token: of this lease; those of later leases are greater.
+    token: of this lease; tokens of later leases are greater.
     """
 
     def __init__(self, folder: URI, run: object, after: int = 0) -> None:
-        """after: a number that was used, should its file be gone."""
+        """after: a number known to have been used, in case its file is gone."""
         self._folder, self._run = folder, run
         self._mutex = threading.Lock()
         self._stop = threading.Event()
@@ -59,7 +59,7 @@ class Lease:
         self._thread.start()
 
     def _acquire(self) -> bool:
-        """Make the file of this lease; False where somebody else was quicker."""
+        """Create the file of this lease; False if another process was quicker."""
         file, record = self._file(self._number), self._record(self._renewed)
         created = file.create(record)
         if created is not None:
@@ -71,14 +71,14 @@ class Lease:
         return _read(file).get("token") == self.token
 
     def ensure(self) -> None:
-        """Raise UserError if the lease is lost: cheap, asks the store only after a long silence."""
+        """Raise UserError if the lease is lost; asks the store only if a renewal is overdue."""
         if self._lost:
             raise UserError(self._lost)
         if time.time() - self._renewed > DURATION / 2:
             self.renew()
 
     def renew(self) -> None:
-        """Raise UserError if the lease is lost; else all written so far was written by right."""
+        """Raise UserError if the lease is lost; otherwise everything written so far is valid."""
         with self._mutex:
             if not self._lost:
                 started = time.time()
@@ -90,10 +90,10 @@ class Lease:
                 raise UserError(self._lost)
 
     def release(self) -> None:
-        """Let others have it at once; does nothing with a lease that is lost."""
+        """Let others have the lease at once; does nothing if it is already lost."""
         self._stop.set()
         self._thread.join()
-        with self._mutex, suppress(OSError):  # else it ends by itself
+        with self._mutex, suppress(OSError):  # if this fails, it expires
             if not self._lost and not self._successor():
                 self._file(self._number).write(self._record(-DURATION))
 
@@ -110,7 +110,7 @@ class Lease:
         return json.dumps(record).encode() + b"\n"
 
     def _successor(self) -> str | None:
-        """Who has it now, in words, if that is somebody else."""
+        """A message that says who has the lease now, if that is another process."""
         own = _read(self._file(self._number)).get("token") == self.token
         if own and not self._file(self._number + 1).exists():
             return None
@@ -125,7 +125,7 @@ class Lease:
             try:
                 self.renew()
             except OSError:
-                continue  # tried again, and said by whoever writes next
+                continue  # tried again; the next write reports it
             except UserError:
                 return
 
@@ -148,7 +148,7 @@ def _last(folder: URI) -> int:
 
 
 def _read(file: URI) -> dict[str, Any]:
-    """What a lease says; nothing where there is none."""
+    """The content of a lease; empty if there is none."""
     try:
         return dict(json.loads(file.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):

@@ -14,18 +14,18 @@ _WORTH_AN_FSYNC = 0.02  # seconds
 
 
 class LocalJournal:
-    """Implements `Journal`. `flock` is the lock: it ends with its process, whatever ends that.
+    """Implements `Journal`, locked by `flock`, which ends with its process, however that ends.
 
-    A line is in the file before `append` returns, and fsynced when what it tells took longer to
-    find than an fsync: should the machine itself go down, the last few trials that cost next to
-    nothing may have to be run again.
+    A line is in the file before `append` returns, and fsynced if its event took longer to produce
+    than an fsync takes: if the machine itself goes down, only the last few trials, which cost next
+    to nothing, may have to be run again.
     """
 
     saved = True
 
     def __init__(self, out: Path) -> None:
         self._path = out / FILE
-        self._size = 0  # of what is intact
+        self._size = 0  # of the intact part
         out.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+b", buffering=0)
         try:
@@ -39,7 +39,7 @@ class LocalJournal:
     def replay(self) -> Iterator[tuple[str, Events]]:
         events, self._size = parse(self._path.read_bytes())
         yield str(self._path), events
-        self._file.truncate(self._size)  # not if the caller found damage, and has gone
+        self._file.truncate(self._size)  # not reached if the caller found damage and stopped
 
     def append(self, event: Event, worth: float) -> None:
         line = to_line(event)

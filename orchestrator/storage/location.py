@@ -1,7 +1,7 @@
 """Where files are: a local path, or a name on a filesystem of pyarrow or fsspec.
 
-Both have the part of `pathlib.Path` that is used of a run: `/`, `name`, `exists`, `is_dir`,
-`iterdir`, `read_bytes`, `read_text`, `unlink`. What is written is written whole: `write_whole`.
+Both support the part of `pathlib.Path` that runs need: `/`, `name`, `exists`, `is_dir`, `iterdir`,
+`read_bytes`, `read_text`, `unlink`. Files are written whole: `write_whole`.
 """
 
 import re
@@ -27,7 +27,7 @@ _PROMPT = "allow_delayed_open=true"  # of S3: one request for a small file, not 
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """What goes wrong in here is an OSError; packages of fsspec raise what they like."""
+    """Turn any error in the block into an OSError: fsspec packages raise all kinds."""
     try:
         yield
     except OSError:
@@ -38,7 +38,7 @@ def _os_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class URI:
-    """A file or folder of a filesystem; it is that of its URI, which may hold secrets."""
+    """A file or folder of a filesystem, which comes from a URI that may hold secrets."""
 
     filesystem: pafs.FileSystem = field(compare=False, repr=False)
     uri: str = field(repr=False)  # of the first folder, as it was given
@@ -80,14 +80,14 @@ class URI:
 
     @_os_errors()
     def iterdir(self) -> Iterator["URI"]:
-        """What is in a folder, in order of names; nothing where there is no folder."""
+        """The contents of a folder, sorted by name; nothing if there is no such folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         names = {info.base_name for info in self.filesystem.get_file_info(selector)}
         return (self / name for name in sorted(names))
 
     @_os_errors()
     def walk(self) -> list[str]:
-        """Paths of all files below, relative to this."""
+        """Paths of all files below this one, relative to it."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
         root = self.path.strip("/")
@@ -97,7 +97,7 @@ class URI:
 
     @_os_errors()
     def mkdir(self) -> None:
-        """With all above it; object stores have no folders and need none."""
+        """Including its parents; object stores have no folders and need none."""
         if self.filesystem.type_name not in ("s3", "gcs"):
             self.filesystem.create_dir(self.path, recursive=True)
 
@@ -115,7 +115,7 @@ class URI:
 
     @_os_errors()
     def write(self, data: bytes) -> None:
-        """Replace the file; on an object store that is one request, all or nothing."""
+        """Replace the file; on an object store that is a single, atomic request."""
         aside = self.path
         if _OBJECT_STORES.isdisjoint(re.findall(r"\w+", self.filesystem.type_name)):
             aside += f".{secrets.token_hex(4)}.tmp"
@@ -126,10 +126,10 @@ class URI:
 
     @_os_errors()
     def create(self, data: bytes) -> bool | None:
-        """Write a new file; False where there is one already, whoever is quicker.
+        """Write a new file; False if it exists already. Of two processes, only one succeeds.
 
-        None, and nothing is written, where the filesystem cannot do both at once: pyarrow's own
-        cannot.
+        Returns None, and writes nothing, if the filesystem cannot create exclusively, as pyarrow's
+        own cannot.
         """
         handler = getattr(self.filesystem, "handler", None)
         if not isinstance(handler, pafs.FSSpecHandler):
@@ -139,7 +139,7 @@ class URI:
         except FileExistsError:
             return False
         except (TypeError, ValueError, NotImplementedError):
-            return None  # fsspec's ways to say that it does not know the mode; it wrote nothing
+            return None  # fsspec's ways to say that the mode is unsupported; nothing was written
         return True
 
 
@@ -147,7 +147,7 @@ Location: TypeAlias = Path | URI
 
 
 def locate(text: str) -> Location:
-    """The location that a path or URI names; raises UserError for what is neither."""
+    """The location that a path or URI names; raises UserError for anything else."""
     scheme, separator, _ = text.partition("://")
     if not separator:
         return Path(text)
@@ -190,7 +190,7 @@ OptionalPathOrURI = Annotated[Location | None, _CONVERTED]
 
 
 def write_whole(location: Location, data: bytes) -> None:
-    """Write a file so that it is never half there, and stays; raises OSError."""
+    """Write a file atomically and durably; raises OSError."""
     if isinstance(location, URI):
         location.write(data)
     else:
@@ -204,7 +204,7 @@ def reason(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text with URIs in it, without the keys and options that these have."""
+    """A text without the keys and options of the URIs in it."""
 
     def clean(match: re.Match[str]) -> str:
         parts = urlsplit(match.group())

@@ -2,13 +2,13 @@
 
     journal/FIRST-LAST.TOKEN.jsonl    the lines of the writes FIRST to LAST, under the lease TOKEN
 
-A write is one segment. When there are `_FAN_OUT` of a kind they are merged into one of the next
-kind, so n writes leave a few dozen segments, and each line is rewritten once per kind. A merged
-segment is written before its pieces are deleted; what lies in another one is no more looked at.
+A write is one segment. Once there are `_FAN_OUT` of one size they are merged into one of the next
+size, so n writes leave a few dozen segments, and each line is rewritten once per size. A merged
+segment is written before its pieces are deleted; segments contained in another one are ignored.
 
-A process that lost its lease, without knowing yet, may still write a segment. It is known by its
-token, which is less than that of an earlier segment, or of one with the same number, and ignored.
-Only what a renewal of the lease has confirmed is merged.
+A process that has lost its lease, but does not know it yet, may still write a segment. That segment
+is recognised by its token, which is less than that of an earlier segment or of one with the same
+number, and ignored. Only segments confirmed by a renewal of the lease are merged.
 """
 
 import re
@@ -27,7 +27,7 @@ FOLDER, LEASES = "journal", "lock"
 _FAN_OUT = 32
 _WORTH_A_WRITE = 0.1  # seconds
 _IN_PARALLEL = 16
-_ATTEMPTS = 5  # to read what somebody else merges meanwhile
+_ATTEMPTS = 5  # to read while another process merges
 _NAME = re.compile(r"(\d+)-(\d+)\.(\d+-[0-9a-f]+)\.jsonl")
 
 T = TypeVar("T")
@@ -52,10 +52,10 @@ class Segment(NamedTuple):
 
 
 class SegmentJournal:
-    """Implements `Journal` with a lease for a lock.
+    """Implements `Journal` with a lease as its lock.
 
-    Events are saved together, once they took `_WORTH_A_WRITE` to find: so much work at most, beside
-    what is being evaluated, is lost when the process is killed.
+    Events are saved together, once they took `_WORTH_A_WRITE` seconds to produce: at most that
+    much work, in addition to running evaluations, is lost if the process is killed.
     """
 
     def __init__(self, out: URI) -> None:
@@ -121,13 +121,13 @@ class SegmentJournal:
         self._worth = 0.0
 
     def _merge(self) -> None:
-        """Merge the last segments, as long as there are enough of a kind."""
+        """Merge the last segments, as long as there are enough of one size."""
         pieces = self._segments[-_FAN_OUT:]
         if len(pieces) < _FAN_OUT or len({piece.writes for piece in pieces}) > 1:
             return
         files = [self._folder / piece.name for piece in pieces]
         merged = Segment(pieces[0].first, pieces[-1].last, pieces[-1].token)
-        with suppress(OSError):  # nothing is lost, and the next write may have more luck
+        with suppress(OSError):  # nothing is lost, and the next write tries again
             self._lease.renew()
             (self._folder / merged.name).write(b"".join(_in_parallel(URI.read_bytes, files)))
             self._segments[-_FAN_OUT:] = [merged]
@@ -136,7 +136,7 @@ class SegmentJournal:
 
 
 def read_segments(out: URI) -> Iterator[tuple[str, Events]]:
-    """What `replay` of a journal gives, without its lease; raises OSError, UserError."""
+    """What `replay` of a journal yields, without taking its lease; raises OSError, UserError."""
     folder = out / FOLDER
     segments, contents = _read(folder)
     for segment, data in zip(segments, contents, strict=True):
@@ -175,9 +175,9 @@ def _listed(folder: URI) -> list[Segment]:
 
 
 def live(found: Iterable[Segment]) -> list[Segment]:
-    """The segments that count, in order: not those that were merged, or written without right."""
+    """The valid segments, in order: not those already merged, or written without the lease."""
     found = sorted(found, key=lambda segment: (segment.token, segment.last), reverse=True)
-    found.sort(key=lambda segment: segment.first)  # stable: of equals the latest lease first
+    found.sort(key=lambda segment: segment.first)  # stable: of equals, the latest lease first
     segments: list[Segment] = []
     for segment in found:
         if segments and (segment.last <= segments[-1].last or segment.token < segments[-1].token):
