@@ -1,8 +1,8 @@
 """`python -m orchestrator.guided_quality`: the paper's Table 3 and Figure 2.
 
-How good are architectures that are generated, not searched for? One thousand each, drawn at random,
-generated without guidance, generated without and then sorted by a predictor, and generated with its
-guidance; the predictor has seen a few labels and is the same for both.
+How good are generated architectures, without any search? One thousand each are drawn at random,
+generated without guidance, generated without guidance and then sorted by a predictor, and generated
+with guidance from the same predictor, which has seen a few labels.
 """
 
 import platform
@@ -43,8 +43,8 @@ GROUPS = (
     "uncond+sort, distinct",
     "guided+sort, distinct",
 )
-_OVERSAMPLE = 10  # samples per one that is kept by sorting
-_MAX_LISTED = 20_000  # architectures of a space that is evaluated as a whole
+_OVERSAMPLE = 10  # samples for each one kept by sorting
+_MAX_LISTED = 20_000  # largest space to evaluate completely, in architectures
 
 PUBLISHED = {  # Table 3: max / mean / min, percent
     "cifar10": {
@@ -91,14 +91,14 @@ def main(
 
     Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
     OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
-    what is reported is the test accuracy, where there is one. An interrupted command goes on where
-    it was when it is repeated: what it has measured is in OUT/guided-quality-groups. What another
-    version of the program has measured there is measured again.
+    the test accuracy is reported, if there is one. Repeating an interrupted command continues it:
+    its measurements are kept in OUT/guided-quality-groups. Those by another version of the program
+    are made again.
 
     Parameters
     ----------
     out
-        Folder of the results.
+        Folder for the results.
     space
         Search space: nasbench201 (needs --table) or mobilenetv3.
     table
@@ -108,20 +108,20 @@ def main(
     labels
         Numbers of labelled architectures, separated by commas.
     seeds
-        Repeats: each has its own labelled architectures and samples.
+        Number of repeats, each with its own labelled architectures and samples.
     num
         Architectures per group.
     progress
-        Strength of guidance, in (0, 1): how far it goes from random architectures to the best that
-        it reaches.
+        Strength of guidance, in (0, 1): how far it moves from random architectures to the best it
+        can reach.
     score
         Score of the diffusion model: the trained network, or the closed form.
     weights
         Score-network weights, instead of those that come with the package.
     steps
-        Noise levels of the sampler.
+        Number of noise levels of the sampler.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     threads
         CPU threads.
     """
@@ -187,14 +187,14 @@ def main(
         for seed in range(seeds):
             for name, group in found[count, seed].items():
                 rows.append({"group": name, "labels": count, "seed": seed, **group["row"]})
-                accuracies[name] = np.array(group["accuracies"])  # the last ones are drawn
+                accuracies[name] = np.array(group["accuracies"])  # plot the last ones
     frame = pd.DataFrame(rows)
     oracle = bench.oracle()
     if oracle is not None:
         accuracies = {f"best {num:,} of the space": oracle, **accuracies}
     drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
-    svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not inside a page
+    svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not in a page
     svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
     write_text(stem.with_suffix(".svg"), svg)
     text = "\n".join(report(frame, oracle, dataset or "cifar10", bench))
@@ -204,12 +204,12 @@ def main(
 
 @dataclass(frozen=True)
 class Group:
-    """Architectures of one origin, repeats included."""
+    """Architectures from one source, duplicates included."""
 
     archs: Sequence[Architecture]
     accuracies: NDArray[np.float64]  # fractions
     validity: float
-    score_evaluations: int  # calls of the score per architecture that is kept
+    score_evaluations: int  # calls of the score per architecture kept
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Makes the groups; all that depends on (number of labels, seed) and nothing else."""
+    """Makes the groups, which depend on (number of labels, seed) and nothing else."""
 
     space: StagedSpace
     evaluator: Evaluator
@@ -240,13 +240,13 @@ class Benchmark:
     num: int
 
     def unguided(self, seed: int) -> Samples:
-        """What unconditional groups are taken from."""
+        """The samples that unconditional groups are taken from."""
         return self.generator.generate(_OVERSAMPLE * self.num, seed=seed)
 
     def groups(
         self, labels: int, seed: int, unguided: Callable[[], Samples]
     ) -> dict[str, dict[str, Any]]:
-        """As JSON, by name, in the order of GROUPS."""
+        """The groups as JSON, by name, in the order of GROUPS."""
         rng = np.random.default_rng([seed, labels])
         archs = random_list(self.space, labels, seed).archs
         values = np.array([self._evaluate(arch).value for arch in archs])
@@ -272,7 +272,7 @@ class Benchmark:
         return {name: group.to_json() for name, group in zip(GROUPS, found, strict=True)}
 
     def oracle(self) -> NDArray[np.float64] | None:
-        """The best `num` accuracies of a space that is small enough to evaluate as a whole."""
+        """The best `num` accuracies of a space that is small enough to evaluate completely."""
         if self.space.size > _MAX_LISTED:
             return None
         every = random_list(self.space, self.space.size, 0).archs
@@ -296,7 +296,7 @@ class Benchmark:
         return Group(kept, self._accuracies(kept), samples.validity, evaluations, samples.seconds)
 
     def _accuracies(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
-        """(B,) test accuracies, or values where there is no test accuracy."""
+        """(B,) test accuracies, or values if there is no test accuracy."""
         found = [self._evaluate(arch) for arch in archs]
         return np.array([one.metrics.get("test", one.value) for one in found])
 

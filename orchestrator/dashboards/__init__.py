@@ -1,1 +1,1 @@
-"""A Grafana dashboard of the metrics of runs, and what Prometheus and Grafana need to show it."""
+"""A Grafana dashboard for the metrics of runs, and the Prometheus and Grafana setup to show it."""

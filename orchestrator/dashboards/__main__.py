@@ -1,4 +1,4 @@
-"""`python -m orchestrator.dashboards`: write what Prometheus and Grafana need to show runs."""
+"""`python -m orchestrator.dashboards`: configure Prometheus and Grafana to show runs."""
 
 import json
 import re
@@ -31,20 +31,20 @@ def main(
     target: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     prometheus: str = _PROMETHEUS,
 ) -> None:
-    """Write a Grafana dashboard of runs, and configurations with which it is shown.
+    """Write a Grafana dashboard for runs, and the configuration files needed to show it.
 
-    The layout is that of Ray's own configuration, SESSION/metrics; configurations that are there
-    already are kept, so that given this folder the dashboard appears among Ray's.
+    The layout is that of Ray's own configuration in SESSION/metrics. Existing configuration files
+    are kept, so if OUT is that folder, the dashboard appears among Ray's own.
 
     Parameters
     ----------
     out
         Folder to write to.
     target
-        HOST:PORT with metrics, for instance 127.0.0.1 and the --metrics-port of a run; may be
-        repeated. By default all machines of the last cluster whose head was started here.
+        HOST:PORT that serves metrics, for instance 127.0.0.1 and the --metrics-port of a run; may
+        be repeated. By default all machines of the last cluster whose head was started here.
     prometheus
-        Address of Prometheus, for Grafana.
+        Address at which Grafana finds Prometheus.
     """
     for one in target:
         if not re.fullmatch(_TARGET, one) or not _is_address(f"http://{one}"):
@@ -81,7 +81,7 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is none
+    except ValueError:  # invalid port
         return False
 
 

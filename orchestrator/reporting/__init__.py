@@ -1,1 +1,1 @@
-"""What is shown of one run: its progress, its figures and its report."""
+"""How a single run is shown: its progress, its figures and its report."""

@@ -1,7 +1,7 @@
-"""What a reader must know of a search to judge it.
+"""What a reader must know about a search to judge it.
 
 The questions are those of Lindauer & Hutter, "Best practices for scientific research on neural
-architecture search", JMLR 2020. What a run does not record is said to be not recorded.
+architecture search", JMLR 2020. Anything that a run does not record is reported as not recorded.
 """
 
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ NOT_RECORDED = "not recorded"
 
 
 class Answer(NamedTuple):
-    """A question of the checklist and what the store says."""
+    """A question of the checklist and the answer from the store."""
 
     question: str
     text: str
 
 
 def searched_on(config: Mapping[str, Any]) -> str:
-    """Which number was maximised."""
+    """Which quantity was maximised."""
     if config["evaluator"] == "toy":
         return "a synthetic formula"
     if unit_of(config["evaluator"]) == PLAIN:
@@ -51,7 +51,7 @@ def searched_on(config: Mapping[str, Any]) -> str:
 
 
 def reported(config: Mapping[str, Any], has_test: bool) -> str:
-    """Which numbers are shown."""
+    """Which quantities are shown."""
     if unit_of(config["evaluator"]) == PLAIN:
         return "the value that was searched on"
     if not has_test:
@@ -71,10 +71,10 @@ def run_checklist(
     evaluation_seconds: float,
     has_test: bool,
 ) -> list[Answer]:
-    """Of one run, in short.
+    """The checklist of one run, in brief.
 
-    record: its config.json, which the report shows besides.
-    evaluations: that it has spent; failed, low_fidelity: trials.
+    record: its config.json, which the report also shows.
+    evaluations: how many it has spent; failed, low_fidelity: numbers of trials.
     """
     config = known_config(record)
     return [
@@ -99,7 +99,7 @@ def run_checklist(
 
 
 def of_low_fidelity(trials: int) -> str:
-    """What a line of cost adds where there are such trials."""
+    """What a cost line adds if there are low-fidelity trials."""
     if not trials:
         return ""
     return f"; {trials:,} trials of low fidelity, counted by their epochs, are in no curve"

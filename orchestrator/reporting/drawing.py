@@ -1,7 +1,7 @@
-"""Architectures as small SVG pictures. A space without a drawing of its own gets the plain one.
+"""Architectures as small SVG pictures. A space without its own drawing gets the plain one.
 
 Elements carry a class, so that a drawing can be read back: `layer` is a box, `edge` an operation
-that is there, `none` one that is not. Colours of text and lines are those of the page.
+that is present, `none` one that is not. Text and lines take the colours of the page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ from nag.spaces.mobilenetv3 import LAYERS
 from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
 
 _WIDTH = 340  # of every drawing
-_LEFT = 22.0  # of the first box of a row
+_LEFT = 22.0  # of the first box in a row
 _FONT = 10
 
 
 class Box(NamedTuple):
-    """One layer as it is drawn."""
+    """How one layer is drawn."""
 
     label: str
     width: float
@@ -48,14 +48,14 @@ def _draw_plain(space: SearchSpace, arch: Architecture) -> str:
 
 
 def _draw_mobilenetv3(space: SearchSpace, arch: Architecture) -> str:
-    """Height and colour of a box are its kernel size, its width is the expand ratio."""
+    """Height and colour of a box show the kernel size, its width the expand ratio."""
     colours = {3: ("#a9cce8", "#10202e"), 5: ("#4a90c8", "#ffffff"), 7: ("#174f86", "#ffffff")}
     boxes = [Box(f"{k}×{k} e{e}", 10.5 * e + 9, 12 + 2 * k, *colours[k]) for k, e in LAYERS]
     return _draw_stages(space, arch, boxes)
 
 
 def _draw_stages(space: SearchSpace, arch: Architecture, boxes: Sequence[Box]) -> str:
-    """The present layers of each stage in a row, or in several if one is too short.
+    """The layers present in each stage in a row, or in several if one is too short.
 
     boxes: (F,) how each operator looks; none is wider than a row.
     """

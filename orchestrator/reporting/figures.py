@@ -1,7 +1,7 @@
 """The figures of the report: numbers in (accuracies as fractions), an inline SVG out.
 
-n trials, R rounds. Axes and texts take the colour of the page, so that a figure is legible on a
-light and on a dark one.
+n trials, R rounds. Axes and text take the colour of the page, so that a figure is legible on light
+and on dark pages.
 """
 
 import io
@@ -66,11 +66,11 @@ def draw_pareto(
     limits: Sequence[tuple[float, bool]] = (),
     unit: Unit = PERCENT,
 ) -> str:
-    """Values (n,) over amounts (n,) of what `name` says.
+    """Values (n,) over amounts (n,) of the quantity `name`.
 
-    front: the trials on the Pareto front, by rising amount.
-    best: the trial that is marked, if any.
-    limits: (amount, is at most) of each; one that is far from every trial is not drawn.
+    front: the trials on the Pareto front, by increasing amount.
+    best: the trial to mark, if any.
+    limits: (amount, is at most) of each; a limit far from all trials is not drawn.
     """
     shown = unit.times * values
     ends = amounts.min(), amounts.max()
@@ -106,7 +106,7 @@ def _draw_trials(
     """Trials (n,) as points; `values` is NaN where one failed.
 
     The scale ends at Tukey's outer fence, so that one hopeless architecture does not flatten the
-    rest; what is below it is marked at its end.
+    rest; trials below it are marked at the lower end.
     """
     lower, upper = np.nanpercentile(values, (25, 75))
     fence = lower - 3 * (upper - lower)
@@ -133,8 +133,8 @@ def _draw_trials(
 
 
 def draw_curves(curves: Sequence[Sequence[float]], best: int | None, unit: Unit) -> str:
-    """Value after each epoch of trainings; `best` is the one that stands out, if any."""
-    first = 1 if best == 0 else 0  # of the others
+    """Value after each epoch of each training; `best` is the one to highlight, if any."""
+    first = 1 if best == 0 else 0  # first of the others
     with rc_context(STYLE):
         figure, axes = _axes()
         for number, curve in enumerate(curves):
@@ -155,7 +155,7 @@ def draw_curves(curves: Sequence[Sequence[float]], best: int | None, unit: Unit)
 
 
 def draw_calibration(mean: Numbers, std: Numbers, observed: Numbers, unit: Unit) -> str:
-    """Predictions (n,) against what was then observed."""
+    """Predictions (n,) against the values observed later."""
     mean, std, observed = (unit.times * numbers for numbers in (mean, std, observed))
     with rc_context(STYLE):
         figure, axes = _axes()
@@ -202,7 +202,7 @@ def draw_seconds(seconds: Mapping[str, Numbers]) -> str:
 
 
 def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
-    """Rates (R,) of each round above, pool sizes (R,) below; NaN where a round has none."""
+    """Rates (R,) per round above, pool sizes (R,) below; NaN for rounds without."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         rounds = np.arange(len(sizes))
@@ -225,7 +225,7 @@ def draw_pools(rates: Mapping[str, Numbers], sizes: Numbers) -> str:
 
 
 def draw_guidance(low: Numbers, high: Numbers, norm_ratio: Numbers) -> str:
-    """Scales (R,) of each round above, norms of guidance over score (R,) below; NaN for none."""
+    """Scales (R,) per round above, norm of guidance over score (R,) below; NaN for none."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         above, below = figure.subplots(2, sharex=True)
@@ -244,12 +244,12 @@ def draw_guidance(low: Numbers, high: Numbers, norm_ratio: Numbers) -> str:
 
 
 def draw_densities(groups: Mapping[str, Numbers]) -> str:
-    """Kernel densities of accuracies (n,) by group, from the lowest quartile of all upwards."""
+    """Kernel densities of accuracies (n,) by group, from the lowest quartile overall upwards."""
     with rc_context(STYLE):
         figure, axes = _axes()
         together = 100 * np.concatenate(list(groups.values()))
         low, high = np.percentile(together, 25), together.max()
-        low = low if low < high else together.min()  # most are the best
+        low = low if low < high else together.min()  # most are equal to the best
         x = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 400)
         colours = (GREY, ORANGE, "#c9a227", RED, BLUE, GREEN, "#8e5bb0", "#444444")
         for (name, values), colour in zip(groups.items(), colours, strict=False):
@@ -302,7 +302,7 @@ def to_svg(figure: Figure, name: str, *, wide: bool = False) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would apply to the whole page
     look = f' class="figure{" wide" if wide else ""}" role="img"'
     svg = re.sub(r' width="[^"]*pt" height="[^"]*pt"', look, svg, count=1)
     svg = svg.replace("font-family: 'DejaVu Sans', sans-serif; ", "")
@@ -310,7 +310,7 @@ def to_svg(figure: Figure, name: str, *, wide: bool = False) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A file of its own from what `to_svg` made for a page."""
+    """A standalone file from what `to_svg` made for a page."""
     head, rest = svg.split(">", 1)
     head = re.sub(r' class="figure[^"]*"', "", head)
     style = (

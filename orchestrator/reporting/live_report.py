@@ -1,4 +1,4 @@
-"""The report of a run that goes on: rewritten now and then, and reloaded by whoever looks at it."""
+"""The report of a run in progress, rewritten now and then; the page reloads itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,12 +9,12 @@ from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.pace import NowAndThen
 from orchestrator.search.store import RunStore
 
-_SHARE = 0.02  # of the time, at most, goes to it
-_AFTER = 20.0  # seconds; a shorter run has its report at the end
+_SHARE = 0.02  # of the time, at most, is spent on it
+_AFTER = 20.0  # seconds; shorter runs get their report at the end
 
 
 class LiveReport:
-    """Rewrites the report now and then: an `Observer`."""
+    """An `Observer` that rewrites the report now and then."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
@@ -22,7 +22,7 @@ class LiveReport:
         self.written = False
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
-        """Nothing: no outcome is new."""
+        """Nothing: there is no new outcome."""
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
         del store, outcome
@@ -35,13 +35,13 @@ class LiveReport:
 
 @contextmanager
 def live_report(store: RunStore) -> Iterator[LiveReport]:
-    """An observer of the run in this block; a run that is broken off leaves a page at rest."""
+    """An observer for the run in this block; if that is interrupted, the page stops reloading."""
     report = LiveReport(store)
     try:
         yield report
     except BaseException:
         if report.written:
-            with suppress(UserError):  # as that which broke it off may say: a full disk
+            with suppress(UserError):  # for the same reason, perhaps, such as a full disk
                 _write_report(store)
         raise
 

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def page_template(name: str, **filters: Callable[..., Any]) -> Template:
-    """One of `templates/`, which escapes what it is given and fails at what it is not given."""
+    """One of `templates/`, which escapes its variables and fails if one is missing."""
     environment = Environment(
         loader=PackageLoader("orchestrator.reporting"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, made from the store alone."""
+"""The report of a run: one self-contained HTML file, made from the store alone."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,20 +39,20 @@ _RATES = ("validity", "uniqueness", "novelty", "feasible")
 
 
 class Finished(NamedTuple):
-    """A trial and what became of it."""
+    """A trial and its outcome."""
 
     trial: Trial
     outcome: Outcome
 
     @property
     def is_full(self) -> bool:
-        """Whether its value is that of a whole evaluation."""
+        """Whether its value comes from a complete evaluation."""
         return self.trial.epochs is None and self.outcome.stopped is None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Values as predicted before the evaluation and as then observed, each (n,)."""
+    """Values as predicted before the evaluation and as observed afterwards, each (n,)."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -60,7 +60,7 @@ class Calibration:
 
     @classmethod
     def of(cls, finished: Sequence[Finished]) -> "Calibration":
-        """Of the trials that have both."""
+        """From the trials that have both."""
         rows = [
             (trial.predicted_mean, trial.predicted_std, outcome.value)
             for trial, outcome in finished
@@ -79,7 +79,7 @@ class Calibration:
 
     @property
     def rank_correlation(self) -> float | None:
-        """Kendall's tau-b; None where ranks mean nothing."""
+        """Kendall's tau-b; None if it is undefined."""
         if min(len(set(self.mean)), len(set(self.observed))) < 2:
             return None
         return float(scipy.stats.kendalltau(self.mean, self.observed).statistic)
@@ -90,7 +90,7 @@ class Calibration:
 
 
 class Limit(NamedTuple):
-    """A constraint, as far as the numbers of a run tell: a metric and what it may be."""
+    """A constraint as a limit on a metric that the run has recorded."""
 
     metric: str
     at_most: bool
@@ -109,16 +109,16 @@ class Limit(NamedTuple):
 
 
 def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which of (n,) are better than all of the same or a lesser amount, by rising amount."""
+    """Which of (n,) are better than all with the same or a smaller amount, by rising amount."""
     order = np.lexsort((-values, amounts))
     best_below = np.maximum.accumulate(np.append(-np.inf, values[order]))[:-1]
     return order[values[order] > best_below]
 
 
 def write_report(store: RunStore, live: bool = False) -> Location:
-    """Write OUT/report.html whole; equal stores give equal reports. Raises UserError.
+    """Write OUT/report.html atomically; equal stores give equal reports. Raises UserError.
 
-    live: the run goes on, and the page reloads itself.
+    live: the run is in progress, and the page reloads itself.
     """
     path = store.out / "report.html"
     try:
@@ -165,7 +165,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
 
 
 def _row(space: SearchSpace, pair: Finished) -> dict[str, Any]:
-    """What the template shows of a trial."""
+    """What the template shows for a trial."""
     trial, outcome = pair
     return {"trial": trial, "outcome": outcome, "arch": space.to_str(trial.arch)}
 
@@ -205,7 +205,7 @@ def _progress(store: RunStore, finished: Sequence[Finished]) -> str | None:
 
 
 def _curves(store: RunStore, finished: Sequence[Finished]) -> str | None:
-    """Of all trials that were trained, however many epochs; the best is one that was whole."""
+    """Curves of all trainings, complete or not; the best is chosen among the complete ones."""
     trained = [pair for pair in finished if pair.outcome.curve]
     if not trained:
         return None
@@ -217,7 +217,7 @@ def _curves(store: RunStore, finished: Sequence[Finished]) -> str | None:
 def _pareto(
     finished: Sequence[Finished], limits: Sequence[Limit], unit: Unit
 ) -> list[dict[str, Any]]:
-    """Value against each quantity that is constrained; against MACs where none is."""
+    """Value against each constrained quantity, or against MACs if there is none."""
     names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
     return [
         _trade_off(name, pairs, limits, unit)
@@ -233,7 +233,7 @@ def _measured(outcome: Outcome, metric: str) -> bool:
 def _trade_off(
     name: str, pairs: Sequence[Finished], limits: Sequence[Limit], unit: Unit
 ) -> dict[str, Any]:
-    """A figure, and the upper end of the Pareto front, the best first."""
+    """A figure, and the upper end of the Pareto front, best first."""
     quantity = quantity_of(name)
     amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
     values = np.array([pair.outcome.value for pair in pairs], dtype=float)
@@ -256,7 +256,7 @@ def _trade_off(
 
 
 def _by_strategy(store: RunStore, finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
-    """What each source of trials brought, in order of appearance."""
+    """The results of each source of trials, in order of appearance."""
     sources: dict[str, list[float | None]] = {}
     for trial, outcome in finished:
         sources.setdefault(trial.strategy, []).append(outcome.value)
@@ -326,7 +326,7 @@ def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _guidance(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Strength of guidance by round, and what is usual over the rounds that have it."""
+    """Strength of guidance by round, and medians over the rounds that have it."""
     series = {
         name: np.array([found.get(name, np.nan) for found in diagnostics], dtype=float)
         for name in ("scale_low", "scale_high", "norm_ratio")

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+"""What the user sees during a run: a live line on a terminal, plain lines elsewhere."""
 
 import json
 import time
@@ -19,11 +19,11 @@ from trainers.constraints import parse_constraint
 
 
 class Quantity(NamedTuple):
-    """How a metric is called and in what unit it is shown."""
+    """The label of a metric and the unit in which it is shown."""
 
     label: str
     unit: str = ""
-    one: float = 1.0  # of the unit
+    one: float = 1.0  # size of the unit
     digits: str = ".2f"
 
     def __str__(self) -> str:
@@ -46,18 +46,18 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
 
 
 def quantity_of(metric: str) -> Quantity:
-    """How a metric is shown, also one of a user's own."""
+    """How a metric is shown, including user-defined ones."""
     return QUANTITIES.get(metric, Quantity(metric, digits="g"))
 
 
 def quantities(constraints: Sequence[str]) -> dict[str, Quantity]:
-    """What is shown of trials where it is known, by metric: the usual ones, what is constrained."""
+    """What to show of trials, where known, by metric: the usual ones and the constrained ones."""
     constrained = (parse_constraint(text)[0] for text in constraints)
     return {name: quantity_of(name) for name in (*QUANTITIES, *constrained)}
 
 
 class View:
-    """Shows progress: an `Observer`."""
+    """An `Observer` that shows progress."""
 
     def __init__(self, console: Console, budget: int) -> None:
         self._console, self._budget = console, budget
@@ -66,7 +66,7 @@ class View:
 
     @contextmanager
     def live(self, store: RunStore) -> Iterator[None]:
-        """Keep a progress bar while the run goes on, where there is a terminal for it."""
+        """Show a progress bar during the run if there is a terminal for it."""
         if not self._console.is_terminal:
             yield
             return
@@ -108,7 +108,7 @@ class View:
 
 
 def after(trial: Trial, outcome: Outcome) -> str:
-    """What is said of a value that is not that of a whole training."""
+    """The note on a value that does not come from a complete training."""
     if outcome.stopped is not None:
         return f" after epoch {outcome.stopped}"
     return "" if trial.epochs is None else f" after {trial.epochs}/{FULL_EPOCHS} of a training"
@@ -122,7 +122,7 @@ def _best(store: RunStore) -> str:
 def print_result(
     console: Console, store: RunStore, report: Location, constraints: Sequence[str] = ()
 ) -> None:
-    """The best architecture, its numbers, and where the report is."""
+    """Print the best architecture, its numbers, and where the report is."""
     best = store.best
     if best is None:
         trials = store.out / "trials.parquet"
