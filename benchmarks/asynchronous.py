@@ -1,14 +1,14 @@
-"""Does it cost evaluations not to wait? Asynchronous search and rounds with 16 simulated workers.
+"""Does not waiting cost evaluations? Asynchronous search and rounds with 16 simulated workers.
 
     python benchmarks/asynchronous.py --table nb201.parquet
 
-Searches with the exact score, EI, on NAS-Bench-201 (test accuracy of CIFAR-10 and
-CIFAR-100) and MobileNetV3 (estimated ImageNet-1K top-1). Values are looked up; a simulated clock
-says who ends first: training times of the table, for MobileNetV3 log-normal ones (sigma 1: a
-twentieth takes more than five times the median).
+Searches with the exact score and EI on NAS-Bench-201 (test accuracy on CIFAR-10 and CIFAR-100) and
+MobileNetV3 (estimated ImageNet-1K top-1). Values are looked up; a simulated clock decides which
+evaluations end first. Durations are the training times of the table, or log-normal for MobileNetV3
+(sigma 1: one in twenty takes more than five times the median).
 
-Counted are evaluations, until the mean best value over the seeds reaches what the sequential search
-has after 50 or 100 of them; and the simulated time until then, in that of the sequential search.
+Reported are the evaluations until the mean best value over seeds reaches that of the sequential
+search after 50 or 100, and the simulated time until then relative to the sequential search.
 """
 
 import platform
@@ -44,7 +44,7 @@ app = command_line("python benchmarks/asynchronous.py")
 
 @dataclass(frozen=True)
 class Mode:
-    """A way of keeping workers busy."""
+    """A way to keep workers busy."""
 
     name: str
     workers: int
@@ -59,12 +59,12 @@ MODES = (
 
 
 def duration(trial: Trial, outcome: Outcome) -> float:
-    """Training seconds of the table; where there is none, heavy-tailed ones of mean 1."""
+    """Training seconds from the table; without one, heavy-tailed seconds with mean 1."""
     return outcome.metrics.get("train_seconds") or log_normal(1.0, 1.0)(trial, outcome)
 
 
 class Found(NamedTuple):
-    """By number of outcomes, in the order in which they came."""
+    """Results by number of outcomes, in order of arrival."""
 
     best: NDArray[np.float64]
     at: NDArray[np.float64]  # simulated seconds
@@ -78,7 +78,7 @@ class _Recorder:
     at: list[float]
 
     def proposed(self, store: RunStore, suggestion: object) -> None:
-        """Nothing to write down."""
+        """Nothing to record."""
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
         self.values.append(outcome.value or 0.0)
@@ -86,7 +86,7 @@ class _Recorder:
 
 
 def kept(config: RunConfig, workers: int, keep: Path) -> Found:
-    """The result of a run, from its file in `keep` where there is one."""
+    """The result of a run, from its file in `keep` if there is one."""
     path = keep / f"{config.hash()[:24]}-{config.budget}-{workers}.npz"
     if not path.exists():
         aside = path.with_suffix(".tmp.npz")
@@ -97,7 +97,7 @@ def kept(config: RunConfig, workers: int, keep: Path) -> Found:
 
 
 def search(config: RunConfig, workers: int) -> Found:
-    """One run in a directory that is thrown away."""
+    """One run in a temporary directory."""
     torch.set_num_threads(1)
     generator = DiffusionGenerator(config.generator("cpu"))
     asynchronous = config.schedule == "async"
@@ -131,15 +131,15 @@ def main(
     table
         NAS-Bench-201 as a parquet file; without it only MobileNetV3 is searched.
     datasets
-        Of the table.
+        Data sets of the table.
     seeds
-        Runs of each mode.
+        Runs per mode.
     budget
-        Evaluations of a run.
+        Evaluations per run.
     jobs
-        Runs at a time; by default one for each CPU.
+        Runs at a time; by default one per CPU.
     keep
-        Folder of runs that have ended: repeated with it, the command continues.
+        Folder for finished runs; repeating the command with it continues.
     """
     if seeds < 1 or budget < max(GOALS):
         raise UserError(f"--seeds must be at least 1, --budget at least {max(GOALS)}")

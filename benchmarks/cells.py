@@ -1,9 +1,10 @@
-"""Do our trainings of NAS-Bench-201 cells come to what its table says?
+"""Do our trainings of NAS-Bench-201 cells reach the accuracies of its table?
 
     python benchmarks/cells.py --data cifar10.parquet --table nb201.parquet
 
-Cells spread over the range of the table's accuracies after 12 epochs are trained by the recipe of
-the benchmark and compared with them. CIFAR-10 as lossy JPEGs is a little harder than the original.
+Cells spread over the range of the table's accuracies after 12 epochs are trained with the recipe of
+the benchmark and compared to the table. CIFAR-10 as lossy JPEGs is a little harder than the
+original.
 """
 
 import platform
@@ -56,15 +57,15 @@ def main(
     table
         NAS-Bench-201 as a parquet file with c10_valid_12.
     epochs
-        Of training; the schedule is laid out for so many, as in the benchmark.
+        Training epochs, which the schedule is made for, as in the benchmark.
     precision
-        Of the convolutions, float32 in the benchmark; bfloat16 is faster on CPUs that have it.
+        Of the convolutions: float32 in the benchmark; bfloat16 is faster on CPUs that support it.
     cheapest
-        At each place of the range the cell with the fewest parameters of so many neighbours.
+        Neighbours in accuracy among which the cell with the fewest parameters is chosen.
     jobs
-        Cells at a time; by default one for each CPU.
+        Cells at a time; by default one per CPU.
     keep
-        Folder for checkpoints and decoded images: repeated, the command continues.
+        Folder for checkpoints and decoded images; repeating the command with it continues.
     """
     if epochs < 1 or cheapest < 1:
         raise UserError("--epochs and --cheapest must be at least 1")

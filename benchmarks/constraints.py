@@ -1,14 +1,14 @@
-"""Do guided samples keep to constraints, and are they better than what rejection leaves?
+"""Do guided samples satisfy constraints, and are they better than those that rejection leaves?
 
     python benchmarks/constraints.py
 
-MobileNetV3. A Gaussian process on 100 random architectures, valued by the embedded surrogate,
-guides 256 samples of 20 levels (denoised guidance) under each constraint; a seed has its own
-observations and samples. Scale 0 is the constraint without a predictor, `auto` the scales that
-`Calibrated` finds, with a pilot that no other row pays for. Rejection draws as many unguided
-samples with as many score evaluations and throws the infeasible ones away.
+MobileNetV3. A Gaussian process on 100 random architectures, evaluated by the embedded surrogate,
+guides 256 samples of 20 levels (denoised guidance) under each constraint; each seed has its own
+observations and samples. Scale 0 is the constraint without a predictor; `auto` uses the scales that
+`Calibrated` finds with a pilot, whose cost no other row has. Rejection draws as many unguided
+samples with as many score evaluations and discards the infeasible ones.
 
-Feasible: of the valid samples. Values are those of the surrogate, of the feasible samples.
+Feasible: share of the valid samples. Values: surrogate values of the feasible samples.
 """
 
 import platform
@@ -49,11 +49,11 @@ app = command_line("python benchmarks/constraints.py")
 
 
 class Found(NamedTuple):
-    """Of one batch; nan where there is no feasible sample."""
+    """Results of one batch; nan if no sample is feasible."""
 
     validity: float
-    feasible: float  # of the valid
-    distinct: float  # feasible ones
+    feasible: float  # share of the valid ones
+    distinct: float  # among the feasible ones
     mean: float
     best: float
     seconds: float
@@ -73,11 +73,11 @@ def main(
     Parameters
     ----------
     num
-        Samples of a batch.
+        Samples per batch.
     seeds
         Batches per row.
     draws
-        Uniform draws that say how rare feasible architectures are.
+        Uniform draws to measure how rare feasible architectures are.
     scores
         The closed form, the shipped network, or both.
     threads
@@ -167,7 +167,7 @@ def _batch(
 
 
 def _cells(batches: Sequence[Found]) -> str:
-    """Means over the seeds; values over those that found something feasible, and how many did."""
+    """Means over seeds; values over the seeds with a feasible sample, and how many those are."""
     table = np.array(batches)  # (seeds, fields)
     some = ~np.isnan(table[:, 3])
     validity, feasible, distinct, seconds = table[:, [0, 1, 2, 5]].mean(0)

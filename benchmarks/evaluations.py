@@ -1,11 +1,11 @@
-"""How many evaluations until the best there is, and how sure is that?
+"""How many evaluations does it take to find the best, and how certain is that number?
 
     python benchmarks/evaluations.py RUNS/experiment-scratch.json
 
-For each panel and method the median of the evaluations until the largest value that any run has
-found, its 95 % bootstrap interval over the seeds (10,000 resamples), the medians of 20 seeds each,
-and a paired Wilcoxon test of the first method of the panel against each other. A run that has not
-found it counts as one evaluation later than its end, so that two of them are a tie. Markdown.
+Prints Markdown: for each panel and method the median number of evaluations until the largest value
+that any run has found, its 95 % bootstrap interval over seeds (10,000 resamples), the medians of 20
+seeds each, and a paired Wilcoxon test of the panel's first method against each other one. A run
+that has not found that value counts as one evaluation more than its length, so two such runs tie.
 """
 
 import sys
@@ -67,7 +67,7 @@ def table(summary: Summary) -> list[str]:
 
 
 def evaluations(summary: Summary, method: Method) -> dict[int, float]:
-    """By seed, those until the target; one more than there were where it was not reached."""
+    """By seed, evaluations until the target; one more than the run's length if not reached."""
     assert summary.target is not None
     found = {}
     for seed, one in method.runs.items():

@@ -3,16 +3,16 @@
     python benchmarks/generation.py
     python benchmarks/generation.py --full-reference     about half an hour more
 
-MobileNetV3. A Gaussian process on 100 random architectures, valued by the embedded surrogate, says
-where to go; every case climbs its mean + std at the guidance scales that `Calibrated` finds with
-the exact score. Each case has a process to itself, whose peak memory is reported.
+MobileNetV3. Guidance comes from a Gaussian process on 100 random architectures, evaluated by the
+embedded surrogate; every case climbs its mean + std at the guidance scales that `Calibrated` finds
+with the exact score. Each case has its own process, whose peak memory is reported.
 
 (a) is the reference: the `paper` network, its predictor-corrector with 1,000 levels (2,000 score
-evaluations), noise-aware guidance at each. It is timed over a few levels, spread over all noise,
-and scaled up; (b) and (c) run as they do in the search. On a GPU all networks are compiled alike.
+evaluations), noise-aware guidance at each. It is timed over a few levels, spread over all noise
+levels, and scaled up; (b) and (c) run as in the search. On a GPU all networks are compiled.
 
-The first table is sampling, decoding and removing duplicates; the second the whole proposal of one
-round of the search: fits and the pilot that finds the scales as well.
+The first table covers sampling, decoding and removing duplicates; the second the whole proposal of
+one round of the search, including fits and the pilot that finds the scales.
 """
 
 import multiprocessing
@@ -62,7 +62,7 @@ SPACE = find_space("mobilenetv3")
 REFERENCE = "predictor-corrector"
 STEPS = RunConfig().steps
 OBSERVATIONS = 100
-FULL_BATCH = 256  # of the reference in full
+FULL_BATCH = 256  # for the full reference
 PROPOSED = 256
 
 app = command_line("python benchmarks/generation.py")
@@ -70,7 +70,7 @@ app = command_line("python benchmarks/generation.py")
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the first table; `timed` of the `levels` are run, the others extrapolated."""
+    """One row of the first table; `timed` of the `levels` are run, the rest is extrapolated."""
 
     name: str
     score: Literal["paper", "network", "exact"]
@@ -87,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: of all levels; shares: of them, in score, guidance, sampler, decode and dedupe."""
+    """seconds: for all levels; shares: split into score, guidance, sampler, decode and dedupe."""
 
     evaluations: int
     seconds: float
@@ -114,19 +114,19 @@ def main(
     Parameters
     ----------
     batches
-        Sizes of the batches.
+        Batch sizes.
     paper_weights
         Weights of the `paper` network; random ones if there is no such file.
     reference_levels
-        Levels of the reference that are timed, of its 1,000.
+        How many of the reference's 1,000 levels to time.
     full_reference
         Also run the reference in full, once, on 256 samples.
     repeats
-        Runs of everything but the reference, of which the median counts.
+        Runs of everything but the reference; medians are reported.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     threads
-        CPU threads of PyTorch. A search has 1: two are slower where the fit waits for a busy core.
+        CPU threads of PyTorch. A search uses 1: two are slower if the fit waits for a busy core.
     """
     levels = SAMPLERS[REFERENCE].steps
     if not 2 <= reference_levels <= levels or min(repeats, threads, *batches) < 1:
@@ -201,7 +201,7 @@ def main(
 
 
 def _alone(function: Callable[..., Any], *args: Any) -> Any:
-    """Call in a process of its own. This one stays small: a child starts with its peak."""
+    """Call in a separate process. This one stays small: a child's peak starts at its parent's."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *args).result()
@@ -236,14 +236,14 @@ def _row(case: Case, found: Measured, baseline: Measured | None) -> str:
 
 
 def _digits(number: float) -> str:
-    """Three significant digits, or all before the point."""
+    """Three significant digits, or all those before the decimal point."""
     if np.isnan(number):
         return "-"
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 class Stopwatch:
-    """Seconds of every call of the functions it wraps; on a GPU it waits for it at both ends."""
+    """Times every call of the functions it wraps; synchronises with a GPU at both ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -268,7 +268,7 @@ class Stopwatch:
 
 
 class TimedSpace:
-    """The space, with a stopwatch on what decodes."""
+    """The space, with a stopwatch on decoding."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.decode = watch.wrap("decode", SPACE.decode)
@@ -284,7 +284,7 @@ def observed() -> Observations:
 
 
 def measure(case: Case) -> Measured:
-    """Run a case: in a process of its own, for its peak memory."""
+    """Run a case; to be called in a process of its own, for the peak memory."""
     torch.set_num_threads(case.threads)
     device = torch.device(case.device)
     score, sde = _load(case, device)
@@ -320,7 +320,7 @@ def measure(case: Case) -> Measured:
         watch.laps.clear()
         samples, watched = sample(case.timed, watched=True)
         parts.append(_parts(watch, watched, case.levels / case.timed))
-        # where a stopwatch makes the CPU wait for the GPU, the total is that of a run without
+        # a stopwatch makes the CPU wait for the GPU, so there the total is from a run without one
         total = sample(case.timed, watched=False)[1] if gpu else watched
         decode = parts[-1][-1]
         seconds.append((total - decode) * case.levels / case.timed + decode)
@@ -338,7 +338,7 @@ def measure(case: Case) -> Measured:
 
 
 def _peak(device: torch.device) -> float:
-    """Largest memory so far, MB."""
+    """Peak memory so far, MB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -356,7 +356,7 @@ def _mean_value(samples: Samples) -> float:
 
 
 def _progress(case: Case) -> Callable[[int], None]:
-    """Reports every tenth of a long run."""
+    """Reports progress at every tenth of a long run."""
     done = 0
 
     def report(samples: int) -> None:
@@ -380,7 +380,7 @@ def _load(case: Case, device: torch.device) -> tuple[ScoreFn, VESDE]:
 
 
 def _guidance(case: Case, sde: VESDE, device: torch.device) -> tuple[LogDensity, Ladder]:
-    """What to climb, and the scales: the same for all cases of one kind."""
+    """What to climb and the scales, the same for all cases of one kind."""
     observations = observed()
     predictor = GaussianProcess(SPACE).fit(observations, np.random.default_rng(0))
     guidance = Guidance(predictor, observations, kind=case.kind)
@@ -397,7 +397,7 @@ def _guidance(case: Case, sde: VESDE, device: torch.device) -> tuple[LogDensity,
 
 
 def proposals(device: str, threads: int, repeats: int) -> list[str]:
-    """The rows of the second table, measured in turn."""
+    """The rows of the second table, measured alternately."""
     observations, surrogate = observed(), GaussianProcess(SPACE)
     watch = Stopwatch(torch.device(device))
     rounds: dict[tuple[str, GuidanceKind], list[tuple[list[float], Samples]]] = defaultdict(list)
@@ -422,7 +422,7 @@ def _propose(
     seed: int,
     watch: Stopwatch,
 ) -> tuple[list[float], Samples]:
-    """Seconds of each phase, and what came out."""
+    """Seconds of each phase, and the samples."""
     watch.laps.clear()
     started = watch.now()
     predictor = surrogate.fit(observations, np.random.default_rng(seed))

@@ -1,10 +1,10 @@
-"""Seconds of one iteration of the search: fit, propose, score; by strategy and observations.
+"""Seconds of one search iteration (fit, propose, score) by strategy and observations.
 
     python benchmarks/iteration.py
 
 Everything that `BayesianOptimizer.suggest` does, in one process; medians over repeats, after one
-warm-up. The label cost is not in it: evaluations run elsewhere. A round of guided is one of
-guided-gen after an improvement, and one of mutation after a failure.
+warm-up. The cost of evaluations is not included: they run elsewhere. A round of guided is one of
+guided-gen after an improvement, and one of mutation otherwise.
 """
 
 import platform

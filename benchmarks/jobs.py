@@ -1,4 +1,4 @@
-"""What the longer benchmarks do in parallel."""
+"""Parallel calls for the longer benchmarks."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_all(calls: Sequence[Callable[[], T]], jobs: int | None, what: str) -> list[T]:
-    """The results of all calls, in their order, by at most so many processes at a time."""
+    """The results of all calls, in order, with at most `jobs` processes at a time."""
     from orchestrator.executors.tasks import RayTasks  # Ray is slow to import
 
     found: dict[int, T] = {}

@@ -2,17 +2,17 @@
 
     python benchmarks/limits.py          about 8 minutes
 
-Searches of the embedded estimate of ImageNet-1K top-1 on MobileNetV3. Candidates come from an
-evolution of the acquisition function over the whole space, so that only the surrogate counts. The
-first is that of the project; the oracles were told by the estimate itself what no search can know:
+Searches the embedded estimate of ImageNet-1K top-1 on MobileNetV3. Candidates come from evolving
+the acquisition function over the whole space, so that only the surrogate matters. The first is the
+project's own; the oracles know things about the estimate that no search can know:
 
-* `theta of 600`: the same, its hyperparameters fitted to 600 other networks;
-* `group variances`: 315 features in which the estimate is linear, exactly (operators; depth, kernel
-  sizes and expand ratios of the stages; products of these), and how large the coefficients of each
-  of the three groups are on average;
-* `magnitudes`: these features, and how large every single coefficient is. Only the signs are open.
+* `theta of 600`: the same surrogate, with hyperparameters fitted to 600 other networks;
+* `group variances`: 315 features in which the estimate is exactly linear (operators; depth, kernel
+  sizes and expand ratios of the stages; products of these), and the mean magnitude of the
+  coefficients in each of the three groups;
+* `magnitudes`: these features and the magnitude of every coefficient. Only the signs are unknown.
 
-Regret is against the best network that any search or hill climb has found.
+Regret is relative to the best network that any search or hill climb has found.
 """
 
 import platform
@@ -34,7 +34,7 @@ from trainers.evaluators.surrogate import SurrogateEvaluator
 
 SPACE = find_space("mobilenetv3")
 ESTIMATE = SurrogateEvaluator()
-BEST = 0.778604  # of hill climbs of 20,000 steps and of all searches
+BEST = 0.778604  # over hill climbs of 20,000 steps and all searches
 INITIAL, EVALUATIONS = 10, 60
 SHOWN = (20, 30, 40, 50, 60)
 GENERATIONS, OFFSPRING, PARENTS = 12, 100, 30  # of the evolution
@@ -49,8 +49,8 @@ app = command_line("python benchmarks/limits.py")
 class Features:
     """Operators, stages and products of stages, centred under uniform draws.
 
-    coefficients: (315,) of the estimate. Many are possible, because operators decide what stages
-    are; these explain as much as possible by stages and their products.
+    coefficients: (315,) of the estimate. They are not unique, because operators determine stages;
+    these explain as much as possible by stages and their products.
     """
 
     def __init__(self) -> None:
@@ -75,14 +75,14 @@ class Features:
 
 
 def _stages(archs: Sequence[Architecture]) -> Floats:
-    """Depth, sum of kernel ranks and of expand ranks of the stages, (B, 15)."""
+    """Depth, sum of kernel ranks and sum of expand ranks of each stage, (B, 15)."""
     groups = SPACE.features(SPACE.encode(archs).double())
     return next(group.numpy() for group in groups if group.shape[1] == 15)
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """Bayesian linear regression on the features of the estimate, without noise.
+    """Noise-free Bayesian linear regression on the features of the estimate.
 
     variance: (315,) of the coefficients.
     """
@@ -137,12 +137,12 @@ def surrogates() -> Iterator[tuple[str, Fit]]:
 
 @app.default
 def main(*, seeds: int = 20) -> None:
-    """Print a table of simple regret by evaluations.
+    """Print a table of simple regret by number of evaluations.
 
     Parameters
     ----------
     seeds
-        Searches of each surrogate.
+        Searches per surrogate.
     """
     if seeds < 2:
         raise UserError("--seeds must be at least 2")
@@ -161,7 +161,7 @@ def main(*, seeds: int = 20) -> None:
 
 
 def search(fit: Fit, seed: int) -> Floats:
-    """(EVALUATIONS,) best value so far."""
+    """(EVALUATIONS,) best values so far."""
     rng = np.random.default_rng([seed, 1])
     archs = SPACE.sample(INITIAL, np.random.default_rng(seed))
     values = ESTIMATE.predict(archs)
@@ -178,7 +178,7 @@ def most_promising(
     values: Floats,
     rng: np.random.Generator,
 ) -> Architecture:
-    """The largest expected improvement that an evolution finds, from the best and random ones."""
+    """The largest expected improvement found by evolution from the best and from random ones."""
     acquisition, best = ExpectedImprovement(), float(values.max())
 
     def scores(archs: list[Architecture]) -> Floats:

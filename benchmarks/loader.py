@@ -1,12 +1,11 @@
-"""How fast are pictures loaded? Pictures per second of the loader, next to Pillow's decoding alone.
+"""How fast are images loaded? Images per second of the loader, next to Pillow's decoding alone.
 
     python benchmarks/loader.py [--data DATA ...]
 
-Decoding alone is Pillow reading bytes and decoding them to RGB, no further, in as many processes as
-the loader has workers. The loader also crops at random, resizes and makes batches of 64; with
-simplejpeg, where it is installed, and without. Cached: from central squares in a memory-mapped
-file, in one process. All take turns; medians over the rounds. Of the made pictures there are 512,
-taken again and again.
+Decoding alone is Pillow reading bytes and decoding them to RGB, nothing more, in as many processes
+as the loader has workers. The loader also takes random crops, resizes and makes batches of 64, with
+simplejpeg, if installed, and without. Cached: from central squares in a memory-mapped file, in one
+process. All take turns; medians over the rounds. There are 512 synthetic images, used repeatedly.
 """
 
 import os
@@ -46,13 +45,13 @@ def main(
     Parameters
     ----------
     data
-        Sets of pictures besides the made ones, loaded at the height of their first picture.
+        Image sets in addition to the synthetic one, loaded at the height of their first image.
     pictures
-        So many of each set.
+        Images to load per set.
     rounds
-        Turns that each kind takes.
+        Rounds to measure.
     workers
-        Processes that decode.
+        Number of decoding processes.
     """
     if min(pictures, rounds, workers) < 1:
         raise UserError("--pictures, --rounds and --workers must be at least 1")
@@ -129,7 +128,7 @@ def _row(
 
 
 def _epochs(loader: Loader) -> Callable[[], None]:
-    """Goes through one epoch after another; the first one, now, starts the workers."""
+    """A function that runs one epoch per call; a first one, run now, starts the workers."""
     number = iter(range(1_000_000))
 
     def through() -> None:

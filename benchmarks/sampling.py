@@ -1,16 +1,16 @@
-"""What do few steps cost? Samplers and schedules, by distance to the law they should follow.
+"""What do few steps cost? Samplers and schedules, by distance to the distribution they target.
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --score network     the shipped network, at a few settings
 
-MobileNetV3, to begin with unguided: the depth of every stage is 2, 3 or 4 with probability 1/3,
-every operator 1/9. Worst deviations over stages, depths and operators are in points. The distances
-are those of `nag.metrics`, with their ratio to the distance of as many independent draws: 1 means
-that nothing is wrong which so many samples could show.
+MobileNetV3. First unguided: every stage should have depth 2, 3 or 4 with probability 1/3 and every
+operator probability 1/9. Worst deviations over stages, depths and operators are in points. The
+distances are those of `nag.metrics`, with their ratio to the distance of as many independent draws:
+1 means that this many samples reveal no error.
 
-Then guided by an additive reward R, random and of standard deviation 1 over the space, at scales k:
-the law must be p(A) exp(k R . A), known exactly. The distance is the total variation of what a node
-holds, mean over nodes.
+Then guided by an additive reward R, random with standard deviation 1 over the space, at scales k:
+the distribution must be p(A) exp(k R . A), which is known exactly. The distance is the total
+variation of a node's operator, averaged over nodes.
 """
 
 import math
@@ -66,9 +66,9 @@ def main(*, score: Literal["exact", "network"] = "exact", num: int = 10_000, see
     score
         The closed form, or the shipped network.
     num
-        Samples of a case; guided, and with the reference sampler, there are fewer.
+        Samples per case; fewer if guided or with the reference sampler.
     seed
-        Of samples and reward.
+        Seed of samples and reward.
     """
     if num < 20:
         raise UserError("--num must be at least 20")
@@ -137,7 +137,7 @@ def _unguided(kind: str, num: int) -> Iterator[Case]:
 
 
 def _guided(kind: str, num: int) -> Iterator[Case]:
-    """Half the samples: an evaluation costs several times as much."""
+    """Half as many samples: an evaluation costs several times as much."""
     for sampler in QUICK if kind == "exact" else (DEFAULT_SAMPLER,):
         for schedule in _schedules(kind, sampler):
             for n in (20, 50):
@@ -151,7 +151,7 @@ def _schedules(kind: str, sampler: str) -> Sequence[str]:
 
 
 def _steps(sampler: str, evaluations: int) -> int:
-    """Heun's method calls the score twice a step, but for the last."""
+    """Heun's method calls the score twice per step, except for the last."""
     return (evaluations + 1) // 2 if sampler == "heun" else evaluations
 
 
@@ -210,14 +210,14 @@ def _noise(num: int) -> tuple[float, float, float]:
 
 
 def _reward(seed: int) -> Tensor:
-    """(N, F), random; the standard deviation of the reward of random architectures is 1."""
+    """(N, F), random, scaled so that the rewards of random architectures have std 1."""
     reward = torch.randn(SPACE.shape, generator=torch.Generator().manual_seed(seed))
     v = SPACE.encode(SPACE.sample(50_000, np.random.default_rng(seed)))
     return reward / (v * reward).sum((1, 2)).std()
 
 
 def _node_law(reward: Tensor) -> NDArray[np.float64]:
-    """(N, F + 1) what a node holds under the tilted law, "absent" last: no evidence, only R."""
+    """(N, F + 1) operator probabilities of each node under the tilted law, "absent" last."""
     x = torch.zeros(1, *SPACE.shape, dtype=torch.float64)
     p = posterior(SPACE, x, torch.tensor([math.inf]).double(), reward.double())[0].numpy()
     absent = (1 - p.sum(1, keepdims=True)).clip(0)
@@ -225,7 +225,7 @@ def _node_law(reward: Tensor) -> NDArray[np.float64]:
 
 
 def _cells(archs: Sequence[Architecture | None]) -> NDArray[np.float64]:
-    """(N, F + 1) shares; an invalid sample is in none of them."""
+    """(N, F + 1) shares; invalid samples count towards none of them."""
     v = SPACE.encode([arch for arch in archs if arch is not None]).double()  # (B, N, F)
     present = v.sum(0).numpy()
     absent = len(v) - present.sum(1, keepdims=True)
@@ -233,7 +233,7 @@ def _cells(archs: Sequence[Architecture | None]) -> NDArray[np.float64]:
 
 
 def _variation(shares: NDArray[np.float64], law: NDArray[np.float64]) -> float:
-    """Mean over nodes; what is missing from the shares counts against them."""
+    """Total variation, mean over nodes; mass missing from the shares counts as an error."""
     missing = 1 - shares.sum(1)
     return float(0.5 * (np.abs(shares - law).sum(1) + missing).mean())
 

@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py
 
-First what Ray itself costs: evaluations that do nothing, and evaluations that sleep, on a Ray of
-this machine with so many CPUs as there are workers. What several generators are worth for a pool of
-thousands, by the trained network on this machine's cores. Then guided searches on MobileNetV3 with
-1 to 256 workers, whose evaluations take log-normal times of mean 60 s, on a simulated clock to
-which the real seconds of the driver (fit, generate, select, journal) are added. Their sigma is 0.28
-(that of the training times of NAS-Bench-201's cells), 0.5 or 1 (one in twenty takes more than three
-times the mean). Utilisation is the share of the workers' time in which they evaluate, from when all
+First, what Ray itself costs: evaluations that do nothing, and evaluations that sleep, on a local
+Ray with as many CPUs as there are workers. Second, what several generators gain on a pool of
+thousands, with the trained network on this machine's cores. Then guided searches on MobileNetV3
+with 1 to 256 workers, whose evaluations take log-normal times with mean 60 s, on a simulated clock
+that also counts the real seconds of the driver (fit, generate, select, journal). Their sigma is
+0.28 (that of the training times of NAS-Bench-201's cells), 0.5 or 1 (one in twenty takes more than
+three times the mean). Utilisation is the share of the workers' time spent evaluating, from when all
 have work until the last trial begins.
 """
 
@@ -49,14 +49,14 @@ from trainers.evaluators.surrogate import SurrogateEvaluator
 RESULTS = Path(__file__).parent / "results"
 MEAN_SECONDS = 60.0
 SIGMAS = (0.28, 0.5, 1.0)
-_STARTING = 20  # rounds at most until all processes have started
+_STARTING = 20  # at most this many rounds until all processes have started
 
 app = command_line("python benchmarks/scale.py")
 
 
 @dataclass(frozen=True)
 class Asleep:
-    """Sleeps for log-normal times (sigma 1) and says when it did."""
+    """Sleeps for log-normal times (sigma 1) and reports when."""
 
     mean: float
 
@@ -82,15 +82,15 @@ def main(
     Parameters
     ----------
     workers
-        Simulated workers.
+        Numbers of simulated workers.
     real
-        Processes that sleep.
+        Numbers of real worker processes, which sleep.
     per_worker
-        Evaluations for each worker, 60 at least.
+        Evaluations per worker, 60 at least.
     seconds
         Mean sleep of a real evaluation.
     samples
-        Of the pool that several generators make.
+        Size of the pool that several generators make.
     """
     if min(*workers, *real, per_worker, samples) < 1 or seconds <= 0:
         raise UserError("all numbers must be at least 1")
@@ -146,7 +146,7 @@ def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[
 
 
 def _generators(samples: int) -> Iterator[str]:
-    """Guided samples in parts of 512, the scales given."""
+    """Guided samples in parts of 512, with given scales."""
     from orchestrator.executors.ray_core import RayExecutor
 
     config = RunConfig()
@@ -199,7 +199,7 @@ def _simulated(workers: int, n: int) -> Iterator[str]:
 
 
 def _waiting(workers: int) -> Iterator[str]:
-    """What waiting for the slowest of a round costs, by a model of it: means over 20 seeds."""
+    """The modelled cost of waiting for the slowest trial of a round: means over 20 seeds."""
     for times, window in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (1, 4), (1, 8)):
         shown = []
         for sigma in SIGMAS:

@@ -1,4 +1,4 @@
-"""Workers on a simulated clock: what an executor with many of them would do, in one process."""
+"""Workers on a simulated clock: imitates an executor with many workers in one process."""
 
 import heapq
 from collections import deque
@@ -19,7 +19,7 @@ Duration = Callable[[Trial, Outcome], float]
 
 
 def log_normal(mean: float, sigma: float) -> Duration:
-    """Heavy-tailed seconds, from the seeds of the trials; sigma is that of their logarithm."""
+    """Heavy-tailed seconds, drawn by trial seed; sigma is that of their logarithm."""
 
     def seconds(trial: Trial, outcome: Outcome) -> float:
         z = np.random.default_rng(trial.seed).standard_normal()
@@ -32,10 +32,10 @@ def log_normal(mean: float, sigma: float) -> Duration:
 class SimulatedWorkers:
     """An `Executor` whose outcomes come in the order of a simulated clock.
 
-    The evaluator is called at once, its worker is then busy for `duration` simulated seconds. A
-    worker takes the first trial of the queue as soon as it is free, as Ray's do. With
-    `driver_works` the clock also counts what the driver really takes to propose and to record, in
-    which nothing is submitted.
+    The evaluator is called at once, then its worker is busy for `duration` simulated seconds. A
+    worker takes the first trial in the queue as soon as it is free, like those of Ray. With
+    `driver_works` the clock also counts the real time that the driver takes to propose and record,
+    during which nothing is submitted.
     """
 
     generator: Generator
@@ -45,7 +45,7 @@ class SimulatedWorkers:
     asynchronous: bool = False
     driver_works: bool = False
     clock: float = 0.0
-    driver: float = 0.0  # seconds that it worked
+    driver: float = 0.0  # seconds that the driver worked
     spans: list[tuple[float, float]] = field(default_factory=list)  # of evaluations
 
     description = "simulated"
@@ -87,9 +87,9 @@ class SimulatedWorkers:
         return _Stopwatch(self)
 
     def utilisation(self) -> float:
-        """Share of the workers' time in which they evaluate, while there is work for all.
+        """Share of the workers' time spent evaluating, while there is work for all.
 
-        From when the last of them begins for the first time until the last evaluation begins.
+        From when all workers have begun their first evaluation until the last evaluation begins.
         """
         starts = sorted(start for start, _ in self.spans)
         first, last = starts[self.workers - 1], starts[-1]
@@ -102,7 +102,7 @@ class SimulatedWorkers:
 
 @dataclass
 class _Stopwatch:
-    """Adds to the clock what passes inside."""
+    """Adds the time spent in its block to the clock."""
 
     workers: SimulatedWorkers
     started: float = 0.0

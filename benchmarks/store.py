@@ -2,13 +2,13 @@
 
     python benchmarks/store.py
 
-Rounds of eight MobileNetV3 networks. What is timed is what a search asks of its store between
-evaluations: `pending`, `observations`, `seen`, `propose`, `record`, `best`. In a folder nothing is
-fsynced, as if evaluations cost nothing, or everything, as if each took long; on S3 everything is
-written at once. S3 is a server of the Python package moto on loopback: a request takes as long as
-the last column says, elsewhere longer. Opening is the best of three, on S3 with the second that
-taking the lease takes and in CPU seconds with the server; adding is the median round, and its ratio
-is to the first row of the kind.
+Rounds of eight MobileNetV3 networks. Timed are the calls that a search makes to its store between
+evaluations: `pending`, `observations`, `seen`, `propose`, `record`, `best`. In a folder either
+nothing is fsynced, as if evaluations cost nothing, or everything, as if each took long; on S3
+everything is written at once. S3 is a server from the Python package moto on loopback: a request
+takes as long as the last column says, longer on a real network. Opening is the best of three; on S3
+it includes the second for taking the lease, and its CPU seconds include the server. Adding is the
+median round, with its ratio to the first row of the same kind.
 """
 
 import logging
@@ -84,7 +84,7 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
 
 
 def _open(out: Location) -> tuple[float, float]:
-    """Seconds, by the clock and of this process."""
+    """Wall-clock seconds, and CPU seconds of this process."""
     started, used = perf_counter(), process_time()
     store = RunStore.open(out, CONFIG, SPACE)
     seconds = perf_counter() - started, process_time() - used
@@ -99,7 +99,7 @@ def _fill(out: Path, archs: Sequence[Architecture]) -> None:
 
 
 def _add(out: Location, archs: Sequence[Architecture], rounds: int, worth: float) -> float:
-    """Seconds of a trial in the median round."""
+    """Seconds per trial in the median round."""
     seconds = []
     with closing(RunStore.open(out, CONFIG, SPACE)) as store:
         for i in range(rounds):
@@ -124,7 +124,7 @@ def _round(store: RunStore, archs: Sequence[Architecture], worth: float) -> None
 
 
 def _copy(run_: Path, out: Location) -> None:
-    """A run in a folder; elsewhere with the segments that a write per round leaves."""
+    """Copy a run from a folder; to a store, with the segments that one write per round leaves."""
     if isinstance(out, Path):
         shutil.copytree(run_, out)
         return
@@ -142,7 +142,7 @@ def _copy(run_: Path, out: Location) -> None:
 
 
 def _write(out: Location) -> float:
-    """Seconds of a write of a line to the store, and of an fsync where it has one."""
+    """Seconds to write a line to the store, including an fsync if it has one."""
     seconds = []
     for _ in range(20):
         started = perf_counter()

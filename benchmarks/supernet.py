@@ -1,9 +1,9 @@
-"""Do networks rank by the weights of a supernet as they do when each is trained by itself?
+"""Do networks rank the same with supernet weights as when each is trained from scratch?
 
     python benchmarks/supernet.py --data tiny-imagenet-20.tar --weights W.safetensors
 
-Random networks of once-for-all MobileNetV3 are measured with the weights of the supernet and
-trained from scratch, on the same images, and measured by the same held-out ones.
+Random networks of once-for-all MobileNetV3 are measured twice on the same held-out images: with the
+weights of the supernet, and after training from scratch on the same images as the supernet.
 """
 
 import csv
@@ -67,19 +67,19 @@ def main(
     data
         Images.
     weights
-        Supernet that was trained on them.
+        Weights of the supernet that was trained on them.
     resolution
         Side of the images, pixels.
     networks
-        Random networks.
+        Number of random networks.
     recipe
-        Of training from scratch.
+        Recipe for training from scratch.
     epochs
-        Of training from scratch.
+        Epochs of training from scratch.
     jobs
-        Networks at a time; by default one for each CPU.
+        Networks at a time; by default one per CPU.
     keep
-        Folder for checkpoints and decoded images: repeated, the command continues.
+        Folder for checkpoints and decoded images; repeating the command with it continues.
     """
     if networks < 5:
         raise UserError("--networks must be at least 5")

@@ -3,9 +3,9 @@
     python benchmarks/training.py
 
 Uniform architectures, as `python -m nag.train` draws them, at the batch size and with the target
-of each preset. A second run, on a stopwatch, tells where a step goes: drawing data (architectures,
-noise levels, noise), forward and backward pass, and the rest: clipping, optimiser, EMA. Medians
-over steps; the first ones, which warm up, do not count.
+of each preset. A second, instrumented run shows where the time of a step goes: drawing data
+(architectures, noise levels, noise), forward and backward pass, and the rest (clipping, optimiser,
+EMA). Medians over steps, not counting the first ones, which warm up.
 """
 
 import platform
@@ -54,13 +54,13 @@ def main(
     Parameters
     ----------
     steps
-        Steps that are timed.
+        Steps to time.
     warm_up
-        Steps before them.
+        Untimed steps before them.
     threads
-        CPU threads, one row each.
+        Numbers of CPU threads, one row each.
     device
-        cpu, cuda, or auto (cuda where there is one).
+        cpu, cuda, or auto (cuda if available).
     """
     if min(steps, *threads) < 1 or warm_up < 0:
         raise UserError("--steps and --threads must be at least 1, --warm-up at least 0")
@@ -106,14 +106,14 @@ def _row(
 
 
 def _seconds_of_step(trained: Any) -> float:
-    """A step returns its loss as a number, so that it has also ended on a GPU."""
+    """Seconds of one step. It returns its loss as a number, so it has ended on a GPU, too."""
     started = perf_counter()
     next(trained)
     return perf_counter() - started
 
 
 def _parts_of_step(trained: Any, device: torch.device) -> list[float]:
-    """Seconds before the loss, from there to the clipping of the gradient, and after."""
+    """Seconds before the loss, from there to gradient clipping, and after."""
     marks: list[float] = []
 
     def mark() -> None:

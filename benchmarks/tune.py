@@ -1,9 +1,9 @@
-"""What a trial costs besides its evaluation, with Ray Tune and with our own executor.
+"""What a trial costs on top of its evaluation, with Ray Tune and with our own executor.
 
     python benchmarks/tune.py
 
-Seconds of wall time per trial, two at a time, from the tenth trial to the last: evaluations of the
-toy space, which take microseconds, of architectures drawn at random beforehand. A Markdown table.
+Prints a Markdown table: wall-clock seconds per trial, two at a time, from the tenth trial to the
+last. Evaluations are of the toy space, take microseconds, and use pre-drawn random architectures.
 """
 
 import os
@@ -34,7 +34,7 @@ def train(config: dict[str, str]) -> None:
 
 
 class Clock(tune.Callback):
-    """When trials ended."""
+    """Records when trials ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -63,7 +63,7 @@ def of_searcher(folder: Path, reuse_actors: bool) -> list[float]:
 
 
 def of_run_bo(folder: Path, executor: str) -> list[float]:
-    """The journal is looked at every few milliseconds."""
+    """When trials ended, from polling the journal every few milliseconds."""
     journal, out = folder / executor / "journal.jsonl", str(folder / executor)
     options = [part for name, x in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", x)]
     options += ["--workers", 2, "--executor", executor, "--no-dashboard", "--out", out]

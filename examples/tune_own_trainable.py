@@ -1,10 +1,10 @@
 """A training of your own, searched with Ray Tune: NAS-Bench-201 cells for handwritten digits.
 
-    pip install '.[baselines]'                 # scikit-learn, which comes with the digits, is in it
+    pip install '.[baselines]'                 # includes scikit-learn, which provides the digits
     python examples/tune_own_trainable.py      # two minutes; repeat it to continue after Ctrl-C
 
-Every trial builds the cell of its config and trains a small network with it for up to 9 epochs.
-ASHA ends most trials after 1 or 3; BOSearcher learns from both kinds. See docs/tune.md.
+Every trial builds the cell in its config and trains a small network of it for up to 9 epochs.
+ASHA stops most trials after 1 or 3; BOSearcher learns from both kinds. See docs/tune.md.
 """
 
 import os
@@ -92,11 +92,11 @@ def main(num_samples: WholeNumber = 30, out: Path = Path("runs/tune")) -> None:
     Parameters
     ----------
     num_samples
-        Architectures, of which most are trained for an epoch only.
+        Number of architectures; most are trained for only one epoch.
     out
-        Folder of the search; one that was interrupted continues.
+        Folder of the search; an interrupted search continues.
     """
-    ray.init(os.environ.get("RAY_ADDRESS", "local"))  # else Tune joins any Ray of this machine
+    ray.init(os.environ.get("RAY_ADDRESS", "local"))  # else Tune joins any Ray on this machine
     trainable = tune.with_resources(train, {"cpu": 1})
     storage = out.resolve()
     if tune.Tuner.can_restore(str(storage / "digits")):
@@ -106,7 +106,7 @@ def main(num_samples: WholeNumber = 30, out: Path = Path("runs/tune")) -> None:
     else:
         tuner = tune.Tuner(
             trainable,
-            param_space={"lr": 0.01},  # whatever else your trainable wants
+            param_space={"lr": 0.01},  # whatever else your trainable needs
             tune_config=tune.TuneConfig(
                 search_alg=BOSearcher(
                     RunConfig(space="nasbench201", n_init=6, acq="ei", batch_size=2),
