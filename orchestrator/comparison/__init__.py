@@ -1,1 +1,1 @@
-"""Runs compared: panels of methods, statistics, figures, tables and their page."""
+"""Comparison of runs: panels of methods, statistics, figures, tables and their page."""

@@ -1,4 +1,4 @@
-"""The checklist of runs that are compared: see `orchestrator.reporting.checklist`."""
+"""The checklist for compared runs: see `orchestrator.reporting.checklist`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ _NOT_SHARED = {
 
 
 def panel_checklist(summary: Summary) -> list[Answer]:
-    """Of all runs of a panel together."""
+    """The checklist of all runs of a panel together."""
     panel, runs = summary.panel, summary.panel.runs
     config = runs[0].config
     spent = {phase: sum(float(run.seconds[phase].sum()) for run in runs) for phase in PHASES}

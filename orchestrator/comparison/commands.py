@@ -1,4 +1,4 @@
-"""What the commands of an experiment have left, for the page of a comparison."""
+"""The output of an experiment's commands, for the page of a comparison."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _COPIED = (".csv", ".md", ".svg")
 
 
 def command_section(source: CommandSource) -> dict[str, Any]:
-    """What the template shows of a command: its Markdown as HTML, its figures as data URIs."""
+    """What the template shows for a command: its Markdown as HTML, its figures as data URIs."""
     files = _files(source)
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     return {
@@ -31,7 +31,7 @@ def command_section(source: CommandSource) -> dict[str, Any]:
 
 
 def copied_files(sources: Sequence[CommandSource]) -> dict[str, Path]:
-    """Tables and figures of each command, by what they are called below OUT: commands/NAME/FILE."""
+    """Tables and figures of each command, by their path below OUT: commands/NAME/FILE."""
     return {
         f"commands/{source.path.name}/{file.name}": file
         for source in sources
@@ -40,7 +40,7 @@ def copied_files(sources: Sequence[CommandSource]) -> dict[str, Path]:
 
 
 def _files(source: CommandSource) -> list[Path]:
-    """In order; none of a command that has not ended."""
+    """The files of a command, in order; none if it has not finished."""
     if not source.finished:
         return []
     return sorted(file for file in source.path.iterdir() if file.suffix in _COPIED)

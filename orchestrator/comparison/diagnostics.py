@@ -1,4 +1,4 @@
-"""How a run came to its trials: its predictions, its pools and its time, in windows of evaluations.
+"""How a run arrived at its trials: predictions, pools and time, in windows of evaluations.
 
 R rounds, W windows of evaluations.
 """
@@ -19,9 +19,9 @@ def diagnose(run: Run, initial: int, count: int) -> dict[str, Numbers]:
     """Numbers (W,) of each window of WINDOW evaluations after the initial design.
 
     tau: Kendall's rank correlation of predicted and observed values.
-    within 1 std, within 2 std: share of values as near to their prediction.
+    within 1 std, within 2 std: share of values that close to their prediction.
     nll: mean negative log-likelihood of a value, in nats, values in the unit of the run.
-    fit, propose, select, evaluate: mean seconds of a round; search: of the first three.
+    fit, propose, select, evaluate: mean seconds per round; search: sum of the first three.
     validity, uniqueness, novelty: of the pool, means over rounds.
     """
     columns = run.columns

@@ -1,7 +1,7 @@
 """The figures of a comparison: curves of methods in, an inline SVG out.
 
-The colours are those of Okabe and Ito, which people with colour-blindness can tell apart. `guided`
-is drawn thicker and above the others.
+The colours are those of Okabe and Ito, which colour-blind people can tell apart. `guided` is drawn
+thicker and on top of the others.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ _COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a94a0")
 _DASHES = ("-", "--", ":", "-.")
 _CROWD = 8  # methods that one pair of axes can hold
 _MANY = 5  # methods whose intervals can be told apart
-_LABEL = 0.062  # height of a label, as a share of that of the axes
+_LABEL = 0.062  # height of a label relative to the axes
 
 
 class Look(NamedTuple):
@@ -41,7 +41,7 @@ class Look(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve and whose it is."""
+    """A curve, its label and its look."""
 
     label: str
     look: Look
@@ -52,16 +52,16 @@ Facets = Mapping[str, Sequence[Line]]  # axes side by side, by title
 
 
 def family_colours(methods: Sequence[Method]) -> dict[str, str]:
-    """A colour for each family, the same in all panels whose methods are given."""
+    """A colour for each family, the same in all panels that these methods come from."""
     families = dict.fromkeys(method.family for method in methods if not method.guided)
     colours = {family: _COLOURS[i % len(_COLOURS)] for i, family in enumerate(families)}
     return colours | {method.family: _GUIDED for method in methods if method.guided}
 
 
 def looks(methods: Sequence[Method], colours: Mapping[str, str]) -> dict[str, Look]:
-    """By label, for a panel: dashes tell apart what has the same colour in the same axes.
+    """The looks of a panel, by label: dashes distinguish equal colours in the same axes.
 
-    Where all methods are of one family, each has a colour of its own.
+    If all methods belong to one family, each has its own colour.
     """
     several = _crowded(methods)
     alone = len({method.family for method in methods}) == 1
@@ -81,7 +81,7 @@ def looks(methods: Sequence[Method], colours: Mapping[str, str]) -> dict[str, Lo
 def facets(
     methods: Sequence[Method], look: Mapping[str, Look], curves: Mapping[str, Curve]
 ) -> Facets:
-    """One pair of axes; where that is too few, one for each acquisition function."""
+    """One pair of axes or, if that would be too crowded, one per acquisition function."""
     several = _crowded(methods)
     found: dict[str, list[Line]] = {}
     for method in methods:
@@ -116,7 +116,7 @@ def draw_curves(lines: Facets, name: str, *, ylabel: str, unit: Unit, watermark:
 def draw_regret(
     lines: Facets, name: str, *, optimum: float, unit: Unit, watermark: str = ""
 ) -> str:
-    """Simple regret over evaluations on a logarithmic scale; zero is below it."""
+    """Simple regret over evaluations on a logarithmic scale; zero is below the axis."""
 
     def one(axes: Axes, line: Line) -> None:
         x, mean, half, whole = line.curve
@@ -146,7 +146,7 @@ def draw_regret(
 def draw_clock(
     lines: Facets, name: str, *, ylabel: str, unit: Unit, workers: int, watermark: str = ""
 ) -> str:
-    """Best so far over simulated seconds of training on so many workers."""
+    """Best so far over simulated seconds of training on `workers` workers."""
 
     def one(axes: Axes, line: Line) -> None:
         x, mean, half, _ = line.curve
@@ -172,10 +172,10 @@ def draw_diagnostics(
     ideal: Mapping[str, float] | None = None,
     watermark: str = "",
 ) -> str:
-    """Small axes below each other, one for each quantity, over windows of evaluations.
+    """Small axes stacked vertically, one for each quantity, over windows of evaluations.
 
-    rows: by the label of the y axis.
-    ideal: what a calibrated prediction would have, where there is such a number.
+    rows: by y-axis label.
+    ideal: the value for a calibrated prediction, if there is one.
     """
     titles = sorted({title for lines in rows.values() for title in lines})
     with rc_context(STYLE):
@@ -206,7 +206,7 @@ def draw_diagnostics(
 def draw_ranking(
     ranking: Ranking, look: Mapping[str, Look], name: str, *, watermark: str = ""
 ) -> str:
-    """A critical-difference diagram (Demsar, 2006): a bar joins what cannot be told apart."""
+    """A critical-difference diagram (Demsar, 2006): bars join methods that do not differ."""
     count, half = len(ranking.names), (len(ranking.names) + 1) // 2
     cliques = ranking.cliques()
     bars = 0.34 * len(cliques)
@@ -290,7 +290,7 @@ def _line(
 
 
 def _name_at_end(axes: Axes, lines: Sequence[Line]) -> None:
-    """Labels right of the axes at the height where their curves end, none upon another."""
+    """Labels to the right of the axes, at the ends of their curves, without overlap."""
     ends: dict[str, float] = {}
     for drawn in axes.get_lines():
         y = np.asarray(drawn.get_ydata(), dtype=float)
@@ -344,7 +344,7 @@ def _watermark(figure: Figure, text: str) -> None:
 
 
 def _crowded(methods: Sequence[Method]) -> bool:
-    """Whether a panel needs axes for each acquisition function."""
+    """Whether a panel needs separate axes for each acquisition function."""
     return len(methods) > _CROWD and any(method.facet for method in methods)
 
 
@@ -353,7 +353,7 @@ def _flat(lines: Facets) -> list[Line]:
 
 
 def _range(lines: Facets, unit: Unit) -> tuple[float, float]:
-    """Ends of an axis that shows the means and what is above them."""
+    """Limits of an axis that shows the means and everything above them."""
     curves = [line.curve for line in _flat(lines)]
     seen = [unit.times * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
     numbers = np.concatenate([*seen, [np.nan]])

@@ -1,4 +1,4 @@
-"""What a comparison leaves besides its page: CSV, LaTeX, SVG and a manifest."""
+"""The files of a comparison other than its page: CSV, LaTeX, SVG and a manifest."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def summary_rows(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def test_rows(summary: Summary) -> Iterator[dict[str, Any]]:
-    """One row per paired test: n seeds, won, tied and lost by a; the median is of a - b."""
+    """One row per paired test: n seeds, those won, tied and lost by a, and the median of a - b."""
     for measure, found in summary.comparisons.items():
         times = 1 if measure.startswith("area") else summary.panel.unit.times
         for one in found:
@@ -97,7 +97,7 @@ def manifest(
     command: str,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What the report is made of, so that it can be made again."""
+    """What the report was made from, so that it can be reproduced."""
     runs = [
         _run_record(summary, label, run)
         for summary in summaries
@@ -164,9 +164,9 @@ def _run_record(summary: Summary, label: str, run: Run) -> dict[str, Any]:
 
 
 def data_checksums(runs: Sequence[Run]) -> list[dict[str, str | None]]:
-    """Name and SHA-256 of the files that runs have read, as they recorded it; None: they did not.
+    """Name and SHA-256, as recorded, of the files that runs have read; None if not recorded.
 
-    Files of one name but different content are all there.
+    Files with the same name but different content are all listed.
     """
     found = {
         (str(run.config[setting]), checksum)
@@ -180,9 +180,9 @@ def data_checksums(runs: Sequence[Run]) -> list[dict[str, str | None]]:
 
 
 def remove_earlier(out: Path, kept: Collection[str]) -> None:
-    """Remove the files that the manifest of an earlier report in `out` lists, those kept apart.
+    """Remove the files listed in the manifest of an earlier report in `out`, except `kept`.
 
-    Only what has the name of a file of a report, and is below `out`.
+    Only files that are named like those of a report and are below `out`.
     """
     try:
         listed = json.loads((out / "manifest.json").read_bytes())["files"]
@@ -195,4 +195,4 @@ def remove_earlier(out: Path, kept: Collection[str]) -> None:
             file.unlink()
             if file.parent != out:
                 with suppress(OSError):
-                    file.parent.rmdir()  # unless something else is in it
+                    file.parent.rmdir()  # fails if something else is in it

@@ -1,4 +1,4 @@
-"""The page of a comparison, with its files: what `python -m orchestrator.report` writes."""
+"""The page of a comparison and its files: what `python -m orchestrator.report` writes."""
 
 import json
 import platform
@@ -78,7 +78,7 @@ def write_comparison(
 ) -> Path:
     """Write everything below `out`; returns the page. Equal runs give equal files.
 
-    What an earlier report has left there is removed.
+    Files of an earlier report there are removed.
     """
     colours = family_colours([m for summary in summaries for m in summary.panel.methods])
     shown = [
@@ -116,7 +116,7 @@ def write_comparison(
 
 
 def _files(summaries: Sequence[Summary], shown: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The tables and figures of the page by their names below OUT.
+    """The tables and figures of the page by their path below OUT.
 
     shown: panels of the page, by slug.
     """
@@ -139,7 +139,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[str, Any]:
-    """What the template shows of a panel."""
+    """What the template shows for a panel."""
     panel = summary.panel
     tables = {
         "values": values_table(summary),
@@ -195,7 +195,7 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
 
 
 def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[str, str]:
-    """By name, as inline SVG; ids in it begin with `prefix`."""
+    """The figures by name, as inline SVG; ids in them begin with `prefix`."""
     panel = summary.panel
     if summary.optimum is None:
         return {}
@@ -246,7 +246,7 @@ def _diagnostic_rows(
     quantities: Mapping[str, tuple[str, float]],
     side_by_side: Callable[[Mapping[str, Curve]], Facets],
 ) -> dict[str, Facets]:
-    """Axes by the label of y, without those that nothing is known for."""
+    """Axes by y-axis label, without those that have no data."""
     rows = {}
     for ylabel, (name, unit) in quantities.items():
         curves = {
@@ -260,6 +260,6 @@ def _diagnostic_rows(
 
 
 def _windows(table: Numbers, initial: int) -> Curve:
-    """A curve over the windows of (S, W), each at its middle."""
+    """A curve over the windows of (S, W), each plotted at its midpoint."""
     x: Numbers = initial + WINDOW * (np.arange(table.shape[1], dtype=float) + 0.5)
     return Curve(x, *pointwise_interval(table), whole=len(x))

@@ -1,8 +1,8 @@
-"""Runs put into panels of methods.
+"""Groups runs into panels of methods.
 
 A panel holds the runs whose values can be compared: the same space, evaluator, data set, objective,
 constraints, content of the files that values come from and, unless an experiment compares them,
-batch size. In it a method is what the configurations of its runs have in common, the seed apart.
+batch size. Within a panel, a method is a set of runs whose configurations differ only in the seed.
 """
 
 import re
@@ -32,7 +32,7 @@ _NETWORKS = (
 )
 _TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
 _PANEL = (*_TASK, "batch_size")
-_FILES = ("table", "data", "weights", "latency_table")  # what is in them decides the values
+_FILES = ("table", "data", "weights", "latency_table")  # their content affects the values
 _NO_SETTINGS = {"seed", "budget", "sha256"}
 _NAMES = ("surrogate", "strategy", "acq")
 _SAY_ENOUGH = (*_NAMES, "evaluator", "data", "recipe", "weights")
@@ -47,8 +47,8 @@ _PRESETS: Mapping[tuple[str, ...], str] = {
 class Method:
     """The runs of one way to search, by seed.
 
-    family: what its colour stands for: the same method with other settings.
-    facet: its acquisition function, where the panel has several; methods by name have none.
+    family: methods of one family, which differ only in settings, share a colour.
+    facet: its acquisition function, if the panel has several; named methods have none.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Method:
 class Panel:
     """Runs that can be compared.
 
-    facts: the settings that they share because they are of this panel.
+    facts: the settings that all runs of the panel share.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Panel:
 
     @property
     def task(self) -> str:
-        """What has one optimum, whatever the panel."""
+        """Identifies the task: panels with the same task share one optimum."""
         return repr([self.facts.get(key) for key in (*_TASK, "files")])
 
     @property
@@ -91,18 +91,18 @@ class Panel:
 
     @property
     def unit(self) -> Unit:
-        """Of its values."""
+        """The unit of its values."""
         return unit_of(str(self.facts["evaluator"]))
 
     @property
     def usual_budget(self) -> int:
-        """That of most of its runs; the larger of equals."""
+        """The most common budget of its runs; the largest if tied."""
         counts = Counter(run.budget for run in self.runs)
         return max(counts, key=lambda budget: (counts[budget], budget))
 
 
 def slugs(panels: Iterable[Panel]) -> list[str]:
-    """Names of panels as those of files, of which no two are alike, also where case is ignored."""
+    """File names for panels, unique even on filesystems that ignore case."""
     found: dict[str, str] = {}
     for panel in panels:
         text = panel.name.replace("<=", "-max").replace(">=", "-min")
@@ -119,12 +119,12 @@ def slugs(panels: Iterable[Panel]) -> list[str]:
 def make_panels(
     runs: Sequence[tuple[str, Run]], split: Sequence[str] = ()
 ) -> tuple[list[Panel], list[Skipped]]:
-    """Panels by name, and the runs that are there twice: the longer of two is kept.
+    """Panels in order of name, and duplicate runs, of which the longest is kept.
 
-    runs: with the group that an experiment has them in.
-    split: further settings of which each value gets panels of its own.
+    runs: with the group that an experiment puts them in.
+    split: further settings whose values each get their own panels.
 
-    Runs of different batch sizes are in panels of their own, unless an experiment groups them.
+    Runs with different batch sizes are in separate panels, unless an experiment groups them.
     """
     settings = {key for _, run in runs for key in run.config} - _NO_SETTINGS
     if unknown := set(split) - settings:
@@ -162,7 +162,7 @@ def make_panels(
 def _taken_apart(
     by_key: Mapping[tuple[str, str], list[Run]], tell: Callable[[Sequence[Run]], Sequence[str]]
 ) -> dict[tuple[str, str], list[Run]]:
-    """Panels whose runs differ in what `tell` says of each taken apart, and named by it."""
+    """Split panels whose runs differ in what `tell` returns for each; names include it."""
     apart: dict[tuple[str, str], list[Run]] = {}
     for (group, name), members in by_key.items():
         told = tell(members)
@@ -173,22 +173,22 @@ def _taken_apart(
 
 
 def _content(config: Mapping[str, Any], key: str) -> str | None:
-    """First digits of the SHA-256 of the file that a setting names; its name if none is known."""
+    """First digits of the SHA-256 of the file in a setting, or its name if that is unknown."""
     digest: str | None = config.get("sha256", {}).get(key)
     return digest[:8] if digest else config.get(key)
 
 
 def _contents(runs: Sequence[Run]) -> list[str]:
-    """Of each run, what is in those of its files that not all runs have."""
+    """For each run, the content of those of its files that differ between runs."""
     of_files = [[_content(run.config, key) for run in runs] for key in _FILES]
     differ = [found for found in of_files if len(set(found)) > 1]
     return ["-".join(str(found[i]) for found in differ) for i in range(len(runs))]
 
 
 def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool) -> str:
-    """What the runs of a panel share, and no others.
+    """A name made of what distinguishes the runs of a panel from all others.
 
-    keys: further settings that keep panels apart.
+    keys: further settings that separate panels.
     batches: whether the batch size does.
     """
     parts = [config["space"], config["dataset"], config["objective"]]
@@ -204,7 +204,7 @@ def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool
 
 
 def _shown(key: str, value: Any) -> str:
-    """A setting in a label: names speak for themselves."""
+    """A setting as part of a label; some values need no key."""
     if key == "acq":
         return str(value).upper()
     if key in _SAY_ENOUGH:
@@ -216,12 +216,12 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _shown_prior(contents: Sequence[str]) -> str:
-    """The tasks of the earlier runs; without any, nothing."""
+    """The tasks of the earlier runs; empty if there are none."""
     return f"prior {', '.join(map(task_of_prior, contents))}" if contents else ""
 
 
 def _share_seeds(runs: Sequence[Run]) -> bool:
-    """Whether runs of one seed differ in nothing but the content of their earlier runs."""
+    """Whether some runs with the same seed differ only in the content of their earlier runs."""
     contents: dict[str, set[str]] = {}
     for run in runs:
         others = {**run.config, "prior": _shown_prior(run.config["prior"]), "budget": None}
@@ -232,8 +232,8 @@ def _share_seeds(runs: Sequence[Run]) -> bool:
 def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], list[Skipped]]:
     """The methods of a panel: guided first, then by label.
 
-    Earlier runs are named by their tasks, so that every seed may have its own; in full where that
-    would make one method of several. Weights of one name but different content get its digits.
+    Earlier runs are named by their tasks, so that every seed may have its own, or in full if that
+    would merge several methods. Weights with equal names but different content get its digest.
     """
     keys = {key for run in runs for key in run.config} - panel
     keys -= {"prior", *_NO_SETTINGS, *_NAMES}
@@ -280,5 +280,5 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
 
 
 def preset(config: Mapping[str, Any]) -> str | None:
-    """The method by name that a run is, unless its strategy says as much already."""
+    """The named method that a run uses, unless its strategy already says so."""
     return _PRESETS.get((config["surrogate"], config["strategy"], config["acq"]))

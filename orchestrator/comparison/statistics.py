@@ -1,6 +1,6 @@
 """Statistics of search runs: intervals, censored quantiles, paired tests, ranks, schedules.
 
-S seeds, M methods, n trials. Larger is better. Nothing here knows what a run is.
+S seeds, M methods, n trials. Larger is better. Nothing here depends on what a run is.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95  # of every interval
 ALPHA = 1 - LEVEL  # of every test
-_DIGITS = 9  # decimals beyond which two values are equal
+_DIGITS = 9  # decimals to which values are compared
 
 Numbers = NDArray[np.float64]
 
@@ -45,8 +45,8 @@ def mean_interval(values: ArrayLike) -> Interval | None:
 def pointwise_interval(curves: Numbers) -> tuple[Numbers, Numbers]:
     """Mean and half-width (n,) of Student's t-interval over the seeds of (S, n).
 
-    NaN is a seed that has not come so far: each point is over the others. The mean is NaN without a
-    seed, the half-width with fewer than two.
+    NaN marks a seed that has not got that far: each point is over the others. The mean is NaN
+    without any seed, the half-width with fewer than two.
     """
     known = np.isfinite(curves)
     count = known.sum(axis=0)
@@ -62,8 +62,8 @@ def pointwise_interval(curves: Numbers) -> tuple[Numbers, Numbers]:
 def area_under(curve: Numbers, start: int, stop: int, low: float, high: float) -> float:
     """Mean of a best-so-far curve over evaluations start + 1 ... stop, on a scale from 0 to 1.
 
-    0 is a curve that stays at `low`, 1 one that is at `high` from the first of them; the scale is
-    the same for all curves that are compared. NaN where low and high are equal.
+    0 is a curve that stays at `low`, 1 one that is at `high` from the first of them on; the scale
+    is the same for all compared curves. NaN if low and high are equal.
     """
     if not high > low:
         return np.nan
@@ -71,7 +71,7 @@ def area_under(curve: Numbers, start: int, stop: int, low: float, high: float) -
 
 
 def evaluations_to(curve: Numbers, target: float) -> int | None:
-    """How many evaluations a best-so-far curve needs to reach the target; None if it does not."""
+    """How many evaluations a best-so-far curve needs to reach the target; None if it never does."""
     reached = curve >= target - 10.0**-_DIGITS
     return int(np.argmax(reached)) + 1 if reached.any() else None
 
@@ -79,10 +79,10 @@ def evaluations_to(curve: Numbers, target: float) -> int | None:
 def censored_quantiles(
     times: Sequence[float], censored: Sequence[bool], shares: Sequence[float] = (0.25, 0.5, 0.75)
 ) -> tuple[float, ...]:
-    """Quantiles of times (S,) some of which only say "later than this" (Kaplan and Meier, 1958).
+    """Quantiles of times (S,) of which some are censored, "later than this" (Kaplan-Meier, 1958).
 
-    Without censoring the median is the usual one: where the share is met exactly between two times,
-    their mean. Infinite where too few are known.
+    Without censoring the median is the usual one: if the share falls exactly between two times,
+    it is their mean. Infinite if too few times are known.
     """
     left = scipy.stats.ecdf(
         scipy.stats.CensoredData.right_censored(times, np.asarray(censored, dtype=bool))
@@ -97,7 +97,7 @@ def censored_quantiles(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A against b over the seeds that both have."""
+    """Compares a with b over the seeds that both have."""
 
     a: str
     b: str
@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def a_is_better(self) -> bool:
-        """As the test sees it: few large wins may outweigh many small losses."""
+        """By the criterion of the test: a few large wins may outweigh many small losses."""
         return self.excess > 0
 
     def reversed(self) -> "Comparison":
@@ -127,7 +127,7 @@ class Comparison:
 
 
 def compare(a: str, b: str, first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:
-    """Wilcoxon's signed-rank test of values by seed."""
+    """Wilcoxon's signed-rank test on values by seed."""
     seeds = sorted(first.keys() & second.keys())
     differences = np.round([first[seed] - second[seed] for seed in seeds], _DIGITS)
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
@@ -140,13 +140,13 @@ def compare(a: str, b: str, first: Mapping[int, float], second: Mapping[int, flo
 def signed_rank_test(differences: Numbers) -> tuple[float, float]:
     """Signed-rank test of (S,) differences (Wilcoxon, 1945).
 
-    Returns the sum of the ranks of positive differences less that of negative ones, and the
-    two-sided p. Differences of zero are dropped, as he did. The p is exact, also with ties: the
-    distribution of the sum of ranks of one sign, each sign being as likely for each rank, is built
-    rank by rank.
+    Returns the rank sum of positive differences minus that of negative ones, and the two-sided p.
+    Zero differences are dropped, as in the original. The p-value is exact, even with ties: the
+    distribution of the rank sum of one sign, with both signs equally likely for each rank, is built
+    up rank by rank.
     """
     kept = differences[differences != 0]
-    # twice, so that they are whole numbers
+    # doubled, so that they are whole numbers
     ranks = (2 * scipy.stats.rankdata(np.abs(kept))).astype(int)
     share = np.zeros(ranks.sum() + 1)
     share[0] = 1.0
@@ -161,7 +161,7 @@ def signed_rank_test(differences: Numbers) -> tuple[float, float]:
 def compare_all(
     values: Mapping[str, Mapping[int, float]], reference: str | None = None
 ) -> list[Comparison]:
-    """Every pair of methods, or the reference against every other, with Holm's correction.
+    """Tests every pair of methods, or the reference against all others, with Holm's correction.
 
     values: by method, by seed. Pairs without a common seed are left out.
     """
@@ -190,9 +190,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks over seeds, 1 is best, and what is needed to tell them apart (Demsar, 2006).
+    """Mean ranks over seeds, 1 is best, and the tests of their differences (Demsar, 2006).
 
-    p: of Friedman's test that all methods are alike.
+    p: of Friedman's test that all methods are equal.
     critical_difference: of Nemenyi's test, at ALPHA.
     """
 
@@ -203,7 +203,7 @@ class Ranking:
     critical_difference: float
 
     def cliques(self) -> list[tuple[int, int]]:
-        """The largest groups (first, last) that are not told apart, of two methods or more."""
+        """The maximal groups (first, last) of two or more methods that do not differ."""
         ends = [
             max(j for j, rank in enumerate(self.ranks) if rank - low <= self.critical_difference)
             for low in self.ranks
@@ -212,7 +212,7 @@ class Ranking:
 
 
 def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
-    """Over the seeds that all methods have; None with fewer than three methods or two seeds."""
+    """Ranks over the seeds that all methods have; None with under three methods or two seeds."""
     if len(values) < 3:
         return None
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
@@ -236,7 +236,7 @@ def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
 
 
 def nemenyi_difference(methods: int, seeds: int) -> float:
-    """Least difference of two mean ranks that is significant at ALPHA (Nemenyi, 1963)."""
+    """Smallest difference of two mean ranks that is significant at ALPHA (Nemenyi, 1963)."""
     q = scipy.stats.studentized_range.ppf(LEVEL, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * seeds)))
 
@@ -244,9 +244,9 @@ def nemenyi_difference(methods: int, seeds: int) -> float:
 def list_schedule(
     seconds: Numbers, rounds: NDArray[np.int64], workers: int, window: int = 1
 ) -> Numbers:
-    """When each of n trials ends on so many workers.
+    """When each of n trials ends, given a number of workers.
 
-    Trials start in order, each on the worker that is free first; those of round i only when all
+    Trials start in order, each on the first worker that is free; those of round i only once all
     rounds up to i - window have ended.
     """
     ends = np.empty(len(seconds))

@@ -1,4 +1,4 @@
-"""What a panel of runs shows: curves, marks, areas, evaluations to a target, tests, diagnostics.
+"""The results of a panel: curves, marks, areas, evaluations to a target, tests, diagnostics.
 
 S seeds, n evaluations, W windows of evaluations.
 """
@@ -39,10 +39,10 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the report asks of every panel; of optimum and target by panel.
+    """Settings of the report, the same for every panel except for optimum and target.
 
-    optimum, target: values, of which an accuracy is a fraction.
-    within: in points, or in the unit that the values of a panel have.
+    optimum, target: values by panel; accuracies are fractions.
+    within: in points, or in the unit of the panel's values.
     """
 
     marks: tuple[int, ...] = ()
@@ -54,7 +54,7 @@ class Settings:
     workers: tuple[int, ...] = ()
 
     def check(self, panels: Sequence[Panel]) -> None:
-        """Raise UserError for a panel or method that is not there, and for no percentage."""
+        """Raise UserError for an unknown panel or method, and for an invalid percentage."""
         units = {panel.name: panel.unit for panel in panels}
         for option, by_panel in (("optimum", self.optimum), ("target", self.target)):
             for name, level in by_panel.items():
@@ -74,7 +74,7 @@ class Settings:
 
 
 class Level(NamedTuple):
-    """A value that curves are measured against, and where it is from."""
+    """A value that curves are measured against, and where it comes from."""
 
     value: float
     source: str
@@ -85,14 +85,14 @@ class Hits(NamedTuple):
 
     reached: int
     n: int
-    quartiles: tuple[float, ...]  # infinite: later than the runs tell
-    last: int  # evaluations of the longest that did not reach it
+    quartiles: tuple[float, ...]  # infinite: later than the runs go
+    last: int  # evaluations of the longest run that did not reach it
 
 
 class Curve(NamedTuple):
-    """Mean and half-width of its interval over the seeds that have come so far; (n,) each.
+    """Mean and half-width of its interval over the seeds that have got that far; (n,) each.
 
-    whole: how many points are over all seeds that have begun.
+    whole: how many points cover all seeds that have begun.
     """
 
     x: Numbers
@@ -103,27 +103,27 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that the report says about a panel, worked out when it is asked for."""
+    """Everything that the report says about a panel, computed on demand."""
 
     panel: Panel
     settings: Settings
-    best_known: float | None = None  # by any run of the same task in the report
+    best_known: float | None = None  # value of any run of the same task in the report
 
     @cached_property
     def horizon(self) -> int:
-        """Evaluations over which methods are compared."""
+        """Number of evaluations over which methods are compared."""
         return self.settings.horizon or self.panel.usual_budget
 
     @cached_property
     def marks(self) -> tuple[int, ...]:
-        """Those asked for; else the usual ones within the horizon, and the horizon."""
+        """The requested marks, or the usual ones below the horizon, and the horizon."""
         if self.settings.marks:
             return self.settings.marks
         return (*(mark for mark in MARKS if mark < self.horizon), self.horizon)
 
     @cached_property
     def initial(self) -> int:
-        """Evaluations of the initial design: the largest of the panel."""
+        """Size of the initial design: the largest in the panel."""
         return max((int(run.config["n_init"]) for run in self.panel.runs), default=0)
 
     @cached_property
@@ -132,7 +132,7 @@ class Summary:
 
     @cached_property
     def optimum(self) -> Level | None:
-        """What regret is measured against."""
+        """The value that regret is measured against."""
         given, found = self.settings.optimum.get(self.panel.name), self.best_known
         if given is None:
             return None if found is None else Level(found, _FOUND)
@@ -144,7 +144,7 @@ class Summary:
 
     @cached_property
     def target(self) -> Level | None:
-        """What evaluations are counted to."""
+        """The value that evaluations are counted to."""
         given = self.settings.target.get(self.panel.name)
         if given is not None:
             return Level(given, "given")
@@ -158,9 +158,9 @@ class Summary:
         )
 
     def best_so_far(self, run: Run, name: str = "value") -> Numbers:
-        """A number of the best trial after 1, 2, 3, ... evaluations, as far as the run has come.
+        """A number of the best trial after 1, 2, 3, ... evaluations, as far as the run has got.
 
-        Of a run that has evaluated its whole space nothing more can come: its curve goes on flat.
+        If a run has exhausted its space, nothing better can follow: its curve continues flat.
         """
         curve = run.curve(name)
         if not (run.exhausted and len(run)):
@@ -169,7 +169,7 @@ class Summary:
         return np.append(curve, np.full(max(more, 0), run.of_incumbent(name)[-1]))
 
     def num_at(self, mark: int) -> dict[str, int]:
-        """How many runs of each method have come to a mark, with a value or without."""
+        """How many runs of each method have reached a mark, with or without a value."""
         return {
             method.label: sum(len(self.best_so_far(run)) >= mark for run in method.runs.values())
             for method in self.panel.methods
@@ -177,7 +177,7 @@ class Summary:
 
     @cached_property
     def without_value(self) -> list[tuple[str, int, int]]:
-        """Method, seed and first evaluations of runs whose failures keep them out of a number."""
+        """Method, seed and number of initial failures of runs that these keep out of a result."""
         found = [
             (method.label, seed, int(np.isnan(run.curve("value")).sum()))
             for method in self.panel.methods
@@ -187,7 +187,7 @@ class Summary:
         return [one for one in found if one[-1] >= least]
 
     def at_mark(self, method: Method, mark: int, name: str = "value") -> BySeed:
-        """A number of the best trial of the first `mark`, of the seeds that have got there."""
+        """A number of the best of the first `mark` trials, for the seeds that got that far."""
         curves = {seed: self.best_so_far(run, name) for seed, run in method.runs.items()}
         found = {s: float(curve[mark - 1]) for s, curve in curves.items() if len(curve) >= mark}
         return {seed: number for seed, number in found.items() if np.isfinite(number)}
@@ -198,7 +198,7 @@ class Summary:
 
     @cached_property
     def scale(self) -> tuple[float, float]:
-        """What areas are normalised by: the mean after the initial design, and the optimum."""
+        """The values that normalise areas: the mean after the initial design, and the optimum."""
         start = max(self.initial, 1)
         found = [value for values in self.at_marks(start).values() for value in values.values()]
         if not found or self.optimum is None:
@@ -220,7 +220,7 @@ class Summary:
         return found
 
     def hits(self, method: Method) -> Hits | None:
-        """Evaluations to the target; a run that ends before it is censored where it ends."""
+        """Evaluations to the target; a run that ends before reaching it is censored at its end."""
         if self.target is None:
             return None
         times, censored = [], []
@@ -238,30 +238,30 @@ class Summary:
 
     @cached_property
     def measures(self) -> Mapping[str, Mapping[str, BySeed]]:
-        """What methods are tested by: the area, and the best value at each mark."""
+        """The measures that methods are tested on: the area, and the best value at each mark."""
         marks = {f"best value @{mark}": self.at_marks(mark) for mark in self.marks}
         return {f"area @{self.horizon}": self.areas, **marks}
 
     @cached_property
     def reference(self) -> str | None:
-        """The method to compare with, if the panel has it."""
+        """The reference method, if the panel has it."""
         labels = [method.label for method in self.panel.methods]
         return self.settings.reference if self.settings.reference in labels else None
 
     @cached_property
     def comparisons(self) -> Mapping[str, list[Comparison]]:
-        """Paired tests by measure: a family of its own for Holm's correction each."""
+        """Paired tests by measure; each measure is one family for Holm's correction."""
         return {name: compare_all(values, self.reference) for name, values in self.measures.items()}
 
     def pairs(self, mark: int) -> list[Comparison]:
-        """Every pair at a mark, whatever the reference."""
+        """Tests of every pair at a mark, regardless of the reference."""
         measure = f"best value @{mark}"
         known = self.reference is None
         return self.comparisons[measure] if known else compare_all(self.measures[measure])
 
     @cached_property
     def rankings(self) -> Mapping[str, Ranking]:
-        """Mean ranks by measure, of the methods that have a value at all."""
+        """Mean ranks by measure, for the methods that have any value."""
         found = {}
         for name, values in self.measures.items():
             ranking = rank_methods({label: by_seed for label, by_seed in values.items() if by_seed})
@@ -270,11 +270,11 @@ class Summary:
         return found
 
     def leaders(self, values: Mapping[str, BySeed]) -> tuple[str | None, set[str]]:
-        """The method of the best mean, and those that no test tells from it: where two have no
-        seed in common there is none.
+        """The method with the best mean, and those that no test distinguishes from it; two methods
+        without a common seed are not tested.
 
-        The tests are of every pair, whatever the reference: which is the best is known afterwards
-        only. Only of those with the most seeds: a mean over others says something else.
+        Tests every pair, regardless of the reference, because the best is only known afterwards.
+        Only considers the methods with the most seeds: other means are not comparable.
         """
         most = max(map(len, values.values()))
         if not most:
@@ -290,7 +290,7 @@ class Summary:
         return first, means.keys() - told_apart - {first}
 
     def curve(self, method: Method) -> Curve:
-        """The best-so-far curve from the end of the initial design on."""
+        """The best-so-far curve, starting at the end of the initial design."""
         curves = [self.best_so_far(run) for run in method.runs.values() if len(run)]
         start, length = max(self.initial, 1), max(map(len, curves))
         table = np.full((len(curves), length), np.nan)
@@ -302,7 +302,7 @@ class Summary:
 
     @cached_property
     def timed(self) -> bool:
-        """Whether every evaluated trial has a time of training."""
+        """Whether every evaluated trial has a training time."""
         runs = [run for run in self.panel.runs if len(run)]
         return bool(runs) and all(
             np.isfinite(run.columns["train_seconds"][np.isfinite(run.columns["value"])]).all()
@@ -310,9 +310,9 @@ class Summary:
         )
 
     def clock(self, workers: int) -> dict[str, Curve]:
-        """Best so far over simulated seconds of training, while every seed of a method goes on.
+        """Best so far over simulated seconds of training, while every seed of a method is running.
 
-        From the time on when each has finished its initial design.
+        Starts when all of them have finished their initial design.
         """
         return {
             method.label: _over_time(runs, workers, self.initial)
@@ -322,9 +322,9 @@ class Summary:
 
     @cached_property
     def diagnostics(self) -> dict[str, dict[str, Numbers]]:
-        """By method and name, a number of each window for each seed, (S, W); NaN for none.
+        """By method and name, a number for each seed and window, (S, W); NaN if missing.
 
-        Methods that predict nothing and sample no generator have the seconds only.
+        Methods that predict nothing and sample no generator only have seconds.
         """
         count = max(1, -(-(self._longest - self.initial) // WINDOW))
         return {
@@ -347,7 +347,7 @@ class Summary:
 
 
 def summarise(panels: Sequence[Panel], settings: Settings) -> list[Summary]:
-    """A summary of each panel; the best known value is that of all panels of its task."""
+    """A summary of each panel; the best known value is over all panels with the same task."""
     best: dict[str, float] = {}
     for panel in panels:
         values = np.concatenate([run.columns["value"] for run in panel.runs])

@@ -1,4 +1,4 @@
-"""The tables of a comparison: made once, written as HTML by the page and as LaTeX here."""
+"""The tables of a comparison: built once, written as HTML by the page and as LaTeX here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Table:
 
 
 def published(panel: Panel) -> Mapping[str, str]:
-    """By method, what others published of this panel's task; empty for tasks of our own."""
+    """By method, published results for this panel's task; empty if there are none."""
     facts = panel.facts
     ours = facts["constraint"] or facts["batch_size"] not in (None, 1)
     if facts["space"] != "nasbench201" or facts["evaluator"] != "table" or ours:
@@ -132,7 +132,7 @@ def regret_table(summary: Summary) -> Table:
 
 
 def accuracy_table(summary: Summary) -> Table | None:
-    """`test` of the best by value, an accuracy or not, and what is published of the same task."""
+    """`test` of the best by value, accuracy or not, and published results on the same task."""
     if not summary.has_test:
         return None
     others = published(summary.panel)
@@ -168,13 +168,13 @@ def accuracy_table(summary: Summary) -> Table | None:
 
 
 def tests_table(summary: Summary, measure: str) -> Table | None:
-    """Holm-corrected p-values of every pair by one measure: row against column."""
+    """Holm-corrected p-values of every pair on one measure: row against column."""
     found = summary.comparisons[measure]
     return _matrix(summary, found, _p_value, f"tests {measure}", f"Paired tests, {measure}")
 
 
 def reference_table(summary: Summary) -> Table | None:
-    """The reference against every other method by every measure."""
+    """The reference against every other method, on every measure."""
     by_measure = {
         measure: {one.b: one for one in found} for measure, found in summary.comparisons.items()
     }
@@ -195,7 +195,7 @@ def win_tie_loss_table(summary: Summary, mark: int) -> Table | None:
 
 
 def diagnostics_table(summary: Summary) -> Table:
-    """Means over windows and seeds of what the surrogate predictor and the pools were like."""
+    """Quality of the surrogate predictor and the pools: means over windows and seeds."""
     shares = ("within 1 std", "within 2 std", *RATES)
     names = ("tau", *shares[:2], "nll", *PHASES, *RATES)
     rows = []
@@ -238,10 +238,10 @@ def _means(
     times: float | None = None,
     form: str | None = None,
 ) -> dict[str, Cell]:
-    """By method: mean and half of its interval, and the number of seeds where some are missing.
+    """By method: mean, half-width of its interval, and the number of seeds if some are missing.
 
-    mark: evaluations that a run must have come to.
-    times, form: of these numbers; by default those of values.
+    mark: evaluations that a run must have reached.
+    times, form: factor and format of these numbers; by default those of values.
     """
     unit = summary.panel.unit
     times = unit.times if times is None else times
@@ -327,7 +327,7 @@ def _p(p: float) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `tabular` for the package booktabs; the best of a column is bold."""
+    """A `tabular` for the booktabs package; the best of a column is bold."""
     columns = "l" + "r" * (len(table.head) - 1)
     lines = [
         f"% {_escape(table.caption)}",
