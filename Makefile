@@ -1,16 +1,16 @@
 # make run     search MobileNetV3 for ImageNet-1K with the embedded default; ARGS="--acq pi" and so on
 # make test    all tests but those that need root or a GPU
 # make check   format, lint, types and the quick tests
-#              both with JOBS=3 files of tests at a time, which often wait; ARGS="-n 0 -x tests/test_sde.py" and so on
+#              both run JOBS=3 test files at a time, as these often wait; ARGS="-n 0 -x tests/test_sde.py" and so on
 # make bench   the benchmarks whose results are in benchmarks/results
-# make figures a report of each experiment that was run into RUNS (runs/experiments)
+# make figures a report of each experiment whose runs are in RUNS (runs/experiments)
 
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/experiments
 JOBS ?= 3
 BIN := $(VENV)/bin
-# in alphabetical order, in which those that wait for Ray and those that compute are mixed
+# in alphabetical order, which mixes tests that wait for Ray with tests that compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check bench figures
