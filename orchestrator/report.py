@@ -90,7 +90,7 @@ def main(
         Adds curves over simulated time on this many workers (several, separated by commas), if
         trials have training times.
     split
-        Setting whose values each get their own panels, for example acq. May be repeated.
+        Setting to split panels by, one for each value, for example acq. May be repeated.
     """
     if not runs:
         raise UserError("name at least one run, or a folder of runs")

@@ -46,8 +46,8 @@ _ENDS = {
 def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int:  # noqa: B008
     """Bayesian-optimisation architecture search with a guided diffusion generator, on Ray.
 
-    Without options it searches the once-for-all MobileNetV3 space for ImageNet-1K top-1 (embedded
-    estimate). All results go to --out; to continue an interrupted run, repeat its command.
+    Without options it maximises ImageNet-1K top-1 (embedded estimate) over the once-for-all
+    MobileNetV3 space. All results go to --out; to continue an interrupted run, repeat its command.
     """
     plan = plan_of(config)
     out = runtime.out or Path("runs", config.name)

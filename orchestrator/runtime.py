@@ -52,7 +52,7 @@ class Runtime:
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
-        When starting a local Ray, start its dashboard.
+        Start the Ray dashboard along with a local Ray.
     metrics_port
         Port on which a local Ray exposes its metrics to Prometheus; by default Ray chooses one.
     retries

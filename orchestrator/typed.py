@@ -14,7 +14,7 @@ def typed(record: Any, but: Container[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass by name, converted to their annotated types, except those in `but`.
 
     Where so annotated, a string becomes a path, a path or number a string, and a single string a
-    tuple. Raises UserError for values outside a Literal, and for ints that are not whole numbers.
+    tuple. Raises UserError for values outside a Literal, and for an int that is not a whole number.
     """
     hints = {name: hint for name, hint in _hints(record.__class__).items() if name not in but}
     return {name: _typed(name, hint, getattr(record, name)) for name, hint in hints.items()}

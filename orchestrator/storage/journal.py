@@ -67,7 +67,7 @@ def read_journal(out: Location) -> Iterator[tuple[str, Events]]:
 
 @contextmanager
 def unused(out: Location) -> Iterator[None]:
-    """Raise InUseError if another process has the journal open; in a folder, keep others out."""
+    """Raise InUseError if another process has the journal open; in a folder, lock it meanwhile."""
     if isinstance(out, Path):
         with (out / FILE).open("rb") as file:
             try:
