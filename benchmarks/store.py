@@ -142,7 +142,7 @@ def _copy(run_: Path, out: Location) -> None:
 
 
 def _write(out: Location) -> float:
-    """Seconds to write a line to the store, including an fsync if it has one."""
+    """Seconds to write a line to the store, without an fsync."""
     seconds = []
     for _ in range(20):
         started = perf_counter()

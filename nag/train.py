@@ -77,8 +77,9 @@ def main(
     """Train a score network on architectures alone: uniform random ones, or a list of yours.
 
     No accuracies are needed. Writes OUT (EMA weights) and a JSON file next to it. Repeat the
-    command to continue an interrupted training. Progress goes to stderr: validity and novelty of
-    1,000 samples, and the distance of the network from the exact score.
+    command to continue an interrupted training. Progress goes to stderr: validity of 1,000 samples,
+    their novelty with --archs, and the distance of the network from the exact score, if that is
+    known (with at most 20,000 --archs).
 
     Parameters
     ----------
