@@ -107,8 +107,10 @@ def main(
             "macs": int(one.metrics["macs"]),
             "inherited": round(100 * one.value, 3),
             "inherited_val": round(100 * one.metrics["test"], 3),
+            "inherited_both": round(50 * (one.value + one.metrics["test"]), 3),
             "trained": round(100 * other.value, 3),
             "trained_val": round(100 * other.metrics["test"], 3),
+            "trained_both": round(50 * (other.value + other.metrics["test"]), 3),
             "curve": " ".join(f"{100 * value:.2f}" for value in other.curve),
         }
         for text, one, other in zip(texts, shared, alone, strict=True)
@@ -132,6 +134,7 @@ def main(
     for x, y in (
         ("inherited", "trained"),
         ("inherited_val", "trained_val"),
+        ("inherited_both", "trained_both"),
         ("macs", "trained"),
         ("macs", "inherited"),
         ("trained", "trained_val"),
