@@ -388,7 +388,7 @@ def test_curves_are_over_cost_and_of_full_fidelity(tmp_path, config):
     assert np.isnan(found.columns["test"]).sum() == 6
     assert diagnose(found, 2, 1)["evaluate"].shape == (1,)
     page = (out / "report.html").read_text()
-    assert "6 trials of low fidelity" in page
+    assert "6 low-fidelity trials" in page
     assert "4.36 of 3" in page
     assert "99.0" not in page
 

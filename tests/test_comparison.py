@@ -721,15 +721,15 @@ def test_the_checklist_says_what_is_not_recorded(make: Make) -> None:
         strategy="mutation",
     )  # fmt: skip
     answers = dict(panel_checklist(_summary(out.parent)))
-    assert answers["Searched on"] == (
-        "validation accuracy on cifar10, looked up in t.parquet, not trained"
+    assert answers["Search objective"] == (
+        "validation accuracy on cifar10, looked up in t.parquet, no training"
     )
-    assert "the test accuracy of the architecture it chose" in answers["Reported"]
+    assert "the test accuracy of the architecture with the best value" in answers["Reported"]
     assert " CPUs" in answers["Hardware"]
     assert answers["Tuning of the methods"] == NOT_RECORDED
     assert answers["Cost, evaluations"] == "6, 1 of them failed"
-    assert answers["Initial design"].endswith("the same for all methods of a seed")
-    assert answers["Compared with random search"] == "no run of it here"
+    assert answers["Initial design"].endswith("the same for all methods with the same seed")
+    assert answers["Compared with random search"] == "no random-search run here"
 
 
 def test_latex_is_escaped() -> None:
@@ -903,7 +903,7 @@ def test_published_numbers_have_a_column_of_their_own(
     report = tmp_path / "report"
     assert _report(capsys, out.parent, "--out", report, "--workers", "1,4", "--workers", 2)[0] == 0
     html = (report / "report.html").read_text()
-    assert "of an asynchronous run no trial waits for another" in html
+    assert "in an asynchronous run, no trial waits for another" in html
     check_page(html)
     rows = re.findall(r"<tr>(.*?)</tr>", html)
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
@@ -1157,7 +1157,7 @@ def test_seeds_without_a_value_are_named(
     html = (tmp_path / "report" / "report.html").read_text()
     text = " ".join(check_page(html).sections["panel-1"].split())
     assert (
-        "Without a value, and so in no mean and no test: "
+        "Left out of means and tests because there is no value: "
         "mutation, seed 2, in its first 2 evaluations; random, seed 1, in its first 4 evaluations."
     ) in text
     assert "40.00 ± 0.00 (n=2, 1 without a value)" in text
@@ -1171,7 +1171,7 @@ def test_what_is_undefined_is_not_called_not_run(
     out = make("b", [None, None, 0.3, 0.5], strategy="mutation")
     for arguments, said in (
         ([], "over evaluations 3 to 4. Evaluations to target"),
-        (["--horizon", 2], "No area: evaluations to the horizon are those of the initial design."),
+        (["--horizon", 2], "No area: the horizon is within the initial design."),
     ):
         assert _report(capsys, out.parent, "--out", tmp_path / "report", *arguments)[0] == 0
         html = (tmp_path / "report" / "report.html").read_text()

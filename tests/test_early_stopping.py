@@ -85,7 +85,7 @@ def test_the_best_learning_curve_is_that_of_a_whole_training(store, tmp_path):
         other.record(Outcome(0, "ok", 0.9, curve=(0.8, 0.9), stopped=2))
         html = write_report(other).read_text()
         assert shown_as_best(html) == []
-        assert "No whole evaluation succeeded" in html
+        assert "No complete evaluation succeeded" in html
 
 
 def test_early_values_are_another_task_to_the_gaussian_process(store):

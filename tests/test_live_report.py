@@ -48,10 +48,10 @@ def test_only_a_live_page_reloads_itself(store):
     live = page(store)
     assert live.count(REFRESH) == 1
     assert live.index(REFRESH) < live.index("</head>")
-    assert "The run goes on" in live
+    assert "The run is in progress" in live
     write_report(store)
     assert REFRESH not in page(store)
-    assert "The run goes on" not in page(store)
+    assert "The run is in progress" not in page(store)
 
 
 def test_the_page_follows_the_run(store, at_once):

@@ -322,14 +322,14 @@ def test_pools_tell_how_strong_guidance_was_and_what_it_kept(search) -> None:
     share = np.mean([pool["feasible"] for pool in pools])
     assert rows["feasible, %"] == f"{100 * share:.1f}"
     for name, row in (
-        ("scale_low", "guidance scale of the weakest sample, median"),
-        ("scale_high", "guidance scale of the strongest sample, median"),
+        ("scale_low", "smallest guidance scale, median"),
+        ("scale_high", "largest guidance scale, median"),
     ):
         assert rows[row] == f"{np.median([pool[name] for pool in pools]):.3g}"
     ratio = np.median([pool["norm_ratio"] for pool in pools])
     assert rows["norm of guidance / norm of score, median"] == f"{ratio:.3f}"
     text = _check_page(html).sections["pools"]
-    assert "feasible: within the limits, of the valid" in text
+    assert "feasible: share of the valid that are within the limits" in text
     assert {"strongest", "weakest", "guidance / score"} <= set(re.split(r"\s*\n\s*", text))
 
 
@@ -337,7 +337,10 @@ def test_pools_tell_how_often_guided_search_stayed_near_the_best(search) -> None
     store, html = search(**MOBILE)
     near = sum(spent["diagnostics"].get("near", 0) for spent in store.rounds)
     assert near > 0
-    assert f"In {near:.0f} rounds the pool was near" in _check_page(html).sections["pools"]
+    assert (
+        f"In {near:.0f} rounds, the pool consisted of mutations"
+        in _check_page(html).sections["pools"]
+    )
 
 
 @pytest.mark.parametrize("strategy", ["mutation", "uncond+sort"])

@@ -37,14 +37,14 @@ def panel_checklist(summary: Summary) -> list[Answer]:
     trained = sum(float(np.nansum(run.columns["train_seconds"])) for run in runs)
     random = [m.label for m in panel.methods if m.family == "random-search"]
     answers = [
-        Answer("Searched on", searched_on(config)),
+        Answer("Search objective", searched_on(config)),
         Answer("Reported", reported(config, summary.has_test)),
         Answer("Search space", f"{config['space']}{_limits(config)}"),
         Answer("Seeds", f"{len(panel.seeds)}: {_ranges(panel.seeds)}"),
-        Answer("Budget of a run", f"{_join(run.budget for run in runs)} evaluations"),
+        Answer("Budget per run", f"{_join(run.budget for run in runs)} evaluations"),
         Answer("Initial design", _initial(summary)),
-        Answer("Evaluations in a round", str(config["batch_size"])),
-        Answer("Compared with random search", ", ".join(random) or "no run of it here"),
+        Answer("Evaluations per round", str(config["batch_size"])),
+        Answer("Compared with random search", ", ".join(random) or "no random-search run here"),
         Answer("Performance over time", "yes: best so far after every evaluation"),
         Answer(
             "Cost, evaluations",
@@ -54,11 +54,11 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer(
             "Cost, seconds",
             f"{search:,.0f} of search ({', '.join(SEARCH)}), {spent['evaluate']:,.0f} of evaluation"
-            + (f"; {trained:,.0f} of training by the table" if trained else ""),
+            + (f"; {trained:,.0f} of training according to the table" if trained else ""),
         ),
         Answer("Hardware", _join(run.record.get("machine", NOT_RECORDED) for run in runs)),
         Answer("Tuning of the methods", NOT_RECORDED),
-        Answer("Settings that all runs share", _shared(runs)),
+        Answer("Settings shared by all runs", _shared(runs)),
         Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
     ]
     return answers
@@ -73,9 +73,9 @@ def _initial(summary: Summary) -> str:
                 designs.setdefault(seed, set()).add(run.archs[: summary.initial])
     differ = [seed for seed, found in designs.items() if len(found) > 1]
     same = (
-        "the same for all methods of a seed"
+        "the same for all methods with the same seed"
         if not differ
-        else f"not the same for all methods of seed {_ranges(sorted(differ))}"
+        else f"not the same for all methods with seed {_ranges(sorted(differ))}"
     )
     return f"{counts} random architectures, counted as evaluations; {same}"
 

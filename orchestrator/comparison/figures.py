@@ -86,7 +86,7 @@ def facets(
     found: dict[str, list[Line]] = {}
     for method in methods:
         if method.label in curves:
-            title = (method.facet or "methods by name") if several else ""
+            title = (method.facet or "named methods") if several else ""
             name = method.family if several and method.facet else method.label
             line = Line(name, look[method.label], curves[method.label])
             found.setdefault(title, []).append(line)

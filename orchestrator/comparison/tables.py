@@ -143,7 +143,7 @@ def accuracy_table(summary: Summary) -> Table | None:
     ]
     unit = summary.panel.unit
     head = ("method", *(unit.label(f"@{mark}") for mark in summary.marks))
-    caption = f"Test {'accuracy' if unit.sign else 'value'} of the best by value"
+    caption = f"Test {'accuracy' if unit.sign else 'value'} of the architecture with the best value"
     if not others:
         return Table("accuracy", caption, head, tuple(rows))
     families = [method.family for method in summary.panel.methods]
@@ -160,9 +160,9 @@ def accuracy_table(summary: Summary) -> Table | None:
         caption,
         (*head, "published, % @ evaluations"),
         tuple(rows),
-        "Published: test accuracy @ trained architectures, as printed in Table 2 of the "
-        "DiffusionNAG paper (ICLR 2024), whose protocol searches on test; not made here. "
-        "TNAS, MetaD2A and DiffusionNAG there use predictors trained on other data sets and "
+        "Published: test accuracy @ number of trained architectures, as printed in Table 2 of the "
+        "DiffusionNAG paper (ICLR 2024), whose protocol searches on test; not measured here. "
+        "There, TNAS, MetaD2A and DiffusionNAG use predictors trained on other data sets; they "
         "cannot be run here.",
     )
 

@@ -14,13 +14,13 @@ from trainers.rows import PLAIN
 
 WHAT_VALUES_ARE: Mapping[str, str] = MappingProxyType(
     {
-        "surrogate": "Values are an estimate by the embedded surrogate, not ImageNet training; "
-        "see docs/surrogate.md.",
+        "surrogate": "Values are estimates by the embedded surrogate, not results of training "
+        "on ImageNet; see docs/surrogate.md.",
         "table": "Values are looked up in a benchmark table; no network was trained.",
-        "supernet": "Values are accuracies, on held-out training images, of networks with the "
-        "weights they have in a supernet; trained by themselves they reach others.",
+        "supernet": "Values are accuracies on held-out training images with the weights of a "
+        "supernet; networks trained on their own reach different accuracies.",
         "train": "Values are accuracies on held-out training images after training.",
-        "toy": "Values are synthetic: a formula, which measures nothing.",
+        "toy": "Values are synthetic: they come from a formula and measure nothing.",
     }
 )
 NOT_RECORDED = "not recorded"
@@ -42,9 +42,9 @@ def searched_on(config: Mapping[str, Any]) -> str:
     split = {"valid": "validation", "test": "test"}.get(config["objective"])
     dataset = f" on {config['dataset']}" if config["dataset"] else ""
     source = {
-        "surrogate": "as estimated by the embedded surrogate, not trained",
-        "table": f"looked up in {config['table']}, not trained",
-        "supernet": f"on held-out images of {config.get('data')}, with weights of a supernet",
+        "surrogate": "estimated by the embedded surrogate, no training",
+        "table": f"looked up in {config['table']}, no training",
+        "supernet": f"on held-out images of {config.get('data')}, with the weights of a supernet",
         "train": f"on held-out images of {config.get('data')}, after training",
     }.get(config["evaluator"], f"by the evaluator {config['evaluator']}")
     return f"{split} accuracy{dataset}, {source}"
@@ -53,12 +53,12 @@ def searched_on(config: Mapping[str, Any]) -> str:
 def reported(config: Mapping[str, Any], has_test: bool) -> str:
     """Which quantities are shown."""
     if unit_of(config["evaluator"]) == PLAIN:
-        return "the value that was searched on"
+        return "the search objective"
     if not has_test:
-        return "the value that was searched on; no test accuracy is known"
+        return "the search objective; no test accuracy is known"
     if config["objective"] == "test":
-        return "test accuracy, which was searched on too: optimistic"
-    return "the value that was searched on, and the test accuracy of the architecture it chose"
+        return "test accuracy, which was also the search objective and is therefore optimistic"
+    return "the search objective, and the test accuracy of the architecture with the best value"
 
 
 def run_checklist(
@@ -78,12 +78,12 @@ def run_checklist(
     """
     config = known_config(record)
     return [
-        Answer("Searched on", searched_on(config)),
+        Answer("Search objective", searched_on(config)),
         Answer("Reported", reported(config, has_test)),
-        Answer("Seed", f"{config['seed']}; one run shows no spread over seeds"),
+        Answer("Seed", f"{config['seed']}; one run does not show the spread over seeds"),
         Answer(
             "Budget",
-            f"{config['budget']} evaluations, the {config['n_init']} of the initial design counted",
+            f"{config['budget']} evaluations, including the initial design of {config['n_init']}",
         ),
         Answer(
             "Cost, evaluations",
@@ -102,4 +102,4 @@ def of_low_fidelity(trials: int) -> str:
     """What a cost line adds if there are low-fidelity trials."""
     if not trials:
         return ""
-    return f"; {trials:,} trials of low fidelity, counted by their epochs, are in no curve"
+    return f"; {trials:,} low-fidelity trials, counted by their epochs, are in no best-so-far curve"

@@ -111,17 +111,17 @@ class _Drawing(NamedTuple):
     legend: str
 
 
-_PLAIN = _Drawing(_draw_plain, "A row is a stage, a box one of its layers.")
+_PLAIN = _Drawing(_draw_plain, "Each row is a stage, each box one of its layers.")
 DRAWINGS: Mapping[str, _Drawing] = MappingProxyType(
     {
         "mobilenetv3": _Drawing(
             _draw_mobilenetv3,
-            "A row is a stage, a box one of its layers: kernel size k×k (height, colour) and "
-            "expand ratio e (width).",
+            "Each row is a stage, each box one of its layers: kernel size k×k (height, colour) "
+            "and expand ratio e (width).",
         ),
         "nasbench201": _Drawing(
             _draw_nasbench201,
-            "The cell: four feature maps and the operation on each edge; dotted edges have none.",
+            "The cell: four feature maps and the operation on each edge; dotted: no operation.",
         ),
     }
 )
