@@ -107,7 +107,10 @@ def main(
             f"| {100 * one.value - row['c10_valid_12']:+.2f} | {one.seconds / 3600:.2f} |"
         )
     same = bool((np.argsort(ours) == np.argsort(theirs)).all())
-    lines += ["", f"The order is {'the same' if same else 'not the same'}."]
+    lines += [
+        "",
+        f"The table and our trainings rank the cells {'equally' if same else 'differently'}.",
+    ]
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "cells.md").write_text(text + "\n")

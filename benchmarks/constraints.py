@@ -98,7 +98,7 @@ def main(
         f"`{' '.join(['python', *sys.argv])}`",
         "",
         f"{num} samples, {steps} levels, means over {seeds} seeds (best: mean of the best of each "
-        f"seed); feasible of {draws:,} uniform draws; {platform.machine()}, torch "
+        f"seed); uniform feasible: share of {draws:,} uniform samples; {platform.machine()}, torch "
         f"{torch.__version__}, {threads} thread(s).",
         "",
         "| constraint | uniform feasible, % | score | scale | validity, % | feasible, % "

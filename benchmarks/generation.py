@@ -163,13 +163,21 @@ def main(
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{_machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference "
+        f"{_machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference run "
         f"once. Guided by {OBSERVATIONS} observations. (a): the `paper` network "
-        + (f"({weights.name})" if weights else "with random weights, which timing does not mind")
+        + (
+            f"({weights.name})"
+            if weights
+            else "with random weights, which do not affect the timing"
+        )
         + f", {REFERENCE}, noise-aware guidance: {reference.timed} of {reference.levels:,} levels "
-        "timed and scaled up, validity 100 % taken for granted. (b), (c): "
-        f"{DEFAULT_SAMPLER}, {STEPS} levels. MB: peaks before and after sampling, of "
-        + ("tensors on the GPU." if chosen.type == "cuda" else "the process, its libraries too."),
+        "timed and extrapolated, assuming a validity of 100 %. (b), (c): "
+        f"{DEFAULT_SAMPLER}, {STEPS} levels. MB: peak memory before and after sampling, of "
+        + (
+            "tensors on the GPU."
+            if chosen.type == "cuda"
+            else "the process including its libraries."
+        ),
         "",
         "| case | guidance | batch | score evaluations | seconds | seconds per valid | speed-up "
         "| validity, % | mean value, % | MB before | peak MB | score, % | guidance, % | sampler, % "

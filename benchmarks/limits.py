@@ -149,8 +149,8 @@ def main(*, seeds: int = 20) -> None:
     torch.set_num_threads(1)
     print(f"`{' '.join(['python', *sys.argv])}`", end="\n\n")
     print(
-        f"{platform.machine()}, {seeds} seeds. Simple regret, points, mean ± standard error, after "
-        f"so many evaluations, {INITIAL} of them random; expected improvement.\n"
+        f"{platform.machine()}, {seeds} seeds. Simple regret, points, mean ± standard error, by "
+        f"number of evaluations, {INITIAL} of them random; expected improvement.\n"
     )
     print("| surrogate | " + " | ".join(map(str, SHOWN)) + " |\n" + "|---" * (len(SHOWN) + 1) + "|")
     for name, fit in surrogates():

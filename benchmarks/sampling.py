@@ -78,8 +78,8 @@ def main(*, score: Literal["exact", "network"] = "exact", num: int = 10_000, see
         f"`{' '.join(['python', *sys.argv])}`",
         "",
         f"{'Closed form' if score == 'exact' else 'Shipped network'}; {platform.machine()}, torch "
-        f'{torch.__version__}, 1 thread. "× noise": ratio to the distance of as many independent '
-        "draws.",
+        f'{torch.__version__}, 1 thread. "× noise": ratio to the distance of the same number of '
+        "independent draws.",
         "",
     ]
     for row in _tables(fn, sde, score, num, seed):

@@ -110,7 +110,7 @@ def main(
             sys.stderr.write(row + "\n")
     lines += [
         "",
-        "Utilisation, %, of N workers by rounds of so many, if the driver cost nothing:",
+        "Utilisation, %, of N workers by round size, if the driver took no time:",
         "",
     ]
     lines += ["| rounds of | window | " + " | ".join(f"sigma {s:g}" for s in SIGMAS) + " |"]
