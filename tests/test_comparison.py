@@ -627,7 +627,7 @@ def test_target_and_optimum(make: Make) -> None:
     low = _summary(out.parent, optimum={"toy": 0.55}).optimum
     assert low.value == 0.6
     assert "above the 55 % given" in low.source
-    with pytest.raises(UserError, match="--target names no panel 'x': choose from toy"):
+    with pytest.raises(UserError, match="unknown panel 'x' for --target: choose from toy"):
         Settings(target={"x": 0.5}).check([given.panel])
 
 
@@ -1084,7 +1084,10 @@ def test_searches_for_a_value_are_named_and_left_out(
             "must be PANEL=VALUE or VALUE, accuracies in percent",
         ),
         (["RUNS", "--out", "OUT", "--optimum", "0.9"], "--optimum 0.9 is in percent: it must be"),
-        (["RUNS", "--out", "OUT", "--optimum", "a=9"], "--optimum names no panel 'a': choose from"),
+        (
+            ["RUNS", "--out", "OUT", "--optimum", "a=9"],
+            "unknown panel 'a' for --optimum: choose from",
+        ),
         (["RUNS", "--out", "OUT", "--target", "toy=nan"], "must be PANEL=VALUE"),
         (["RUNS", "--out", "OUT", "--marks", "0"], "--marks must be at least 1"),
         (

@@ -60,7 +60,7 @@ class Settings:
             for name, level in by_panel.items():
                 if name not in units:
                     raise UserError(
-                        f"--{option} names no panel {name!r}: choose from {', '.join(units)}"
+                        f"unknown panel {name!r} for --{option}: choose from {', '.join(units)}"
                     )
                 shown = level * units[name].times
                 if units[name] == PERCENT and not 1 <= shown <= 100:
