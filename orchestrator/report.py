@@ -79,7 +79,8 @@ def main(
         Method to test against every other; by default every pair is tested.
     optimum
         PANEL=VALUE, or VALUE for all, accuracies in percent: the best possible value, for regret.
-        May be repeated. By default the best value that any run of the panel has found.
+        May be repeated. By default, and if a run exceeds it, the best value that any run of the
+        same task has found.
     target
         PANEL=VALUE, or VALUE for all, accuracies in percent: the value to reach, up to which
         evaluations are counted. May be repeated. By default --within points below the optimum.
