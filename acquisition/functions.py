@@ -153,7 +153,7 @@ class MultiObjectiveEnsemble:
     measures improvement against the predicted mean of the best, and lets beta grow over time.
     """
 
-    what: ClassVar[str] = "Pareto front of several"
+    what: ClassVar[str] = "Pareto front of EI, PI and UCB"
     is_logarithm: ClassVar[bool] = False
     members: tuple[AcquisitionFunction, ...] = (
         ExpectedImprovement(),
@@ -180,7 +180,7 @@ class TargetLikelihood:
     means, the one with the larger std scores better only if it is over one std from the target.
     """
 
-    what: ClassVar[str] = "likelihood of --target, and all that goes with it"
+    what: ClassVar[str] = "likelihood of --target; used if and only if --target is given"
     is_logarithm: ClassVar[bool] = True
     target: float
 

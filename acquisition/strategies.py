@@ -357,34 +357,34 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
         "guided": Strategy(
             _guided,
-            "the diffusion model steered by the surrogate, and mutants of the best as long as the "
-            "last batch brought nothing better",
+            "samples of the diffusion model guided by the surrogate; mutants of the best after a "
+            "batch without improvement",
             generates=True,
             surrogate="climbed",
         ),
         "guided-gen": Strategy(
             lambda space, guided, **_: guided,
-            "the steered diffusion model alone, as in the paper",
+            "only guided samples of the diffusion model, as in the paper",
             generates=True,
             surrogate="climbed",
         ),
         "uncond+sort": Strategy(
             lambda space, guided, **_: UnconditionalSorted(guided.generator),
-            "the diffusion model alone; the surrogate sorts what it brings",
+            "unguided samples of the diffusion model, ranked by the surrogate",
             generates=True,
             surrogate="needed",
         ),
         "mutation": Strategy(
             lambda space, guided, **_: Mutation(space),
-            "mutants of the best",
+            "mutants of the best architecture",
         ),
         "mutation+random": Strategy(
             lambda space, guided, **_: Union(Mutation(space), RandomSearch(space)),
-            "one half mutants of the best, one half uniform draws",
+            "half mutants of the best architecture, half uniform draws",
         ),
         "mutation-top10+random": Strategy(
             lambda space, guided, **_: Union(Mutation(space, parents=10), RandomSearch(space)),
-            "one half mutants of the ten best, one half uniform draws",
+            "half mutants of the ten best architectures, half uniform draws",
         ),
         "random": Strategy(
             lambda space, guided, **_: RandomSearch(space),
@@ -396,7 +396,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         ),
         "local-search": Strategy(
             lambda space, guided, **_: LocalSearch(space),
-            "neighbours until one is better",
+            "neighbours of the current architecture until one is better",
         ),
         "reinforce": Strategy(
             lambda space, guided, **_: Reinforce(space),
@@ -404,8 +404,8 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         ),
         "bohb": Strategy(
             lambda space, guided, **_: ParzenEstimator(space),
-            "a Parzen estimator, with brief training first: needs the train evaluator, or a table "
-            "with accuracies after 12 epochs",
+            "samples of a Parzen estimator, trained briefly first; needs the train evaluator, or a "
+            "table with accuracies after 12 epochs",
             surrogate="refused",
         ),
     }

@@ -32,21 +32,21 @@ SURROGATES: Mapping[str, Surrogate] = MappingProxyType(
     {
         "gp": Surrogate(
             GaussianProcess,
-            "Gaussian process on structural features, which guided needs",
+            "Gaussian process on structural features; required by guided and guided-gen",
             differentiable=True,
         ),
         "gp-plain": Surrogate(
             PlainGaussianProcess,
-            "Gaussian process on one-hot encodings; needs the extra baselines",
+            "Gaussian process on one-hot encodings; needs the baselines extra",
         ),
-        "ensemble": Surrogate(Ensemble, "that of BANANAS, of networks on path encodings"),
+        "ensemble": Surrogate(Ensemble, "BANANAS' ensemble of networks on path encodings"),
         "wl-gp": Surrogate(
             WeisfeilerLehmanGaussianProcess,
-            "that of NAS-BOWL, a Gaussian process with the Weisfeiler-Lehman kernel",
+            "NAS-BOWL's Gaussian process with the Weisfeiler-Lehman kernel",
         ),
         "hebo-gp": Surrogate(
             HeboGaussianProcess,
-            "that of HEBO, a Gaussian process on warped inputs; needs the extra baselines",
+            "HEBO's Gaussian process on warped inputs; needs the baselines extra",
         ),
     }
 )
