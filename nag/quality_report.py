@@ -60,11 +60,11 @@ def markdown(found: dict[str, Any]) -> list[str]:
         f"{where}, torch {of['torch']}, {of['threads']} thread(s).",
         "",
         f"{of['space']}: {of['num']:,} samples of {of['sampler']} in {of['steps']:,} steps, mean ± "
-        f"standard deviation over {of['seeds']} seed(s). Novelty is against the training list, "
-        f"{found['list']['num']:,} random architectures; of `shipped`, against all draws of its "
-        "training. Distances: total variation to the uniform law, mean over nodes, over pairs of "
-        f"nodes and over blocks (see nag/metrics.py), of {of['distance_num']:,} samples / of as "
-        "many independent draws of that law = ratio.",
+        f"standard deviation over {of['seeds']} seed(s). Novelty is relative to the training "
+        f"list of {found['list']['num']:,} random architectures or, for `shipped`, to all draws in "
+        "its training. Distances: total variation from the uniform law, averaged over nodes, over "
+        f"pairs of nodes and over blocks (see nag/metrics.py), of {of['distance_num']:,} samples / "
+        "of as many independent draws from that law = ratio.",
         "",
         "| row | parameters | steps x batch | validity, % | uniqueness, % | novelty, % "
         "| distance: nodes | pairs | blocks |",
