@@ -33,7 +33,9 @@ class Calibrated:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < 1:
-            raise UserError(f"progress must be 0 < low <= high < 1, not {self.low}, {self.high}")
+            raise UserError(
+                f"progress must satisfy 0 < low <= high < 1, not {self.low}, {self.high}"
+            )
 
     def ladder(
         self, reference: NDArray[np.float64], pilot: Callable[[Ladder], NDArray[np.float64]]

@@ -33,8 +33,8 @@ def shipped_weights(space: SearchSpace) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"no trained weights ship for space {space.name!r}: train some with 'python -m "
-            f"nag.train --space {space.name} --out W.safetensors' and name the file (--weights; "
-            "--score-weights of a search), or use --score exact"
+            f"nag.train --space {space.name} --out W.safetensors' and pass the file (--weights, or "
+            "--score-weights for a search), or use --score exact"
         )
     return path
 
@@ -106,7 +106,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
     if not beside.is_file():
-        raise CheckpointError(f"no such file: {beside}, which nag.train writes beside {path.name}")
+        raise CheckpointError(f"no such file: {beside}, which nag.train writes next to {path.name}")
     try:
         record = json.loads(beside.read_text())
         found = record["format"]

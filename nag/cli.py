@@ -99,7 +99,7 @@ WholeNumber = Annotated[int, Parameter(converter=_whole)]
 def check_seed(seed: int) -> None:
     """Raise UserError for a seed that the generators of numpy or PyTorch do not accept."""
     if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed} must not be negative, and must be below 2^63")
+        raise UserError(f"--seed {seed} must be at least 0 and below 2^63")
 
 
 def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()) -> None:
@@ -114,13 +114,13 @@ def check_output(out: Path, suffix: str = "", inputs: Iterable[Path | None] = ()
     if out.is_dir():
         raise UserError(f"--out {out} is a folder")
     if out.exists() and any(path and path.exists() and path.samefile(out) for path in inputs):
-        raise UserError(f"--out {out} is read, and would be overwritten: choose another")
+        raise UserError(f"--out {out} is also an input and would be overwritten: choose another")
 
 
 def check_new(out: Path) -> None:
     """Raise UserError if --out exists, so that finished work is not overwritten."""
     if out.exists():
-        raise UserError(f"--out {out} is there: delete it or choose another")
+        raise UserError(f"--out {out} already exists: delete it or choose another")
 
 
 def find_space(name: str) -> StagedSpace:
@@ -179,9 +179,9 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         name = error.argument.name
         if error.argument.field_info.is_positional:
             name = name.lstrip("-").upper()
-        _fail(f"{name} is needed: see --help")
+        _fail(f"{name} is required: see --help")
     except UnusedCliTokensError as error:
-        _fail(f"{shlex.join(error.unused_tokens or ())} belongs to no option: see --help")
+        _fail(f"unexpected argument {shlex.join(error.unused_tokens or ())}: see --help")
     except (CycloptsError, UserError) as error:
         _fail(one_line(error))
     except OSError as error:

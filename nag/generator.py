@@ -95,7 +95,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if (self.form == "target") != (self.target is not None):
-            raise ValueError("a target value goes with the guidance form 'target', and only there")
+            raise ValueError("a target value must be given if and only if the form is 'target'")
 
 
 class Part(NamedTuple):
@@ -242,7 +242,7 @@ def load_score(
         choose(kind, name, allowed)
     if config.score == "exact":
         if config.weights is not None:
-            raise UserError(f"the exact score takes no weights, and {config.weights} is given")
+            raise UserError(f"the exact score takes no weights, but {config.weights} was given")
         sde = sde_of(UniformLaw(space), config.sigma_min, config.sigma_max)
         return exact_score(space, sde), sde
     sigmas = config.sigma_min, config.sigma_max
@@ -274,7 +274,9 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
             except RuntimeError as error:
                 if compiled is network or isinstance(error, torch.OutOfMemoryError):
                     raise
-                _log.warning("the score network is not compiled, and slower: %s", one_line(error))
+                _log.warning(
+                    "the score network runs uncompiled, which is slower: %s", one_line(error)
+                )
                 compiled = network
                 found = compiled(*filled)
             return found[: len(x)].clone()  # a graph reuses its output memory

@@ -58,7 +58,8 @@ class Ladder:
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < math.inf:
             raise ValueError(
-                f"guidance scales must be 0 < low <= high, finite, not {self.low}, {self.high}"
+                "guidance scales must be finite and satisfy 0 < low <= high, not "
+                f"{self.low}, {self.high}"
             )
 
     def __call__(self, batch_size: int, device: torch.device) -> Tensor:

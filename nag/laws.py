@@ -109,7 +109,7 @@ def random_list(space: SearchSpace, num: int, seed: int) -> ListLaw:
         found |= dict.fromkeys(space.sample(num, rng))
         if len(found) >= num:
             return ListLaw(space, tuple(found)[:num], {"random": num, "seed": seed})
-    raise UserError(f"no {num} distinct architectures found in {space.name}")
+    raise UserError(f"found fewer than {num} distinct architectures in {space.name}")
 
 
 def sde_of(law: Law, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> VESDE:

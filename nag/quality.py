@@ -187,7 +187,9 @@ def choose_rows(text: str | None, space: SearchSpace, size: int) -> list[str]:
     except CheckpointError:
         impossible["shipped"] = f"no trained weights ship for space {space.name!r}"
     if size > LARGEST_EXACT:
-        impossible["exact-of-list"] = f"it takes a list of at most {LARGEST_EXACT:,}, not {size:,}"
+        impossible["exact-of-list"] = (
+            f"its list may have at most {LARGEST_EXACT:,} architectures, not {size:,}"
+        )
     if text is None:
         return [row for row in ROWS if row not in impossible]
     wanted = {choose("row", name.strip(), ROWS) for name in text.split(",")}
@@ -271,8 +273,8 @@ class Benchmark:
         data = source.weights["data"]
         if not isinstance(data, dict) or data.get("sha256") != self.law_record["sha256"]:
             raise UserError(
-                f"{path} was trained on other data than the {len(self.law.archs):,} random "
-                "architectures of this table: remove it or choose another --networks"
+                f"{path} was not trained on the {len(self.law.archs):,} random architectures of "
+                "this table: remove it or choose another --networks"
             )
         return source
 
@@ -289,19 +291,21 @@ class Benchmark:
         device = torch.device(self.settings.device)
         network = load_network(path, self.space, device=device)
         if expected is not None and network.config != expected:
-            raise UserError(f"{path} holds another network than that of its row")
+            raise UserError(f"{path} does not hold the network that its row requires")
         record = json.loads(path.with_suffix(".json").read_text())
         try:
             weights = {key: record[key] for key in ("sha256", "parameters")}
             made = record["training"]
             weights |= {key: made[key] for key in ("seed", "data", "steps", "batch_size")}
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path.with_suffix('.json')} does not say how it was made") from error
+            raise UserError(
+                f"{path.with_suffix('.json')} does not record how the network was trained"
+            ) from error
         return Source(accelerated(network, device), network.sde, lambda: self.listed, weights)
 
     def _train(self, name: str, path: Path) -> None:
         recipe = RECIPES[name]
-        self.console.print(f"{name}: no {path}, training it, {recipe.training.steps} steps")
+        self.console.print(f"{name}: no {path} yet, training it for {recipe.training.steps} steps")
         train_network(
             self.law,
             recipe.network(self.space),

@@ -207,7 +207,7 @@ def train_network(
         "seed": seed,
     }
     if _is_there(out, configuration):
-        console.print(f"{out} is there already, trained so")
+        console.print(f"{out} already exists, trained with these settings")
         return
     torch.manual_seed(seed)
     state = TrainingState.start(ScoreNetwork(law.space, sde, net_config).to(device))
@@ -255,12 +255,14 @@ def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
         }
         whole = record["sha256"] == sha256_of(out)
     except (OSError, KeyError, TypeError, ValueError):
-        raise UserError(f"{out} is there, and no record of it: choose another --out") from None
+        raise UserError(f"{out} exists without a readable record: choose another --out") from None
     if not whole:
-        raise UserError(f"{out} is not what its JSON says: remove it or choose another --out")
+        raise UserError(
+            f"{out} does not match the hash in its JSON: remove it or choose another --out"
+        )
     asked = json.loads(json.dumps(configuration))
     if changes := difference({key: known.get(key) for key in asked}, asked):
-        raise UserError(f"{out} has other weights ({changes}): choose another --out")
+        raise UserError(f"{out} was trained with other settings ({changes}): choose another --out")
     return True
 
 
@@ -272,10 +274,10 @@ def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) 
             stored = json.loads(file.metadata()["configuration"])
         tensors = load_file(restart)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{restart} is not an interrupted training: {remedy}") from error
+        raise UserError(f"{restart} does not hold an interrupted training: {remedy}") from error
     asked = json.loads(json.dumps(configuration))
     if changes := difference(stored, asked):
-        raise UserError(f"{restart} has another configuration ({changes}): {remedy}")
+        raise UserError(f"{restart} has other settings ({changes}): {remedy}")
     state.load(tensors)
 
 

@@ -411,7 +411,7 @@ def test_the_fidelities_of_a_table(table):
 
 
 def test_other_evaluators_have_none(config):
-    with pytest.raises(EvaluatorConfigError, match="no accuracies after 12 epochs here"):
+    with pytest.raises(EvaluatorConfigError, match="no accuracies after 12 epochs: choose"):
         at_epochs(ToyEvaluator(), 12)
     constrained = make_evaluator(replace(config, constraint=("params<=1e6",)))
     assert at_epochs(constrained, 12).evaluator is at_epochs(constrained.evaluator, 12)
@@ -420,8 +420,8 @@ def test_other_evaluators_have_none(config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--space", "toy"), "no accuracies after 12 epochs here"),
-        (("--space", "mobilenetv3"), "no accuracies after 12 epochs here"),
+        (("--space", "toy"), "no accuracies after 12 epochs: choose"),
+        (("--space", "mobilenetv3"), "no accuracies after 12 epochs: choose"),
         (
             ("--space", "nasbench201", "--table", "TABLE", "--dataset", "imagenet16-120"),
             "no column in16_valid_12; accuracies it has: c10_valid_12, c10_test_12\n",

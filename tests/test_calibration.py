@@ -133,7 +133,7 @@ def test_a_constant_g_needs_no_pilot(constant):
     ("low", "high"), [(0, 0.5), (-0.1, 0.5), (0.6, 0.5), (0.5, 1), (math.nan, 0.5), (0.5, math.nan)]
 )
 def test_impossible_progress_is_refused(low, high):
-    with pytest.raises(ValueError, match="progress must be 0 < low <= high < 1"):
+    with pytest.raises(ValueError, match="progress must satisfy 0 < low <= high < 1"):
         Calibrated(low, high)
 
 

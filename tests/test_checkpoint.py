@@ -113,7 +113,7 @@ def test_missing_files_are_refused(path):
     beside = path.with_suffix(".json")
     beside.unlink()
     assert (
-        refusal(path, TOY) == f"no such file: {beside}, which nag.train writes beside {path.name}"
+        refusal(path, TOY) == f"no such file: {beside}, which nag.train writes next to {path.name}"
     )
     path.unlink()
     assert refusal(path, TOY) == f"no such file: {path}"

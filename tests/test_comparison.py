@@ -1071,7 +1071,7 @@ def test_searches_for_a_value_are_named_and_left_out(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUNS"], "--out is needed"),
+        (["RUNS"], "--out is required"),
         (["--out", "OUT"], "name at least one run"),
         (["OUT", "--out", "OUT"], "no such folder"),
         (["EMPTY", "--out", "OUT"], "no runs in"),

@@ -236,7 +236,7 @@ def test_the_card_tells_seeds_search_and_what_not_to_believe(finished):
         "36 trained on, 9 held out",
     ):
         assert said in card
-    assert "The held-out images chose this architecture out of 2" in card
+    assert "The search chose this architecture out of 2" in card
     assert not re.search(
         r"\{[{%]|None|Undefined", card.replace("[None]", "").replace("run(None", "")
     )
@@ -304,11 +304,11 @@ class TestRepeatedCommands:
         capsys.readouterr()
         assert exit_code(app, *argv) == 0
         said = capsys.readouterr().err
-        assert "1 is there" in said
+        assert "1 already exists" in said
         assert "epoch" not in said
         assert (tmp_path / "out" / "1" / "config.json").stat().st_mtime_ns == before
         other = (*argv, "--seeds", 2)
-        assert "1 holds a network of other seeds: choose another --out" in refusal(capsys, *other)
+        assert "1 holds a network with other seeds: choose another --out" in refusal(capsys, *other)
 
     def test_onnx_comes_when_it_is_installed(self, cells, data, tmp_path, capsys):
         argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")
@@ -317,7 +317,7 @@ class TestRepeatedCommands:
             assert exit_code(app, *argv) == 0
         folder = tmp_path / "out" / "1"
         said = capsys.readouterr().err
-        assert "no model.onnx: pip install 'diffusionnag-bo[export]'\n" in said
+        assert "model.onnx was not written: pip install 'diffusionnag-bo[export]'\n" in said
         assert {path.name for path in folder.iterdir()} == FILES - {"model.onnx"}
         assert "onnx" not in (folder / "README.md").read_text()
         weights = (folder / "model.safetensors").read_bytes()
@@ -368,7 +368,7 @@ class TestExportsThatFail:
         linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
         images = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
         found, problem = export_module.export(Classifier(linear, spec), images, tmp_path)
-        assert problem.startswith("model.onnx computes something else than the network: ")
+        assert problem.startswith("model.onnx does not compute the same as the network: ")
         assert found.keys() == {"model.pt2"}
         assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
@@ -380,7 +380,7 @@ class TestExportsThatFail:
         assert exit_code(app, *cells, *ONE, "--data", data, "--out", tmp_path / "out") == 1
         folder = tmp_path / "out" / "1"
         assert (
-            f"{folder} is written but for model.onnx: no such operator" in capsys.readouterr().err
+            f"{folder} was written without model.onnx: no such operator" in capsys.readouterr().err
         )
         assert {path.name for path in folder.iterdir()} == FILES - {"model.onnx"}
 
@@ -401,7 +401,7 @@ class TestCommandsThatCannotBeDone:
         return (*argv, "--out", "out")
 
     def test_no_run(self, capsys):
-        assert "no run in nowhere: give the --out of a run" in refusal(
+        assert "no run in nowhere: give the folder that was --out of a run" in refusal(
             capsys, *self.argv("nowhere")
         )
 
@@ -413,8 +413,8 @@ class TestCommandsThatCannotBeDone:
         [
             (("--top", 0), "--top and --seeds must be at least 1"),
             (("--seeds", 0), "--top and --seeds must be at least 1"),
-            (("--no-train", "--seeds", 2), "do not go with --no-train"),
-            (("--no-train", "--with-held-out"), "do not go with --no-train"),
+            (("--no-train", "--seeds", 2), "cannot be combined with --no-train"),
+            (("--no-train", "--with-held-out"), "cannot be combined with --no-train"),
             (("--recipe", "tasty"), "unknown recipe 'tasty': choose from nasbench201"),
             (("--device", "luck"), "device 'luck' is not available: use cpu, cuda or auto"),
         ],
@@ -435,12 +435,12 @@ class TestCommandsThatCannotBeDone:
         assert "needs kornia: pip install 'diffusionnag-bo[imagenet]'" in refusal(capsys, *argv)
 
     def test_no_images(self, capsys, searched):
-        assert "images are needed: --data" in refusal(capsys, *self.argv(searched))
+        assert "images are required: --data" in refusal(capsys, *self.argv(searched))
 
     def test_other_images(self, capsys, searched, tmp_path):
         other = colours(tmp_path / "other", train=16)
         err = refusal(capsys, *self.argv(searched, "--data", other))
-        assert f"{other} does not hold the images that {searched} was searched on" in err
+        assert f"{other} does not hold the images that {searched} used" in err
 
     def test_a_run_whose_trials_failed(self, capsys, data, tmp_path):
         path = written_run(tmp_path / "run", [(0, POOL, None, None)])
@@ -451,7 +451,7 @@ class TestCommandsThatCannotBeDone:
         rows = [(0, "ca/bc", 50.0, None)]
         path = written_run(tmp_path / "run", rows, space="toy", evaluator="toy")
         err = refusal(capsys, *self.argv(path, "--data", data))
-        assert "the train evaluator knows the space mobilenetv3 and nasbench201, not toy" in err
+        assert "the train evaluator supports the space mobilenetv3 and nasbench201, not toy" in err
 
     @pytest.mark.parametrize("damage", ["", "{}", '{"config": 3}', '{"config": {"space": "toy"}}'])
     def test_a_damaged_record(self, capsys, tmp_path, damage):
@@ -483,10 +483,10 @@ class TestCommandsThatCannotBeDone:
         other = tmp_path / "other.pt"
         save_supernet(Supernet(3), other, {})
         err = refusal(capsys, *argv, "--weights", other, "--resolution", 32)
-        assert f"{other} is not what {path} took its weights from" in err
+        assert f"{other} is not the file that {path} took weights from" in err
         save_supernet(Supernet(7), other, {})
         err = refusal(capsys, *argv, "--weights", other)
-        assert "tells 7 classes apart" in err
+        assert "has 7 classes" in err
 
     @pytest.mark.parametrize("train", [True, False])
     def test_a_supernet_that_has_seen_what_is_held_out(self, capsys, data, tmp_path, train):
@@ -508,12 +508,12 @@ class TestCommandsThatCannotBeDone:
         other.mkdir()
         (other / "train").symlink_to(data / "train")
         argv = self.argv(*cells, "--data", other, "--with-held-out")
-        assert "--with-held-out would leave no accuracy" in refusal(capsys, *argv)
+        assert "--with-held-out would leave no images to measure" in refusal(capsys, *argv)
 
     def test_a_folder_of_something_else(self, capsys, cells, data, tmp_path):
         (tmp_path / "out" / "1").mkdir(parents=True)
         err = refusal(capsys, *cells, "--data", data, "--out", tmp_path / "out")
-        assert "exists and is no finished network" in err
+        assert "exists and is not a finished network" in err
 
 
 @pytest.mark.parametrize(
@@ -554,12 +554,12 @@ def test_models_that_are_not_there(finished, tmp_path):
     ("changes", "said"),
     [
         ({"how": "supernet"}, "shared with all networks of a supernet"),
-        ({"how": "search"}, "the luckiest of its trainings"),
+        ({"how": "search"}, "favours lucky trainings"),
         ({"search": {"objective": "test"}}, "no accuracy on those test images is a fair estimate"),
         ({"search": {"evaluator": "surrogate"}}, "estimate of a surrogate"),
-        ({"seen_held_out": True}, "was trained on held-out images is not known"),
+        ({"seen_held_out": True}, "It is not known whether the supernet"),
         ({"results": {"held_out": [1.0]}}, "no images in val"),
-        ({"seeds": [0]}, "It is one training"),
+        ({"seeds": [0]}, "only one training"),
     ],
 )
 def test_caveats(changes, said):

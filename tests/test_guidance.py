@@ -259,7 +259,9 @@ def test_ladder_is_geometric_from_low_to_high():
     ("low", "high"), [(0, 1), (-1, 1), (2, 1), (math.nan, 1), (1, math.nan), (1, math.inf)]
 )
 def test_impossible_scales_are_refused(low, high):
-    with pytest.raises(ValueError, match="guidance scales must be 0 < low <= high"):
+    with pytest.raises(
+        ValueError, match="guidance scales must be finite and satisfy 0 < low <= high"
+    ):
         Ladder(low, high)
 
 

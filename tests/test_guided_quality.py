@@ -339,7 +339,7 @@ def test_bad_numbers_of_labels(labels, capsys):
 
 @pytest.mark.parametrize("progress", ["0", "1", "1.5", "-0.1", "nan", "inf"])
 def test_progress_is_within_0_and_1(progress, capsys):
-    assert "progress must be 0 < low <= high < 1" in refusal(capsys, TOYS, progress=progress)
+    assert "progress must satisfy 0 < low <= high < 1" in refusal(capsys, TOYS, progress=progress)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_progress_is_within_0_and_1(progress, capsys):
         ({"space": "nowhere"}, "unknown space 'nowhere'"),
         ({"space": "nasbench201"}, "the table evaluator needs --table"),
         ({"space": "nasbench201", "table": "none.parquet"}, "no such table: none.parquet"),
-        ({"table": "none.parquet"}, "the toy evaluator reads no table"),
+        ({"table": "none.parquet"}, "the toy evaluator takes no --table"),
         ({"space": "mobilenetv3", "dataset": "cifar10"}, "has no data set 'cifar10'"),
         ({"seeds": 0}, "--seeds, --num, --steps, --threads at least 1"),
         ({"num": 0}, "--seeds, --num, --steps, --threads at least 1"),
@@ -372,7 +372,7 @@ def test_bad_settings(changes, message, capsys):
 def test_more_labels_than_the_space_holds(capsys):
     code, out, err = run_here(capsys, TOYS, labels="145")
     assert (code, out) == (2, "")
-    assert err == "error: no 145 distinct architectures found in toy\n"
+    assert err == "error: found fewer than 145 distinct architectures in toy\n"
 
 
 def test_too_few_steps_for_a_valid_sample(capsys, monkeypatch):

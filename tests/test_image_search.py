@@ -101,14 +101,14 @@ def test_a_supernet_that_is_there_is_not_trained_again(supernet, data):
     argv = ["--data", data, *TRAIN, "--out", supernet]
     code, _, err = outcome(train_supernet, *argv, "--epochs", 2, "--seed", 1)
     assert (code, err.count("\n")) == (2, 1)
-    assert "W.pt was made with other epochs, seed: delete it or choose another --out" in err
+    assert "W.pt was trained with other epochs, seed: delete it or choose another --out" in err
     argv += ["--epochs", 1]
     code, _, err = outcome(train_supernet, *argv)
-    assert (code, "is there: nothing to train" in err) == (0, True)
+    assert (code, "already exists: nothing to train" in err) == (0, True)
     code, _, err = outcome(train_on_ray, *argv, "--workers", 1)  # found before Ray is started
-    assert (code, "is there: nothing to train" in err) == (0, True)
+    assert (code, "already exists: nothing to train" in err) == (0, True)
     code, _, err = outcome(train_on_ray, *argv, "--workers", 2)
-    assert (code, "W.pt was made with other processes" in err) == (2, True)
+    assert (code, "W.pt was trained with other processes" in err) == (2, True)
     assert (supernet.read_bytes(), len(lines(supernet))) == before
 
 
@@ -160,8 +160,8 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
     ("changes", "message"),
     [
         ({"--random": -1}, "--random must not be negative"),
-        ({"--seed": -1}, "--seed -1 must not be negative"),
-        ({"--width": 0.123}, "--width must be more than 0, at most 4, and in hundredths"),
+        ({"--seed": -1}, "--seed -1 must be at least 0"),
+        ({"--width": 0.123}, "--width must be more than 0, at most 4, and a multiple of 0.01"),
         ({"--recipe": "tasty"}, "unknown recipe 'tasty': choose from nasbench201, transfer, "),
         ({"--data": "nowhere"}, "nowhere"),
         ({"--out": "no/where.pt"}, "no such folder: no"),
@@ -230,7 +230,7 @@ class TestSupernetsThatDoNotFit:
         assert "the supernet evaluator needs --weights" in self.refusal("--data", data)
 
     def test_no_images(self, supernet):
-        assert "images are needed: --data" in self.refusal("--weights", supernet)
+        assert "images are required: --data" in self.refusal("--weights", supernet)
 
     def test_nothing_to_calibrate_or_to_measure_by(self, supernet, data):
         argv = ("--weights", supernet, "--data", data)
@@ -242,7 +242,7 @@ class TestSupernetsThatDoNotFit:
         path = tmp_path / "W.pt"
         save_supernet(Supernet(7), path, {})
         message = self.refusal("--weights", path, "--data", data)
-        assert f"{path} tells 7 classes apart, {data} has 3: train a supernet on it" in message
+        assert f"{path} has 7 classes, {data} has 3: train a supernet on it" in message
 
     def test_images_that_it_has_seen(self, supernet, data):
         message = self.refusal("--weights", supernet, "--data", data, "--held-out", 12)
@@ -276,17 +276,17 @@ class TestSupernetsThatDoNotFit:
             caplog.clear()
             networks = NetworkOptions(data=path, weights=weights, held_out=9)
             build_evaluator(MOBILENETV3, evaluator, EvaluatorSettings(networks=networks))
-            assert ("it may have seen some held out here" in caplog.text) == warned
+            assert ("it may include some held out here" in caplog.text) == warned
 
     def test_no_checkpoint(self, data, tmp_path):
         path = tmp_path / "notes.txt"
         path.write_text("hello")
-        assert f"{path} is damaged, or no file" in self.refusal("--weights", path, "--data", data)
+        assert f"{path} is damaged, or not a file" in self.refusal("--weights", path, "--data", data)
 
     def test_images_for_a_table(self, data):
         code, _, err = outcome(run_bo, "--evaluator", "surrogate", "--data", data, *SEARCH)
         assert (code, err.count("\n")) == (2, 1)
-        assert "the surrogate evaluator sees no images" in err
+        assert "the surrogate evaluator uses no images" in err
 
 
 def test_a_search_by_a_supernet(supernet, data, tmp_path):
@@ -322,7 +322,7 @@ def test_networks_are_counted_as_they_are_measured(evaluator, space, options, da
 def test_what_networks_are_counted_for_needs_images_and_weights(data, quarter):
     assert network_task(MOBILENETV3, "surrogate", EvaluatorSettings()) is None
     for options, message in (
-        ({"weights": quarter}, "images are needed: --data"),
+        ({"weights": quarter}, "images are required: --data"),
         ({"data": data}, "the supernet evaluator needs --weights"),
     ):
         with pytest.raises(EvaluatorConfigError, match=message):

@@ -607,7 +607,7 @@ class TestTrainingEvaluator:
         assert caplog.text == ""
         checkpoint.write_bytes(b"damaged")
         assert brief.at(12).evaluate(arch, seed=3).curve == first.curve
-        assert "trained from the start" in caplog.text
+        assert "restarting the training from scratch" in caplog.text
 
     def test_another_recipe_or_network_is_another_training(self, data, tmp_path):
         arch, other = NASBENCH201.from_str(CONV), NASBENCH201.from_str(POOL)
@@ -619,7 +619,7 @@ class TestTrainingEvaluator:
 
     def test_epochs_beyond_the_recipe(self, data, tmp_path):
         evaluator = self.evaluator(data, tmp_path)
-        with pytest.raises(EvaluatorConfigError, match="4 epochs of training: choose 1 to 3"):
+        with pytest.raises(EvaluatorConfigError, match="epochs must be 1 to 3, not 4"):
             evaluator.at(270)
         assert [evaluator.at(epochs).epochs for epochs in (1, 12, 100, 200)] == [1, 1, 2, 3]
 

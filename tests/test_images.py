@@ -145,7 +145,7 @@ def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     fails(tmp_path / "absent", "no such folder or file")
     fails(root / "train", "has no folder train or val .*; it has cat, dog")
     (root / "val/cat").rename(root / "val/cow")
-    fails(root, "train has no class cow, but val has")
+    fails(root, "train lacks class cow, which val has")
     (root / "val/cow").rename(root / "val/cat")
     (root / "val/0.jpeg").write_bytes(encoded())
     fails(root, "holds pictures outside class folders, such as 0.jpeg: .*valprep.sh")
@@ -154,11 +154,11 @@ def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     (root / "train/emu").mkdir()
     fails(root, "train/emu holds no picture")
     (root / "train/emu/0.jpeg").write_bytes(encoded())
-    fails(root, "val has no class emu, but train has")
-    fails(folder(tmp_path / "one", classes=("cat",)), "one class, cat: there must be two")
+    fails(root, "val lacks class emu, which train has")
+    fails(folder(tmp_path / "one", classes=("cat",)), "only one class, cat: at least two")
     tar = tar_of(root, tmp_path / "whole.tar")
     (tmp_path / "cut.tar").write_bytes(tar.read_bytes()[:9000])
-    fails(tmp_path / "cut.tar", "cut.tar is not a whole, uncompressed tar")
+    fails(tmp_path / "cut.tar", "cut.tar is not a complete, uncompressed tar")
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/n1.tar").write_bytes(tar.read_bytes())
     fails(tar_of(tmp_path / "tars", tmp_path / "ILSVRC.tar"), "is a tar of tars")
@@ -604,7 +604,7 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
         open_pixels(path, val)
     with pytest.raises(EvaluatorConfigError, match="no such pixel cache"):
         loader(train, cache=tmp_path / "absent.npy")
-    with pytest.raises(EvaluatorConfigError, match="too fine for 7 x 7: cache 8 x 8"):
+    with pytest.raises(EvaluatorConfigError, match="too large for 7 x 7: cache 8 x 8"):
         loader(train, cache=path, resolution=7)
     assert loader(train, cache=path, resolution=8).steps == 3
     whole = path.read_bytes()

@@ -117,7 +117,12 @@ def test_a_synthetic_table_adds_up_to_its_networks(clock, tmp_path):
     code, text, _ = build(tmp_path / "T.json", (32, 48), width=0.5)
     assert code == 0
     assert "48 pixels: networks take" in text
-    assert text.count("sums of layers are 1.000 of 2 random networks measured as a whole") == 2
+    assert (
+        text.count(
+            "sum of layers / network measured as a whole: 1.000 on average over 2 random networks"
+        )
+        == 2
+    )
     latency = latency_property(MOBILENETV3, f"{tmp_path / 'T.json'}:48")
     plan = mobilenetv3_plan(48, 0.5)
     total = sum(synthetic_ms(slot, 7, 6) for slot in plan.slots)
@@ -178,7 +183,7 @@ def test_an_interrupted_table_continues(clock, tmp_path, monkeypatch):
     code, _, err = build(out, repeats=5, width=0.75)
     assert (code, err.splitlines()[-1]) == (
         2,
-        f"error: {partial} was begun otherwise (width is 1.0 there, 0.75 here): "
+        f"error: {partial} was started with other settings (width is 1.0 there, 0.75 here): "
         "delete it to start again",
     )
     assert build(out, repeats=5)[0] == 0
@@ -192,12 +197,12 @@ def test_an_interrupted_table_continues(clock, tmp_path, monkeypatch):
 def test_a_table_that_is_there_is_not_overwritten(clock, tmp_path, monkeypatch):
     out = tmp_path / "T.json"
     code, text, _ = build(out, repeats=1)
-    assert (code, "half of the times" in text) == (0, False)  # one time has no spread
+    assert (code, "interquartile range" in text) == (0, False)  # one time has no spread
     before = out.read_bytes()
     monkeypatch.setattr(BlockTimer, "measure", None)
     code, again, err = build(out, repeats=1)
     assert (code, again) == (0, text)
-    assert "T.json is there already, measured so" in err
+    assert "T.json already exists, measured with these settings" in err
     for changes, message in (
         ({"width": 0.75}, "(width is 1.0 there, 0.75 here)"),
         ({"networks": 3}, "(networks is 2 there, 3 here)"),
@@ -208,7 +213,7 @@ def test_a_table_that_is_there_is_not_overwritten(clock, tmp_path, monkeypatch):
     assert out.read_bytes() == before
     out.write_text("mine")
     code, _, err = build(out)
-    assert (code, "is there, and no table of this command" in err) == (2, True)
+    assert (code, "exists and is not a table of this command" in err) == (2, True)
     assert err.count("\n") == 1
     assert out.read_text() == "mine"
 
@@ -231,8 +236,8 @@ def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
     [
         (("--out", "T.txt"), "--out T.txt must end in .json"),
         (("--out", "no/where.json"), "no such folder: no"),
-        (("--width", 0.123), "--width must be more than 0, at most 4, and in hundredths"),
-        (("--width", "nan"), "--width must be more than 0, at most 4, and in hundredths"),
+        (("--width", 0.123), "--width must be more than 0, at most 4, and a multiple of 0.01"),
+        (("--width", "nan"), "--width must be more than 0, at most 4, and a multiple of 0.01"),
         (("--resolution", 224, 4), "--resolution must be at least 8"),
         (("--resolution",), "--resolution must be at least 8"),
         (("--threads", 100_000), "--threads must be at most"),
@@ -261,7 +266,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
     code, _, err = build(tmp_path / "T.json")
     assert (code, err.splitlines()[-1]) == (
         2,
-        "error: no memory for batches of 1: lower --batch-size",
+        "error: not enough memory for batches of 1: lower --batch-size",
     )
 
 

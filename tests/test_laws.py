@@ -103,5 +103,5 @@ def test_a_random_list_is_distinct_and_the_same_for_a_seed(space):
 
 def test_a_random_list_may_be_the_whole_space_and_no_more():
     assert set(random_list(TOY, 144, 0).archs) == set(ARCHS)
-    with pytest.raises(ValueError, match="no 145 distinct architectures found in toy"):
+    with pytest.raises(ValueError, match="found fewer than 145 distinct architectures in toy"):
         random_list(TOY, 145, 0)

@@ -312,7 +312,7 @@ def test_a_method_and_its_parts_continue_each_other(capsys):
         ("--method rea --strategy uncond+sort", "needs a surrogate"),
         (
             "--method bohb",
-            "no accuracies after 12 epochs here: they need training, or a benchmark table",
+            "no accuracies after 12 epochs: choose --evaluator train, or a benchmark table",
         ),
     ],
 )

@@ -270,21 +270,22 @@ def test_what_is_trained_is_left_as_it_is(tmp_path, capsys):
     capsys.readouterr()
     again = [*BRIEFLY, "--steps", "2", "--out", str(out)]
     code, _, err = run_here(capsys, train_app, *again)
-    assert (code, err) == (0, f"{out} is there already, trained so\n")
+    assert (code, err) == (0, f"{out} already exists, trained with these settings\n")
     code, _, err = run_here(capsys, train_app, *again, "--sigma-max", "4")
     assert code == 2
     assert err == (
-        f"error: {out} has other weights (sigma_max is 5.0 there, 4.0 here): choose another --out\n"
+        f"error: {out} was trained with other settings (sigma_max is 5.0 there, 4.0 here): "
+        "choose another --out\n"
     )
     assert (out.read_bytes(), record.read_bytes()) == before
     out.write_bytes(before[0][:-9])
     code, _, err = run_here(capsys, train_app, *again)
     assert code == 2
-    assert "is not what its JSON says: remove it or choose another --out" in err
+    assert "does not match the hash in its JSON: remove it or choose another --out" in err
     record.unlink()
     code, _, err = run_here(capsys, train_app, *again)
     assert code == 2
-    assert "no record of it: choose another --out" in err
+    assert "without a readable record: choose another --out" in err
 
 
 def test_a_training_that_diverges_ends_in_one_line_and_writes_nothing(tmp_path, capsys):
@@ -327,7 +328,7 @@ def test_an_interrupted_training_continues_as_configured_or_not_at_all(
     restart = shutil.copy(interrupted, tmp_path / "W.train.safetensors")
     argv = TRAIN if "--space" not in options else TRAIN[2:]
     message = refusal(capsys, train_app, *argv, *options, "--out", tmp_path / "W.safetensors")
-    assert "W.train.safetensors has another configuration (" in message
+    assert "W.train.safetensors has other settings (" in message
     assert differences in message
     assert message.endswith("): remove it or choose another --out\n")
     assert [file.name for file in tmp_path.iterdir()] == ["W.train.safetensors"]
@@ -339,13 +340,15 @@ def test_a_damaged_state_of_a_training_is_refused(damage, interrupted, tmp_path,
     restart = tmp_path / "W.train.safetensors"
     restart.write_bytes(damage(interrupted.read_bytes()))
     message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
-    assert f"{restart} is not an interrupted training: remove it or choose another" in message
+    assert (
+        f"{restart} does not hold an interrupted training: remove it or choose another" in message
+    )
 
 
 def test_tensors_of_something_else_are_no_interrupted_training(tmp_path, capsys):
     save_tensors({"step": torch.tensor(1)}, tmp_path / "W.train.safetensors")
     message = refusal(capsys, train_app, *TRAIN, "--out", tmp_path / "W.safetensors")
-    assert "is not an interrupted training" in message
+    assert "does not hold an interrupted training" in message
 
 
 # nag.sample
@@ -423,16 +426,19 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
         (["--space", "toy", "--out", "W.pt"], "--out W.pt must end in .safetensors"),
         (["--space", "toy", "--steps", "0"], "must be at least 1"),
         (["--space", "toy", "--steps", "many"], "many"),
-        (["--space", "toy", "--steps", "1", "2", "a b"], "2 'a b' belongs to no option: see"),
+        (["--space", "toy", "--steps", "1", "2", "a b"], "unexpected argument 2 'a b': see"),
         (["--space", "toy", "--sigma-min", "9"], "sigma_min 9 must be positive and below"),
         (["--space", "toy", "--sigma-max", "inf"], "which must be finite"),
         (["--space", "toy", "--device", "warp"], "device 'warp' is not available"),
         (["--space", "toy", "--preset", "huge"], "huge"),
         (["--space", "toy", "--target", "guess"], "guess"),
         (["--space", "toy", "--archs", "none.txt"], "cannot read none.txt: "),
-        (["--space", "toy", "--seed", "-1"], "--seed -1 must not be negative, and must be below"),
-        (["--space", "toy", "--seed", "9" * 20], "must be below 2^63"),
-        (["--space", "toy", "--num-archs", "145"], "no 145 distinct architectures found in toy"),
+        (["--space", "toy", "--seed", "-1"], "--seed -1 must be at least 0 and below"),
+        (["--space", "toy", "--seed", "9" * 20], "and below 2^63"),
+        (
+            ["--space", "toy", "--num-archs", "145"],
+            "found fewer than 145 distinct architectures in toy",
+        ),
         (["--space", "toy", "--num-archs", "0"], "must be at least 1"),
         (["--space", "toy", "--num-archs", "-3"], "must be at least 1"),
         (["--space", "toy", "--report-every", "0"], "must be at least 1"),
@@ -487,8 +493,8 @@ def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
         (["--space", "toy", "--score", "exact", "--steps", "0"], "must be at least 1"),
         (["--space", "toy", "--score", "exact", "--sigma-min", "-1"], "sigma_min -1 must be pos"),
         (["--space", "toy", "--score", "exact", "--device", "meta"], "device 'meta' is not avail"),
-        (["--space", "toy", "--seed", "-1"], "--seed -1 must not be negative, and must be below"),
-        (["--space", "toy", "--seed", "9" * 20], "must be below 2^63"),
+        (["--space", "toy", "--seed", "-1"], "--seed -1 must be at least 0 and below"),
+        (["--space", "toy", "--seed", "9" * 20], "and below 2^63"),
         (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
         (["--space", "toy", "--out", "."], "--out . is a folder"),
         (["--space", "toy", "--score", "exact", "--weights", "W"], "the exact score takes no we"),
@@ -507,7 +513,7 @@ def test_samples_that_are_there_are_not_overwritten(tmp_path, capsys):
     out = tmp_path / "samples.txt"
     out.write_text("mine")
     options = ["--space", "toy", "--num", "3", "--score", "exact", "--out", out]
-    assert f"--out {out} is there: delete it" in refusal(capsys, sample_app, *options)
+    assert f"--out {out} already exists: delete it" in refusal(capsys, sample_app, *options)
     assert out.read_text() == "mine"
 
 

@@ -329,14 +329,14 @@ def test_what_is_no_supernet_is_refused_in_one_line(supernet, tmp_path):
         for name in ["junk", "junk.safetensors"]:
             (tmp_path / name).write_bytes(junk)
             assert error_of(tmp_path / name) == (
-                f"{tmp_path / name} is damaged, or no file of tensors alone (PyTorch's or "
+                f"{tmp_path / name} is damaged, or not a file of plain tensors (PyTorch or "
                 f".safetensors): {EXPECTED}"
             )
     for record in ("[1]", '{"resolution": "large"}', '{"held_out": null}'):
         torch.save({"state_dict": supernet.state_dict(), "meta": record}, path)
-        assert error_of(path) == f"{path} is damaged: what it says of its weights is no record"
+        assert error_of(path) == f"{path} is damaged: its metadata is not a valid record"
     torch.save(supernet, path)  # a pickled module: it would run code
-    assert "no file of tensors alone" in error_of(path)
+    assert "not a file of plain tensors" in error_of(path)
 
     state = dict(supernet.state_dict())
     name = "blocks.3.conv.point_linear.conv.weight"
@@ -344,20 +344,19 @@ def test_what_is_no_supernet_is_refused_in_one_line(supernet, tmp_path):
     for checkpoint, problem in [
         ([1, 2], "holds 0 tensors but no classifier.linear.weight"),
         ({"fc.weight": torch.ones(10, 512)}, "holds 1 tensors but no classifier.linear.weight"),
-        (without, f"holds another network, 1 tensors are missing, the first is {name}"),
+        (without, f"holds another network (1 tensors are missing, such as {name})"),
         (
             state | {"feature_mix_layer.bn.weight": torch.ones(1280)},
-            "holds another network, 1 tensors are too many, the first is "
-            "feature_mix_layer.bn.weight",
+            "holds another network (1 tensors are unexpected, such as feature_mix_layer.bn.weight)",
         ),
         (
             state | {name: torch.ones(24, 96, 1, 1)},
-            f"holds another network, {name} is (24, 96, 1, 1), not (24, 144, 1, 1)",
+            f"holds another network ({name} has shape (24, 96, 1, 1), not (24, 144, 1, 1))",
         ),
         (
             dict(supernet.extract(LARGEST).state_dict()),
-            "holds another network, 40 tensors are missing, the first is "
-            "blocks.1.conv.depth_conv.conv.7to5_matrix",
+            "holds another network (40 tensors are missing, such as "
+            "blocks.1.conv.depth_conv.conv.7to5_matrix)",
         ),
     ]:
         torch.save(checkpoint, path)

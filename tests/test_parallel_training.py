@@ -288,7 +288,7 @@ def test_on_ray(tmp_path):
         (["--auth", "password"], 'Invalid value "password" for --auth'),
         (
             ["--workers", "2", "--batch-size", "7"],
-            "--batch-size 7 does not go evenly into 2 processes",
+            "--batch-size 7 is not divisible by the 2 processes",
         ),
     ],
 )

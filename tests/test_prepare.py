@@ -129,7 +129,7 @@ def test_a_change_of_the_data_is_noticed(root, tmp_path, kind):
         os.utime(data, (later, later))
     else:
         (data / "1.tar").write_bytes((data / "0.tar").read_bytes())
-    with pytest.raises(EvaluatorConfigError, match=r"has changed since|is not as it was prepared"):
+    with pytest.raises(EvaluatorConfigError, match="has changed since"):
         open_images(data)
 
 
@@ -214,7 +214,7 @@ def test_work_in_processes_covers_all_rows():
     for rows, result in in_processes(squares, 5000, workers=2):
         found[rows] = result
     np.testing.assert_array_equal(found, np.arange(5000) ** 2)
-    with pytest.raises(OSError, match="a working process died"):
+    with pytest.raises(OSError, match="a worker process died"):
         list(in_processes(dies, 10, workers=1))
 
 

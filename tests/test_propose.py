@@ -377,7 +377,10 @@ def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(cap
         ({"values": None}, "--values"),
         ({"out": None}, "--out"),
         ({"out": "no/such/next.parquet"}, "no such folder: no/such\n"),
-        ({"out": "values.parquet"}, "--out values.parquet is read, and would be overwritten"),
+        (
+            {"out": "values.parquet"},
+            "--out values.parquet is also an input and would be overwritten",
+        ),
         ({"method": "rea"}, "--surrogate none, nor a method without one, ranks no candidates"),
         ({"out": "next.csv"}, "--out next.csv must end in .parquet\n"),
         ({"space": "nowhere"}, f"unknown space 'nowhere': choose from {', '.join(SPACES)}\n"),

@@ -173,7 +173,7 @@ def test_a_table_from_nothing(tmp_path, capsys, monkeypatch):
     arguments = ["--rows", "exact-of-list,default,exact", "--out", tmp_path]
     code, out, err = run_here(capsys, *arguments)
     assert code == 0
-    assert "training it, 20 steps" in err
+    assert "training it for 20 steps" in err
     assert (tmp_path / "networks" / "toy-default.safetensors").exists()
 
     assert (tmp_path / "quality-toy.md").read_text() == out
@@ -239,9 +239,9 @@ def test_novelty_of_shipped_weights_is_against_their_draws(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("data", "row", "message"),
     [
-        (random_list(TOY, 72, 1).to_json(), "default", "was trained on other data than the 72"),
-        ({"law": "uniform"}, "default", "was trained on other data than the 72"),
-        (random_list(TOY, 72, 0).to_json(), "no-positions", "holds another network"),
+        (random_list(TOY, 72, 1).to_json(), "default", "was not trained on the 72"),
+        ({"law": "uniform"}, "default", "was not trained on the 72"),
+        (random_list(TOY, 72, 0).to_json(), "no-positions", "does not hold the network"),
     ],
     ids=["another list", "no list", "another network"],
 )
@@ -262,7 +262,7 @@ def test_a_record_without_its_training_is_refused(tmp_path, capsys):
     path.with_suffix(".json").write_text(json.dumps(record | {"training": {}}))
     code, _, err = run_here(capsys, "--rows", "default", "--out", tmp_path)
     assert code == 2
-    assert "does not say how it was made" in err
+    assert "does not record how the network was trained" in err
 
 
 @pytest.mark.parametrize(

@@ -435,7 +435,7 @@ def test_the_derived_graph_is_a_chain():
         ({"render": str}, "render and parse go together"),
         ({"parse": tuple}, "render and parse go together"),
         *[
-            ({"operators": ("w", "a", name)}, "different names without ',' and '/'")
+            ({"operators": ("w", "a", name)}, "distinct names without ',' and '/'")
             for name in ("a", "", "a,b", "a/b", " b")
         ],
     ],

@@ -37,11 +37,11 @@ TOY_TEXTS = [
             {"evaluator": "oracle"},
             "unknown evaluator 'oracle'.*surrogate, table, toy, supernet, train",
         ),
-        ("toy", {"evaluator": "surrogate"}, "knows the space mobilenetv3, not toy"),
+        ("toy", {"evaluator": "surrogate"}, "supports the space mobilenetv3, not toy"),
         ("nasbench201", {"evaluator": "table"}, "needs --table"),
         ("mobilenetv3", {"evaluator": "surrogate", "dataset": "cifar10"}, "choose from imagenet"),
         ("mobilenetv3", {"evaluator": "surrogate", "objective": "test"}, "choose from valid"),
-        ("mobilenetv3", {"evaluator": "surrogate", "table": "t.parquet"}, "reads no table"),
+        ("mobilenetv3", {"evaluator": "surrogate", "table": "t.parquet"}, "takes no --table"),
     ],
 )
 def test_arguments_that_do_not_fit(space, arguments, message):
@@ -160,11 +160,14 @@ def test_an_interrupted_command_continues(flaky, tmp_path):
 
     code, err, met = flaky((), "--seed", "1")
     assert (code, met) == (2, [])
-    assert "was begun otherwise (seed is 0 there, 1 here): delete it to start again" in err[0]
+    assert (
+        "was started with other settings (seed is 0 there, 1 here): delete it to start again"
+        in err[0]
+    )
 
     code, err, met = flaky()
     assert (code, met) == (0, TOY_TEXTS[3:6])
-    assert err[0] == "continuing: 3 of 6 are not in out.parquet.partial"
+    assert err[0] == "continuing from out.parquet.partial: 3 of 6 left"
     assert err[1].startswith("6 evaluated, 0 failed")
     flaky(out="whole.parquet")
     pd.testing.assert_frame_equal(
@@ -192,9 +195,9 @@ def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
     code, err, _ = flaky(faults)
     assert code == 0
     assert err[0].startswith("6 evaluated, 5 failed")
-    first = "the first that failed, " + TOY_TEXTS[0]
+    first = "first failure, " + TOY_TEXTS[0]
     assert err[1] == f"{first}: a process that loads pictures has died"
-    assert err[2] == "repeat the command to try again the 4 that the machine failed"
+    assert err[2] == "repeat the command to retry the 4 that failed because of the machine"
     frame = pd.read_parquet("out.parquet")
     assert frame.status.tolist() == ["failed"] * 5 + ["ok"]
     assert frame.error.tolist()[:5] == [
@@ -212,7 +215,7 @@ def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
 
 def test_where_all_failed_the_command_failed(flaky):
     code, err, _ = flaky({text: EvaluationError("not in the table") for text in TOY_TEXTS[:6]})
-    assert (code, err[1]) == (1, f"the first that failed, {TOY_TEXTS[0]}: not in the table")
+    assert (code, err[1]) == (1, f"first failure, {TOY_TEXTS[0]}: not in the table")
 
 
 def test_what_is_finished_is_not_overwritten(flaky):
@@ -220,7 +223,7 @@ def test_what_is_finished_is_not_overwritten(flaky):
     before = Path("out.parquet").read_bytes()
     code, err, met = flaky((), "--seed", "1")
     assert (code, met) == (2, [])
-    assert err == ["error: --out out.parquet is there: delete it or choose another"]
+    assert err == ["error: --out out.parquet already exists: delete it or choose another"]
     assert Path("out.parquet").read_bytes() == before
 
 
@@ -232,7 +235,7 @@ def test_what_is_read_is_not_overwritten(name, flaky):
     archs = "in.parquet" if name == "archs" else "archs.txt"
     code, err, _ = flaky((), *more, archs=archs, out="./in.parquet")
     assert (code, len(err)) == (2, 1)
-    assert "--out in.parquet is read, and would be overwritten" in err[0]
+    assert "--out in.parquet is also an input and would be overwritten" in err[0]
     assert Path("in.parquet").read_bytes() == before
 
 
@@ -308,14 +311,14 @@ def test_what_values_depend_on_is_told_apart_by_contents(tmp_path, name):
     [
         ({"--space": "nowhere"}, "unknown space 'nowhere'"),
         ({"--evaluator": "oracle"}, "unknown evaluator 'oracle'"),
-        ({"--evaluator": "table"}, "knows the space nasbench201, not toy"),
+        ({"--evaluator": "table"}, "supports the space nasbench201, not toy"),
         ({"--archs": "absent.txt"}, "cannot read absent.txt"),
         ({"--archs": "bad.txt"}, "bad.txt, line 2: "),
         ({"--archs": "empty.txt"}, "lists no architecture"),
         ({"--out": "nowhere/out.parquet"}, "no such folder"),
         ({"--out": "out.csv"}, "--out out.csv must end in .parquet"),
         ({"--seed": "many"}, "--seed"),
-        ({"--seed": "-1"}, "--seed -1 must not be negative"),
+        ({"--seed": "-1"}, "--seed -1 must be at least 0"),
         ({"--colour": "red"}, "--colour"),
     ],
 )

@@ -120,7 +120,7 @@ def test_constraints_come_in_the_order_of_their_texts(latencies):
 
 
 def test_bounds_that_exclude_each_other_are_refused():
-    said = r"no macs is at least 3e\+08 and at most 2\.5e\+08"
+    said = r"macs cannot be at least 3e\+08 and at most 2\.5e\+08"
     with pytest.raises(EvaluatorConfigError, match=said):
         build_constraints(MOBILENETV3, ["macs<=250e6", "macs>=300e6", "macs<=1e9"], None, None)
     assert len(build_constraints(MOBILENETV3, ["macs<=3e8", "macs>=3e8"], None, None)) == 2
@@ -172,7 +172,7 @@ def test_a_latency_needs_a_table(tmp_path):
     assert refusal(build_constraints, *arguments, str(missing)) == f"no such table: {missing}"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({"times": {}}))
-    assert "is no latency table" in refusal(build_constraints, *arguments, str(broken))
+    assert "is not a latency table" in refusal(build_constraints, *arguments, str(broken))
 
 
 def test_an_unknown_data_set():

@@ -208,7 +208,9 @@ def test_errors_of_any_table(tmp_path):
     assert message("a.json", SPACES["nasbench201"]) == (
         "latency tables are for the space mobilenetv3, not nasbench201"
     )
-    assert "is no latency table: choose a file that ends in .json or .parquet" in message("a.yaml")
+    assert "is not a latency table: choose a file that ends in .json or .parquet" in message(
+        "a.yaml"
+    )
     for name in ("absent.json", "absent.parquet", "absent.json:224", "absent.parquet:lat_x"):
         file = name.split(":")[0]
         assert message(tmp_path / name) == f"no such table: {tmp_path / file}"
@@ -223,7 +225,9 @@ def test_errors_of_any_table(tmp_path):
 @pytest.mark.parametrize("content", [[], {"unit": "ms"}, {"tables": [1]}, {"table": None}])
 def test_json_that_is_no_latency_table(content, tmp_path):
     path = write(tmp_path / "synthetic.json", content)
-    assert message(path) == f"{path} is no latency table: expected an object named tables or table"
+    assert (
+        message(path) == f"{path} is not a latency table: expected an object named tables or table"
+    )
 
 
 @pytest.mark.parametrize("kind", ["tables", "table"])
@@ -246,7 +250,7 @@ def test_missing_layers_are_named(kind, value, tmp_path):
     times[layer] = value
     path = write(tmp_path / "synthetic.json", content)
     # The layers of a stage after its first are alike: nodes 5, 6 and 7 here.
-    assert message(path) == f"{path} has no time in ms of {layer}, one of 3 layers it lacks"
+    assert message(path) == f"{path} lacks times in ms of 3 layers, such as {layer}"
 
 
 def test_errors_of_tables_of_networks(tmp_path, rng):
@@ -268,17 +272,17 @@ def test_errors_of_tables_of_networks(tmp_path, rng):
     assert message_of(r="large") == ": column r does not hold numbers"
     for column in ({"d": [[5] * 5] * 20}, {"ks": [[9] * 20] * 20}, {"e": [[3]] * 20}, {"d": 2}):
         assert message_of(**column) == (
-            f" has a row that is no network: allowed are ks in {KERNELS}, e in {EXPANDS} "
+            f" has a row that is not a network: allowed are ks in {KERNELS}, e in {EXPANDS} "
             "and d in (2, 3, 4)"
         )
     assert message_of(lat_synthetic=[1.0] * 4 + [np.nan] * 16) == (
         " has 4 networks with lat_synthetic: at least 5 are needed"
     )
     assert message_of(lat_synthetic=[1.0] * 19 + [-3.0]) == (
-        " has a lat_synthetic of -3: times are positive"
+        " has a lat_synthetic of -3: latencies must be positive"
     )
     assert message_of(r=[128, 192] * 10) == (
-        " has networks at 128 to 192 pixels: 224 is not among them"
+        " has networks at 128 to 192 pixels, but 224 is outside this range"
     )
 
 

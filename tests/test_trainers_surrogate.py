@@ -117,7 +117,7 @@ def test_changed_or_missing_weights_are_refused(tmp_path):
 
 
 def test_other_spaces_are_refused(surrogate, rng):
-    with pytest.raises(EvaluatorConfigError, match="knows the space mobilenetv3, not toy"):
+    with pytest.raises(EvaluatorConfigError, match="supports the space mobilenetv3, not toy"):
         surrogate.evaluate(SPACES["toy"].sample(1, rng)[0], seed=0)
 
 
@@ -127,15 +127,15 @@ ROW = {"ks": [3] * 20, "e": [3] * 20, "d": [2] * 5, "r": 224, "top1": 75.0, "sou
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "has 0 networks with top1 at r=224, from 0 sources: at least 5, from 2, are needed"),
+        ([], "has 0 networks with top1 at r=224, from 0 sources: at least 5 from 2 are needed"),
         ([{}, {"r": 192}, {"d": [3] * 5}], "has 2 networks with top1"),
         ([{"d": [2, 2, 2, 2, d]} for d in (2, 3, 4)], "has 3 networks with top1"),
         ([{"top1": None}] * 2, "has 0 networks with top1"),
         ([{"top1": "75"}], "column top1 does not hold numbers"),
         ([{"r": "224"}], "column r does not hold numbers"),
-        ([{"ks": [9] * 20}], r"has a row that is no network: allowed are ks in \(3, 5, 7\)"),
-        ([{"d": [5] * 5}], "has a row that is no network"),
-        ([{"e": None}], "has a row that is no network"),
+        ([{"ks": [9] * 20}], r"has a row that is not a network: allowed are ks in \(3, 5, 7\)"),
+        ([{"d": [5] * 5}], "has a row that is not a network"),
+        ([{"e": None}], "has a row that is not a network"),
     ],
     ids=str,
 )

@@ -98,7 +98,7 @@ def test_errors_of_set_up_are_one_line(table, tmp_path, rng):
             TableEvaluator(*arguments)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(EvaluatorConfigError, match="knows the space nasbench201, not toy"):
+    with pytest.raises(EvaluatorConfigError, match="supports the space nasbench201, not toy"):
         TableEvaluator(table).evaluate(SPACES["toy"].sample(1, rng)[0], seed=0)
 
 

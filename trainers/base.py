@@ -81,7 +81,7 @@ def in_steps(evaluator: Evaluator) -> TrainingInSteps:
     """`evaluator`, checked to train in steps; raises EvaluatorConfigError if it does not."""
     if not isinstance(evaluator, TrainingInSteps):
         raise EvaluatorConfigError(
-            "there is no training here that could be stopped early: choose --evaluator train"
+            "this evaluator has no training that could be stopped early: choose --evaluator train"
         )
     return evaluator
 
@@ -92,7 +92,7 @@ def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
         return evaluator
     if not isinstance(evaluator, MultiFidelityEvaluator):
         raise EvaluatorConfigError(
-            f"no accuracies after {epochs} epochs here: they need training, or a benchmark table "
-            "that has them"
+            f"this evaluator has no accuracies after {epochs} epochs: choose --evaluator train, or "
+            "a benchmark table that has them"
         )
     return evaluator.at(epochs)

@@ -59,14 +59,14 @@ def build_evaluator(
     spaces, build = EVALUATORS[evaluator]
     if space.name not in spaces:
         raise EvaluatorConfigError(
-            f"the {evaluator} evaluator knows the space {' and '.join(spaces)}, not {space.name}"
+            f"the {evaluator} evaluator supports the space {' and '.join(spaces)}, not {space.name}"
         )
     if settings.table is not None and evaluator != "table":
-        raise EvaluatorConfigError(f"the {evaluator} evaluator reads no table")
+        raise EvaluatorConfigError(f"the {evaluator} evaluator takes no --table")
     if settings.networks != NetworkOptions() and evaluator not in ON_IMAGES:
         raise EvaluatorConfigError(
-            f"the {evaluator} evaluator sees no images: --data, --weights and what goes with them "
-            f"are for {' and '.join(ON_IMAGES)}"
+            f"the {evaluator} evaluator uses no images: --data, --weights and related options are "
+            f"for {' and '.join(ON_IMAGES)}"
         )
     return build(space, settings)
 
@@ -114,9 +114,9 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     task = _task("supernet", space, settings, supernet)
     if supernet.num_classes != len(task.classes):
         raise EvaluatorConfigError(
-            f"{weights} tells {supernet.num_classes} classes apart, {networks.data} has "
+            f"{weights} has {supernet.num_classes} classes, {networks.data} has "
             f"{len(task.classes)}: train a supernet on it (python -m trainers.train_supernet), or "
-            "let --evaluator train begin with these weights"
+            "start from these weights with --evaluator train"
         )
     recipe = find_recipe(networks.recipe or supernet.meta.get("recipe", "imagenet"))
     return SupernetEvaluator(
@@ -133,10 +133,13 @@ def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> 
     if unseen is False:
         raise EvaluatorConfigError(
             f"{weights} was trained with {supernet.meta['held_out']} of these images held out: "
-            f"--held-out {len(task.held_out)} would measure by some that it has seen"
+            f"--held-out {len(task.held_out)} would measure accuracy on some it was trained on"
         )
     if unseen is None and "held_out" in supernet.meta:
-        _log.warning("%s was trained on other images: it may have seen some held out here", weights)
+        _log.warning(
+            "%s was trained on a different set of images: it may include some held out here",
+            weights,
+        )
 
 
 def _train(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
@@ -166,7 +169,7 @@ def _task(
 ) -> ImageTask:
     _only_valid(evaluator, settings)
     if settings.dataset is not None:
-        raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, and no data set")
+        raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, not --dataset")
     networks = _as_in(supernet, settings.networks)
     task = ImageTask(networks, space, settings.place)
     if networks.latency_batch is not None and networks.latency_batch < 1:
@@ -180,7 +183,7 @@ def _task(
 
 def _weights(networks: NetworkOptions) -> Path:
     if networks.weights is None:
-        raise EvaluatorConfigError("the supernet evaluator needs --weights: those of a supernet")
+        raise EvaluatorConfigError("the supernet evaluator needs --weights, those of a supernet")
     return networks.weights
 
 

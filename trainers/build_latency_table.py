@@ -94,7 +94,7 @@ def main(
         raise UserError("--batch-size, --threads and --repeats must be at least 1")
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
-        raise UserError(f"--threads must be at most {processors}, the processors here")
+        raise UserError(f"--threads must be at most {processors}, the number of CPUs")
     if networks < 0:
         raise UserError("--networks must not be negative")
     place = resolve_device(device)
@@ -113,7 +113,7 @@ def main(
     there = _is_there(out, about, sides, repeats, networks)
     console.print(f"{about['device']}, width {width:g}, batches of {batch_size}")
     if there:
-        console.print(f"{out} is there already, measured so")
+        console.print(f"{out} already exists, measured with these settings")
     else:
         _build(out, about, archs, sides, repeats, place, console)
     for side in sides:
@@ -134,9 +134,13 @@ def _is_there(
         numbers = {len(measured) for measured in content["networks"].values()}
         known = {name: content[name] for name in asked} | {"networks": max(numbers)}
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{out} is there, and no table of this command: choose another") from None
+        raise UserError(
+            f"{out} exists and is not a table of this command: choose another"
+        ) from None
     if changes := difference(known, asked):
-        raise UserError(f"{out} has another table ({changes}): delete it or choose another --out")
+        raise UserError(
+            f"{out} was measured with other settings ({changes}): delete it or choose another --out"
+        )
     return True
 
 
@@ -166,7 +170,9 @@ def _build(
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            raise UserError(f"no memory for batches of {batch_size}: lower --batch-size") from None
+            raise UserError(
+                f"not enough memory for batches of {batch_size}: lower --batch-size"
+            ) from None
         write_json(out, {**about, **_tables(passes, sides)})
         partial.remove()
 
@@ -252,9 +258,9 @@ def report(path: Path, resolution: int) -> Iterator[str]:
     yield f"{resolution} pixels: networks take {low:.4g} to {high:.4g} ms"
     table, spread = (content[name][str(resolution)] for name in ("tables", "spread"))
     share = float(np.median([spread[layer] / table[layer] for layer in table if table[layer] > 0]))
-    advice = ": was the machine busy? Measure again" if share > _UNSTEADY else ""
+    advice = ": was the machine busy? measure again" if share > _UNSTEADY else ""
     if content["passes"][str(resolution)] > 1:
-        yield f"  half of the times of a layer are within {100 * share:.1f} % of its median{advice}"
+        yield f"  interquartile range of a layer's times: {100 * share:.1f} % of its median{advice}"
     measured = content["networks"][str(resolution)]
     if not measured:
         return
@@ -262,8 +268,8 @@ def report(path: Path, resolution: int) -> Iterator[str]:
     whole = np.array(list(measured.values()))
     ratios = sums / whole
     yield (
-        f"  sums of layers are {ratios.mean():.3f} of {len(whole)} random networks measured as a "
-        f"whole, {ratios.min():.3f} to {ratios.max():.3f}"
+        f"  sum of layers / network measured as a whole: {ratios.mean():.3f} on average over "
+        f"{len(whole)} random networks, {ratios.min():.3f} to {ratios.max():.3f}"
     )
     if len(whole) >= _ENOUGH_TO_RANK:
         yield f"  rank correlation (Spearman) {scipy.stats.spearmanr(sums, whole).statistic:.3f}"

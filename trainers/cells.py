@@ -22,7 +22,7 @@ class CellNetwork(nn.Module):
     def __init__(self, arch: Architecture, num_classes: int) -> None:
         super().__init__()
         if arch.space != NASBENCH201.name:
-            raise EvaluatorConfigError(f"no cell of {NASBENCH201.name}: {arch.space}")
+            raise EvaluatorConfigError(f"not a cell of {NASBENCH201.name}: {arch.space}")
         operators = [OPERATORS[op] for op in arch.ops[1:-1]]
         stem = (nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]))
         body: list[nn.Module] = []

@@ -70,9 +70,11 @@ def build_constraints(
         least = max((c.limit for c in bounds if not c.at_most), default=-math.inf)
         most = min((c.limit for c in bounds if c.at_most), default=math.inf)
         if least > most:
-            raise EvaluatorConfigError(f"no {name} is at least {least:.6g} and at most {most:.6g}")
+            raise EvaluatorConfigError(
+                f"{name} cannot be at least {least:.6g} and at most {most:.6g}"
+            )
     if latency_table is not None and all(c.quantity.name != "latency" for c in constraints):
-        raise EvaluatorConfigError("--latency-table goes with a constraint on latency")
+        raise EvaluatorConfigError("--latency-table needs a constraint on latency")
     return tuple(constraints)
 
 

@@ -122,9 +122,11 @@ def main(
     failed, seconds = [row for row in rows if row["status"] == "failed"], perf_counter() - start
     console.print(f"{len(rows)} evaluated, {len(failed)} failed, {seconds:.2f} s: {out}")
     if failed:
-        console.print(f"the first that failed, {failed[0]['arch']}: {failed[0]['error']}")
+        console.print(f"first failure, {failed[0]['arch']}: {failed[0]['error']}")
     if unlucky:
-        console.print(f"repeat the command to try again the {unlucky} that the machine failed")
+        console.print(
+            f"repeat the command to retry the {unlucky} that failed because of the machine"
+        )
     return 1 if len(failed) == len(rows) else 0
 
 
@@ -145,7 +147,7 @@ def _evaluate(
     }
     if rows:
         left = f"{len(missing):,} of {len({*texts}):,}"
-        console.print(f"continuing: {left} are not in {partial.path}")
+        console.print(f"continuing from {partial.path}: {left} left")
     unlucky = 0
     try:
         with _progress(console, len(missing)) as advance:

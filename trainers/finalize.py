@@ -83,7 +83,7 @@ def main(
     if (run is None) == (archs is None):
         raise UserError("give either the folder of a run or --archs, a list of architectures")
     if not train and (seeds > 1 or with_held_out):
-        raise UserError("--seeds and --with-held-out do not go with --no-train")
+        raise UserError("--seeds and --with-held-out cannot be combined with --no-train")
     if (out / "config.json").exists():
         raise UserError(f"--out {out} is a run: choose another folder")
     search = None if run is None else read_search(run, top)
@@ -117,7 +117,7 @@ def main(
         console.print("interrupted: repeat the command to continue")
         sys.exit(130)
     if not can_write_onnx():
-        console.print(f"no {ONNX}: pip install 'diffusionnag-bo[export]'")
+        console.print(f"{ONNX} was not written: pip install 'diffusionnag-bo[export]'")
     return 1 if failed else 0
 
 
@@ -175,13 +175,17 @@ def _packaging(
     if search is not None:
         if search.sha256.get("data", evaluator.task.digest) != evaluator.task.digest:
             raise UserError(
-                f"{networks.data} does not hold the images that {search.path} was searched on: "
+                f"{networks.data} does not hold the images that {search.path} used: "
                 "list its architectures in --archs to train them on others"
             )
         if weights and not train and search.sha256.get("weights") not in (None, weights["sha256"]):
-            raise UserError(f"{networks.weights} is not what {search.path} took its weights from")
+            raise UserError(
+                f"{networks.weights} is not the file that {search.path} took weights from"
+            )
     if all_images and not evaluator.task.has_test:
-        raise UserError(f"{networks.data} has no val: --with-held-out would leave no accuracy")
+        raise UserError(
+            f"{networks.data} has no val: --with-held-out would leave no images to measure"
+        )
     here = search.path if how == "search" and search else out
     return Packaging(
         space=space,

@@ -206,7 +206,7 @@ def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
     if len(values) < FOLDS or len({*sources.values()}) < 2:
         raise EvaluatorConfigError(
             f"{path} has {len(values)} networks with top1 at r={RESOLUTION}, from "
-            f"{len({*sources.values()})} sources: at least {FOLDS}, from 2, are needed"
+            f"{len({*sources.values()})} sources: at least {FOLDS} from 2 are needed"
         )
     archs = [Architecture(MOBILENETV3.name, ops) for ops in sorted(values)]
     y = np.array([np.mean(values[arch.ops]) for arch in archs])

@@ -27,7 +27,9 @@ class Partial:
             whole, _, torn = self._file.read().rpartition(b"\n")
             begun, *self.found = list(_read(path, whole.splitlines())) or [dict(conditions)]
             if others := difference({name: begun.get(name) for name in conditions}, conditions):
-                raise UserError(f"{path} was begun otherwise ({others}): delete it to start again")
+                raise UserError(
+                    f"{path} was started with other settings ({others}): delete it to start again"
+                )
             if torn:
                 self._file.truncate(self._file.seek(-len(torn), os.SEEK_END))
             if not whole:

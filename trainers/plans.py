@@ -22,7 +22,7 @@ _STAGES = (  # channels, stride, squeeze-excite, hard swish
 def check_width(width: float) -> None:
     """Raise UserError for an unsupported width."""
     if not 0 < width <= MAX_WIDTH or width != round(width, 2):
-        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and in hundredths")
+        raise UserError(f"--width must be more than 0, at most {MAX_WIDTH}, and a multiple of 0.01")
 
 
 @dataclass(frozen=True, slots=True)

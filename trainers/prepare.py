@@ -124,7 +124,7 @@ def _some(what: str, shown: Sequence[str], count: int, path: Path) -> Iterator[s
     if not count:
         yield f"no {what}"
         return
-    yield f"{count:,} {what}, all named in {path}:"
+    yield f"{count:,} {what}, all listed in {path}:"
     yield from (f"  {line}" for line in shown)
     if count > len(shown):
         yield f"  and {count - len(shown):,} more"

@@ -86,7 +86,7 @@ class SupernetOptions:
         batch_size = self.batch_size or recipe.batch_size
         if batch_size % processes:
             raise UserError(
-                f"--batch-size {batch_size} does not go evenly into {processes} processes"
+                f"--batch-size {batch_size} is not divisible by the {processes} processes"
             )
         rate = self.learning_rate or recipe.learning_rate * batch_size / recipe.batch_size
         return replace(
@@ -182,10 +182,10 @@ def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
     found = load_supernet(out).meta
     if others := [name for name in made if found.get(name) != made[name]]:
         raise UserError(
-            f"{out} was made with other {', '.join(others)}: delete it or choose another --out"
+            f"{out} was trained with other {', '.join(others)}: delete it or choose another --out"
         )
     _state(out).unlink(missing_ok=True)
-    console.print(f"{out} is there: nothing to train")
+    console.print(f"{out} already exists: nothing to train")
     return True
 
 

@@ -176,7 +176,7 @@ class StagedSpace:
             or any(not name or name.strip() != name or {*name} & {*",/"} for name in self.operators)
         ):
             raise ValueError(
-                f"{self.name}: operators need different names without ',' and '/', or a render"
+                f"{self.name}: without render, operators need distinct names without ',' and '/'"
             )
 
     @cached_property

@@ -36,7 +36,7 @@ def operator_matrix(archs: Sequence[Architecture]) -> NDArray[np.int64]:
     for arch in archs:
         if arch.space != MOBILENETV3.name:
             raise EvaluatorConfigError(
-                f"the surrogate knows the space {MOBILENETV3.name}, not {arch.space}"
+                f"the surrogate supports the space {MOBILENETV3.name}, not {arch.space}"
             )
     return np.array([arch.ops for arch in archs], dtype=np.int64).reshape(-1, MOBILENETV3.shape[0])
 

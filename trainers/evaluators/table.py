@@ -91,7 +91,7 @@ class TableEvaluator:
         start = time.perf_counter()
         if arch.space != NASBENCH201.name:
             raise EvaluatorConfigError(
-                f"the table evaluator knows the space {NASBENCH201.name}, not {arch.space}"
+                f"the table evaluator supports the space {NASBENCH201.name}, not {arch.space}"
             )
         text = NASBENCH201.to_str(arch)
         row = self._rows.get(text)

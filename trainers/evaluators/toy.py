@@ -28,7 +28,7 @@ class ToyEvaluator:
         start = time.perf_counter()
         if arch.space != TOY.name:
             raise EvaluatorConfigError(
-                f"the toy evaluator knows the space {TOY.name}, not {arch.space}"
+                f"the toy evaluator supports the space {TOY.name}, not {arch.space}"
             )
         score = sum(
             scores[op] for scores, op in zip(_SCORES, arch.ops, strict=True) if op != ABSENT

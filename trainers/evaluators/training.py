@@ -53,7 +53,7 @@ class TrainingEvaluator:
     def __post_init__(self) -> None:
         if not 0 < self.epochs <= self.recipe.epochs:
             raise EvaluatorConfigError(
-                f"{self.epochs} epochs of training: choose 1 to {self.recipe.epochs}"
+                f"epochs must be 1 to {self.recipe.epochs}, not {self.epochs}"
             )
         if self.supernet is not None and self.space.name != MOBILENETV3.name:
             raise EvaluatorConfigError(f"there are no supernets for the space {self.space.name}")
@@ -142,7 +142,7 @@ class TrainingEvaluator:
         try:
             training.load(checkpoint)
         except NoCheckpointError as error:  # damaged
-            _log.warning("trained from the start: %s", error)
+            _log.warning("restarting the training from scratch: %s", error)
             training = self._begin(arch, seed)
         return training, checkpoint
 

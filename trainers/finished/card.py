@@ -41,8 +41,8 @@ def caveats(about: Mapping[str, Any]) -> list[str]:
     search, results, how = about["search"], about["results"], about["how"]
     if search is not None and search["same_images"] and "held_out" in results:
         found.append(
-            f"The held-out images chose this architecture out of {search['trials']}: the accuracy "
-            "on them is too high, the more so the smaller they are in number."
+            f"The search chose this architecture out of {search['trials']} by its accuracy on the "
+            "held-out images: that accuracy is too high, the more so the fewer the images."
         )
     if search is not None and search["objective"] == "test":
         found.append(
@@ -56,27 +56,28 @@ def caveats(about: Mapping[str, Any]) -> list[str]:
         )
     if how == "supernet":
         found.append(
-            "The weights are shared with all networks of a supernet; trained on its own the "
-            "network may be better, and the order of networks another one."
+            "The weights are shared with all networks of a supernet; networks trained on their "
+            "own may be better, and may rank differently."
         )
     if how == "search":
         found.append(
-            "The weights are those by which the search chose, the luckiest of its trainings."
+            "The search chose this architecture by the accuracy of these very weights, which "
+            "favours lucky trainings."
         )
     if how == "train" and len(about["seeds"]) == 1:
         found.append(
-            "It is one training: how much another seed would change the accuracy is not known."
+            "There was only one training: how much the accuracy varies with the seed is not known."
         )
     if "held_out" in results and about["seen_held_out"]:
         found.append(
-            "Whether the supernet that the weights come from was trained on held-out images is not "
-            "known; if it was, the accuracy on these is too high."
+            "It is not known whether the supernet that the weights come from was trained on "
+            "held-out images; if it was, the accuracy on them is too high."
         )
     if "test" not in results:
-        found.append("There are no images in val: no accuracy is of images that chose nothing.")
+        found.append("There are no images in val, whose accuracy would be free of selection bias.")
     found.append(
-        "Nothing was measured on pictures from elsewhere: other cameras, other places, other "
-        "classes, damaged ones, groups of people. Outputs are logits, not calibrated probabilities."
+        "Not measured: pictures from other cameras or places, of other classes, or damaged; "
+        "differences between groups of people. Outputs are logits, not calibrated probabilities."
     )
     return found
 

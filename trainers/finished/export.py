@@ -90,8 +90,8 @@ def _check(
         worst = max(worst, float(difference))
     if not worst <= TOLERANCE:
         raise ExportError(
-            f"{name} computes something else than the network: outputs differ by {worst:.2g} of "
-            f"the largest, {TOLERANCE:g} is allowed"
+            f"{name} does not compute the same as the network: outputs differ by {worst:.2g} of "
+            f"the largest, but at most {TOLERANCE:g} is allowed"
         )
     return worst
 

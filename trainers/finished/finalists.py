@@ -102,7 +102,7 @@ def _record(path: Path) -> Mapping[str, Any]:
         if {"space", "evaluator"} <= record["config"].keys():
             return record
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no run in {path}: give the --out of a run, a folder") from None
+        raise UserError(f"no run in {path}: give the folder that was --out of a run") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(f"{file} is damaged")
@@ -126,13 +126,13 @@ def _trials(file: Path, outcomes: int) -> list[tuple[int, str | None, float]]:
     outcomes: number of rows in an up-to-date table.
     """
     if not file.exists():
-        raise UserError(f"no {file}: repeat the command of the run, which writes it")
+        raise UserError(f"no {file}: repeat the command of the run to write it")
     try:
         table = pq.read_table(file)
         if len(table) < outcomes:
             raise UserError(
-                f"{file} has {len(table)} of {outcomes} trials: the run goes on or was killed; "
-                "wait, or repeat its command, which brings the table up to date"
+                f"{file} has {len(table)} of {outcomes} trials: the run is not over or was "
+                "killed; wait, or repeat its command to update the table"
             )
         good = pc.is_valid(table["value"])
         for name in set(PARTIAL) & set(table.column_names):

@@ -59,7 +59,7 @@ def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: P
     if len(training.curve) < kept.epochs:
         raise UserError(
             f"{checkpoint} holds no training of {kept.epochs} epochs of {kept.space.to_str(arch)}: "
-            "leave --no-train out to train it"
+            "omit --no-train to train it"
         )
     found, training = kept.train(arch, seed=0)
     return _of(training, [found])

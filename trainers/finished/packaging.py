@@ -66,7 +66,7 @@ class Packaging:
         folder = self.out / str(rank)
         there = self.there(rank, finalist)
         if there is not None and ((folder / ONNX).exists() or not can_write_onnx()):
-            return f"{_summary(there)}: {folder} is there"
+            return f"{_summary(there)}: {folder} already exists"
         finished = self._finish(rank, finalist, console)
         task, recipe = self.evaluator.task, self.evaluator.recipe
         text = self.space.to_str(finalist.arch)
@@ -91,10 +91,13 @@ class Packaging:
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         if problem:
-            raise ExportError(f"{folder} is written but for {ONNX}: {problem}")
+            raise ExportError(f"{folder} was written without {ONNX}: {problem}")
         worst = max(differences.values())
         files = " and ".join(differences)
-        return f"{_summary(about)}: {folder}; outputs of {files} differ by {worst:.1g} at most"
+        return (
+            f"{_summary(about)}: {folder}; outputs of {files} differ from the network's by at most "
+            f"{worst:.1g}"
+        )
 
     def there(self, rank: int, finalist: Finalist) -> Mapping[str, Any] | None:
         """The config.json of OUT/RANK, if there is one; UserError if it is of something else."""
@@ -105,7 +108,7 @@ class Packaging:
             others = [name for name in asked if record["asked"].get(name) != asked[name]]
             if others:
                 raise UserError(
-                    f"{folder} holds a network of other {', '.join(others)}: choose another --out"
+                    f"{folder} holds a network with other {', '.join(others)}: choose another --out"
                 )
         return record
 
@@ -206,7 +209,7 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
             return record
     except (OSError, ValueError, AttributeError):
         pass
-    raise UserError(f"{folder} exists and is no finished network: choose another --out")
+    raise UserError(f"{folder} exists and is not a finished network: choose another --out")
 
 
 def _summary(about: Mapping[str, Any]) -> str:

@@ -89,7 +89,9 @@ def check_imagenet(listing: Listing) -> None:
     pictures, wrong = listing.pictures, []
     odd = [name for name in listing.classes if not re.fullmatch(r"n\d{8}", name)]
     if odd:
-        wrong.append(f"{len(odd)} class folders are not named n and eight digits, such as {odd[0]}")
+        wrong.append(
+            f"{len(odd)} class folders are not named n followed by eight digits, such as {odd[0]}"
+        )
     if len(listing.classes) != IMAGENET_CLASSES:
         wrong.append(f"{len(listing.classes):,} classes instead of {IMAGENET_CLASSES:,}")
     val = pictures.filter(pc.equal(pictures["split"], "val"))

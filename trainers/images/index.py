@@ -96,13 +96,13 @@ def load(folder: Path, root: Path | None = None) -> Listing:
     data = root or Path(about["root"])
     again = f"run python -m trainers.prepare {data} again"
     if about["version"] != VERSION:
-        raise EvaluatorConfigError(f"{path} is of another version: {again}")
+        raise EvaluatorConfigError(f"{path} has another format version: {again}")
     watched = tuple(about["watched"])
     try:
         changed = newest(data, watched) > about["newest"]
     except OSError as error:
         raise EvaluatorConfigError(
-            f"{data} is not as it was prepared: {error.filename}: {error.strerror}"
+            f"{data} has changed since it was prepared: {error.filename}: {error.strerror}"
         ) from None
     if data.is_dir():
         now = {*split_folders(data).values()} or {path.name for path in data.glob("*.tar")}

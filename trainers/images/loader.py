@@ -174,8 +174,8 @@ class Loader:
             self._running = None
             reason = str(error).splitlines()[0].strip()
             raise LoaderError(
-                "a process that loads pictures has died or hangs; where memory is short, fewer "
-                f"than {self.workers} may help ({reason})"
+                "a process that loads pictures has died or hangs; if memory is short, fewer than "
+                f"{self.workers} may help ({reason})"
             ) from None
 
 
@@ -253,7 +253,7 @@ class _Cached:
         side = self.squares.shape[-1]
         if side > 2 * resolution:
             raise EvaluatorConfigError(
-                f"cached pixels of {side} x {side} are too fine for {resolution} x {resolution}: "
+                f"cached pixels of {side} x {side} are too large for {resolution} x {resolution}: "
                 f"cache {crop.cached_size(resolution)} x {crop.cached_size(resolution)}"
             )
         self.instead: dict[int, int] = {}

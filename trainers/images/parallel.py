@@ -46,7 +46,9 @@ def in_processes(
                 for rows in islice(chunks, 1):
                     waiting[pool.submit(_run, rows)] = rows
     except BrokenProcessPool:
-        raise OSError(None, "a working process died: out of memory? Try fewer workers") from None
+        raise OSError(
+            None, "a worker process died, perhaps out of memory: try fewer workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -159,7 +159,7 @@ def _members(archives: Iterable[Path]) -> Iterable[tuple[Path, tarfile.TarInfo]]
                         yield archive, member
         except tarfile.TarError as error:
             raise EvaluatorConfigError(
-                f"{archive} is not a whole, uncompressed tar: {error}"
+                f"{archive} is not a complete, uncompressed tar: {error}"
             ) from None
 
 
@@ -202,7 +202,7 @@ def _scan_parquet(path: Path) -> Listing:
         classes = [name for _, name in pairs]
         if not numbers or [label for label, _ in pairs] != list(range(len(set(classes)))):
             raise EvaluatorConfigError(
-                f"{path}: labels must be 0, 1, 2, ... and each the label of one class"
+                f"{path}: labels must be 0, 1, 2, ..., each for exactly one class"
             )
     files = [
         f"{split}/{name}/{file}"

@@ -88,7 +88,7 @@ def build_images(listing: Listing, prepared: Path) -> Images:
         raise EvaluatorConfigError(f"{listing.root}: no picture can be read")
     if len(listing.classes) < 2:
         raise EvaluatorConfigError(
-            f"{listing.root} has one class, {listing.classes[0]}: there must be two or more"
+            f"{listing.root} has only one class, {listing.classes[0]}: at least two are needed"
         )
     splits = {}
     for name in ("train", "val"):
@@ -115,7 +115,7 @@ def _missing(listing: Listing, split: str, classes: Sequence[str]) -> str:
     if corrupt := [name for name in classes if name in known]:
         return f"{listing.root}: every picture in {split} of class {_some(corrupt)} is corrupt"
     other = "val" if split == "train" else "train"
-    return f"{listing.root}: {split} has no class {_some(classes)}, but {other} has"
+    return f"{listing.root}: {split} lacks class {_some(classes)}, which {other} has"
 
 
 def _some(names: Sequence[str]) -> str:

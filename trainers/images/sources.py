@@ -49,7 +49,7 @@ class TarMembers:
         path, size = self.archives[self.archive[i]], int(self.size[i])
         data = os.pread(_opened(path).fileno(), size, int(self.offset[i]))
         if len(data) < size:
-            raise OSError(None, "ends early", str(path))
+            raise OSError(None, "the archive is truncated", str(path))
         return data
 
 

@@ -34,7 +34,7 @@ def hold_out(
                 f"cannot hold out {count} of the {size} pictures of class {name}"
             )
     if not taken.any():
-        raise EvaluatorConfigError(f"holding out {count_or_fraction} holds out no picture")
+        raise EvaluatorConfigError(f"a fraction of {count_or_fraction} holds out no picture")
     held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
     return np.setdiff1d(np.arange(len(split)), held, assume_unique=True), held
 

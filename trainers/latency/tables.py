@@ -68,7 +68,7 @@ def latency_property(space: SearchSpace, table: str, task: Task | None = None) -
     path, key = file_and_key(table)
     if path.suffix not in _READERS:
         raise EvaluatorConfigError(
-            f"{path} is no latency table: choose a file that ends in {' or '.join(_READERS)}"
+            f"{path} is not a latency table: choose a file that ends in {' or '.join(_READERS)}"
         )
     resolution = RESOLUTION if task is None else task.resolution
     offset, coefficients, std, stated = _READERS[path.suffix](path, key, resolution)
@@ -172,7 +172,7 @@ def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, flo
     missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
     if missing:
         raise EvaluatorConfigError(
-            f"{path} has no time in ms of {missing[0]}, one of {len(missing)} layers it lacks"
+            f"{path} lacks times in ms of {len(missing)} layers, such as {missing[0]}"
         )
     return (
         float(sum(times[layer] for layer in ends)),
@@ -193,7 +193,7 @@ def _layer_tables(path: Path) -> tuple[_Format, float, dict[str, Mapping[str, An
     named = [name for name in _FORMATS if isinstance(content, dict) and name in content]
     if not named or not isinstance(content[named[0]], dict):
         raise EvaluatorConfigError(
-            f"{path} is no latency table: expected an object named {' or '.join(_FORMATS)}"
+            f"{path} is not a latency table: expected an object named {' or '.join(_FORMATS)}"
         )
     if content.get("unit") in _OTHER_UNITS:
         raise EvaluatorConfigError(f"{path} has times in {content['unit']!r}: expected ms")
@@ -256,11 +256,13 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
             f"{path} has {kept.sum()} networks with {column}: at least {_FOLDS} are needed"
         )
     if (least := y[kept].min()) <= 0:
-        raise EvaluatorConfigError(f"{path} has a {column} of {least:g}: times are positive")
+        raise EvaluatorConfigError(
+            f"{path} has a {column} of {least:g}: latencies must be positive"
+        )
     if not r[kept].min() <= resolution <= r[kept].max():
         raise EvaluatorConfigError(
-            f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels: "
-            f"{resolution} is not among them"
+            f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels, but "
+            f"{resolution} is outside this range"
         )
     resolutions, which = np.unique(r[kept].astype(int), return_inverse=True)
     areas = np.array([_areas(size) for size in resolutions.tolist()]) / _areas(resolution)
@@ -282,7 +284,7 @@ def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Archi
         return [Architecture(MOBILENETV3.name, ops_from_ofa(*network)) for network in networks]
     except (IndexError, TypeError, ValueError):
         raise EvaluatorConfigError(
-            f"{path} has a row that is no network: allowed are ks in {KERNELS}, e in {EXPANDS} "
+            f"{path} has a row that is not a network: allowed are ks in {KERNELS}, e in {EXPANDS} "
             f"and d in {DEPTHS}"
         ) from None
 

@@ -39,7 +39,7 @@ class Supernet(nn.Module):
     def __init__(self, num_classes: int = 1000, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
         if width != round(width, 2):
-            raise ValueError(f"the width of a supernet is given in hundredths, not {width}")
+            raise ValueError(f"the width of a supernet must be a multiple of 0.01, not {width}")
         self.num_classes, self.width, self.dropout, self.meta = num_classes, width, dropout, {}
         largest = assemble(LARGEST, num_classes=num_classes, width=width, dropout=dropout)
         initialise(largest)

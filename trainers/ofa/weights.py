@@ -42,7 +42,7 @@ def load_supernet(path: Path) -> Supernet:
     if not isinstance(meta, dict) or not all(
         isinstance(meta.get(name, 0), int) for name in ("resolution", "held_out")
     ):
-        raise EvaluatorConfigError(f"{path} is damaged: what it says of its weights is no record")
+        raise EvaluatorConfigError(f"{path} is damaged: its metadata is not a valid record")
     tensors = {_canonical(name): tensor for name, tensor in _unwrap(found).items()}
     try:
         classes, features = tensors["classifier.linear.weight"].shape
@@ -57,7 +57,7 @@ def load_supernet(path: Path) -> Supernet:
         if name.endswith(".num_batches_tracked"):  # not in every file, and not needed
             tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
     if problem := _difference(tensors, needed):
-        raise EvaluatorConfigError(f"{path} holds another network, {problem}: {_EXPECTED}")
+        raise EvaluatorConfigError(f"{path} holds another network ({problem}): {_EXPECTED}")
     supernet.load_state_dict({k: v.to(needed[k].dtype) for k, v in tensors.items()}, assign=True)
     supernet.meta = meta
     return supernet.eval()
@@ -97,7 +97,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise EvaluatorConfigError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a file that is no pickle can raise nearly anything
         raise EvaluatorConfigError(
-            f"{path} is damaged, or no file of tensors alone (PyTorch's or .safetensors): "
+            f"{path} is damaged, or not a file of plain tensors (PyTorch or .safetensors): "
             f"{_EXPECTED}"
         ) from error
 
@@ -127,10 +127,10 @@ def _canonical(name: str) -> str:
 def _difference(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
     """Describe what is wrong with the tensors found; empty if nothing is."""
     if missing := [name for name in needed if name not in found]:
-        return f"{len(missing)} tensors are missing, the first is {missing[0]}"
+        return f"{len(missing)} tensors are missing, such as {missing[0]}"
     if surplus := [name for name in found if name not in needed]:
-        return f"{len(surplus)} tensors are too many, the first is {surplus[0]}"
+        return f"{len(surplus)} tensors are unexpected, such as {surplus[0]}"
     for name, tensor in needed.items():
         if found[name].shape != tensor.shape:
-            return f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+            return f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
     return ""

@@ -33,7 +33,7 @@ def write_checkpoint(
     try:
         save_tensors(tensors, path, {"record": json.dumps(record)})
     except OSError as error:  # e.g. a full disk
-        _log.warning("%s cannot be written (%s): training goes on without it", path, error)
+        _log.warning("%s cannot be written (%s): training continues without it", path, error)
 
 
 def read_checkpoint(

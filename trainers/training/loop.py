@@ -205,7 +205,7 @@ class Training:
             if needed == self.parts:
                 return loss
             self.parts = needed
-            _log.warning("out of memory: batches are trained in %d parts from here", self.parts)
+            _log.warning("out of memory: batches are split into %d parts from now on", self.parts)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -283,7 +283,7 @@ class Training:
         groups, record = read_checkpoint(path, self.device)
         try:
             if (record["identity"], record["seed"]) != (self.identity, self.seed):
-                raise NoCheckpointError(f"{path} is of another training: {record['identity']}")
+                raise NoCheckpointError(f"{path} belongs to another training: {record['identity']}")
             for name, average in self.average.items():
                 average.copy_(groups["average"][name])
             self.network.load_state_dict(groups.get("network", self.average))

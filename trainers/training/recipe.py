@@ -134,7 +134,7 @@ def find_recipe(name: str, epochs: int | None = None, precision: Precision | Non
     if name not in RECIPES:
         raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
     if epochs is not None and epochs < 1:
-        raise EvaluatorConfigError(f"{epochs} epochs of training: at least 1 is needed")
+        raise EvaluatorConfigError(f"epochs must be at least 1, not {epochs}")
     recipe = RECIPES[name]
     epochs = epochs or recipe.epochs
     return replace(

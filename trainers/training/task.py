@@ -173,7 +173,7 @@ def task_of(options: ImageOptions, space: SearchSpace, width: float = 1.0) -> Ta
 
 def _data(options: ImageOptions) -> Path:
     if options.data is None:
-        raise EvaluatorConfigError("images are needed: --data, a folder with train/ and val/")
+        raise EvaluatorConfigError("images are required: --data, a folder with train/ and val/")
     return options.data
 
 
