@@ -281,7 +281,9 @@ class TestSupernetsThatDoNotFit:
     def test_no_checkpoint(self, data, tmp_path):
         path = tmp_path / "notes.txt"
         path.write_text("hello")
-        assert f"{path} is damaged, or not a file" in self.refusal("--weights", path, "--data", data)
+        assert f"{path} is damaged, or not a file" in self.refusal(
+            "--weights", path, "--data", data
+        )
 
     def test_images_for_a_table(self, data):
         code, _, err = outcome(run_bo, "--evaluator", "surrogate", "--data", data, *SEARCH)

@@ -80,7 +80,7 @@ def main(
     batch_size
         Images per batch; a latency is that of a whole batch.
     threads
-        CPU threads, at most as many as there are processors; by default PyTorch chooses.
+        CPU threads, at most the number of CPUs; by default PyTorch chooses.
     repeats
         Measurements per block; the table contains their medians.
     networks

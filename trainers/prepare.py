@@ -45,12 +45,12 @@ def main(
     Parameters
     ----------
     data
-        Folder with train/CLASS/*.jpeg and val/CLASS/*.jpeg, a tar of it, a folder of such tars, or
+        Folder with pictures in train/CLASS/ and val/CLASS/, a tar of it, a folder of such tars, or
         a parquet file with the columns split, label or class, jpeg.
     imagenet
         First check that these are the pictures of ImageNet-1K, by class names and counts.
     out
-        Folder for the index, to be given later in place of DATA; by default beside the data.
+        Folder for the index, to be given later in place of DATA; by default next to the data.
     size
         Also decode all pictures into memory-mapped files of SIZE x SIZE pixels each.
     workers

@@ -59,7 +59,9 @@ class Search:
     @property
     def searched_on(self) -> str:
         """Name of its data."""
-        default = {"surrogate": "imagenet", "table": "cifar10"}.get(self.evaluator, "made-up data")
+        default = {"surrogate": "imagenet", "table": "cifar10"}.get(
+            self.evaluator, "synthetic data"
+        )
         return str(self.config.get("data") or self.config.get("dataset") or default)
 
 

@@ -56,7 +56,7 @@ class Machine:
         Processes that decode images; by default one per core, at most 8.
     cache
         Folder for decoded images; used if all images, or those that networks are measured on, are
-        already there or fit into a quarter of the memory. By default beside the data.
+        already there or fit into a quarter of the memory. By default next to the data.
     """
 
     device: str = "auto"
@@ -90,8 +90,8 @@ class ImageOptions:
     resolution
         Side of the images as networks see them, in pixels; by default 224, or 32 for nasbench201.
     held_out
-        Number of training images, the same share of each class, that are not trained on but measure
-        the objective; by default a fifth, at most 10,000. Those in val are only reported on.
+        Number of training images, the same share of each class, held out to measure the objective;
+        by default a fifth, at most 10,000. Accuracy on val is only reported.
     train_fraction
         Fraction of the other training images to use.
     """
@@ -119,9 +119,9 @@ class NetworkOptions(ImageOptions):
         Epochs of a full training, instead of the recipe's.
     precision
         Precision of matrix products in training, instead of the recipe's: auto means bfloat16 on a
-        GPU. CPUs that support bfloat16 also run nasbench201 convolutions twice as fast with it.
+        GPU. On CPUs that support it, bfloat16 also makes nasbench201 convolutions twice as fast.
     fidelity
-        What brief trainings, for methods that use them, have less of. A training with fewer epochs
+        What short trainings, in methods that use them, reduce. A training with fewer epochs
         continues if it is among the best; one with fewer images or a lower resolution starts over.
     calibration
         Number of training images for calibrating the batch norms of a subnet.
