@@ -52,7 +52,7 @@ def test_the_report_names_what_is_wrong(root, capsys):
     assert "cat: 5 train, 2 val" in text
     assert "41 to 52 (median" in text
     assert "40 high" in text
-    assert "2 pictures are corrupt and left out" in text
+    assert "2 pictures are corrupt, left out" in text
     assert "train/cat/1.jpeg: " in text
     assert "train/dog/0.jpeg: empty file" in text
     assert "1 pictures of val are also in train" in text

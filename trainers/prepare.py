@@ -112,7 +112,7 @@ def report(found: Found, folder: Path) -> Iterator[str]:
         yield f"pictures of each class: {folder / CLASSES}"
     bad = pictures.filter(pictures["error"].is_valid())
     wrong = [f"{row['name']}: {row['error']}" for row in bad.slice(0, SHOWN).to_pylist()]
-    yield from _some("pictures are corrupt and left out", wrong, len(bad), folder / CORRUPT)
+    yield from _some("pictures are corrupt", wrong, len(bad), folder / CORRUPT, "left out")
     same = [f"{name} = {other}" for name, other in found.leaks[:SHOWN]]
     yield from _some(
         "pictures of val are also in train, byte for byte", same, len(found.leaks), folder / LEAKS
@@ -120,11 +120,13 @@ def report(found: Found, folder: Path) -> Iterator[str]:
     yield f"index: {folder / FILE}"
 
 
-def _some(what: str, shown: Sequence[str], count: int, path: Path) -> Iterator[str]:
+def _some(
+    what: str, shown: Sequence[str], count: int, path: Path, fate: str = ""
+) -> Iterator[str]:
     if not count:
         yield f"no {what}"
         return
-    yield f"{count:,} {what}, all listed in {path}:"
+    yield ", ".join(filter(None, (f"{count:,} {what}", fate, f"all listed in {path}:")))
     yield from (f"  {line}" for line in shown)
     if count > len(shown):
         yield f"  and {count - len(shown):,} more"
