@@ -187,7 +187,8 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
         whole = in_steps(evaluator).epochs
         if whole <= config.grace_epochs:
             raise EvaluatorConfigError(
-                f"--grace-epochs {config.grace_epochs} must be less than the {whole} of a training"
+                f"--grace-epochs {config.grace_epochs} must be less than the {whole} "
+                "epochs of a training"
             )
     dataset = DATASET if isinstance(evaluator, SurrogateEvaluator) else None
     properties = tuple(constraint.quantity for constraint in constraints_of(config, dataset))
@@ -201,7 +202,7 @@ def build_evaluator_here(config: RunConfig, runtime: Runtime) -> Evaluator:
     the driver need not have the devices of its workers.
     """
     if config.early_stopping != "none" and runtime.executor != "tune":
-        raise UserError("--early-stopping goes with --executor tune")
+        raise UserError("--early-stopping requires --executor tune")
     place = place_of(runtime)
     if runtime.executor != "local":
         place = replace(place, device="cpu")

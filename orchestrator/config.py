@@ -42,12 +42,11 @@ def _part(option: str, text: str) -> Parameter:
 
 _METHOD = _part(
     "method",
-    "A published method: it says which surrogate, strategy and acquisition function are taken "
-    f"where they are not named themselves; by default {DEFAULT}. Sources and departures from them: "
-    "docs/methods.md.",
+    "A published method: sets those of --surrogate, --strategy and --acq that are not given; by "
+    f"default {DEFAULT}. Sources and deviations: docs/methods.md.",
 )
-_SURROGATE = _part("surrogate", "Predictor of values, by default gp.")
-_STRATEGY = _part("strategy", "What fills the pool of candidates, by default guided.")
+_SURROGATE = _part("surrogate", "Surrogate model, by default gp.")
+_STRATEGY = _part("strategy", "How the pool of candidates is generated, by default guided.")
 _ACQ = _part("acq", "Acquisition function, by default ei; ignored without a surrogate.")
 
 
@@ -218,23 +217,23 @@ class RunConfig:
                 f"--pool-size {self.pool_size} is smaller than --batch-size {self.batch_size}"
             )
         if self.schedule == "async" and (self.batch_size, self.window) != (1, 1):
-            raise UserError("--batch-size and --window go with --schedule rounds, not with async")
+            raise UserError("--batch-size and --window require --schedule rounds, not async")
         if self.strategy == MULTI_FIDELITY and (self.schedule, self.window) != ("rounds", 1):
-            raise UserError(f"{MULTI_FIDELITY} goes with --schedule rounds and --window 1")
+            raise UserError(f"{MULTI_FIDELITY} requires --schedule rounds and --window 1")
         if self.strategy == MULTI_FIDELITY and self.early_stopping != "none":
-            raise UserError(f"{MULTI_FIDELITY} goes with --early-stopping none")
+            raise UserError(f"{MULTI_FIDELITY} requires --early-stopping none")
         if self.strategy != MULTI_FIDELITY and self.networks.fidelity != NetworkOptions().fidelity:
-            raise UserError(f"--fidelity goes with --method {MULTI_FIDELITY}, which trains briefly")
+            raise UserError(f"--fidelity requires --method {MULTI_FIDELITY}, which trains briefly")
         check_seed(self.seed)
         if (self.guidance_form == TARGET) != (self.target is not None):
-            raise UserError("--target and --guidance-form target go together")
+            raise UserError("--target requires --guidance-form target, and vice versa")
         aiming = [name for name, found in STRATEGIES.items() if found.surrogate == "climbed"]
         if self.target is not None and self.strategy not in aiming:
             raise UserError(
-                f"--target goes with --strategy {' or '.join(aiming)}, not with {self.strategy}"
+                f"--target requires --strategy {' or '.join(aiming)}, not {self.strategy}"
             )
         if (self.acq == TARGET) != (self.target is not None):
-            raise UserError("--target and --acq target go together")
+            raise UserError("--target requires --acq target, and vice versa")
         if self.target is not None and not math.isfinite(self.target):
             raise UserError(f"--target {self.target} must be finite")
         of_accuracies = unit_of(self.evaluator_name) == PERCENT
@@ -242,7 +241,7 @@ class RunConfig:
             raise UserError(f"--target {self.target:g} is in percent: it must be 1 to 100")
         self.scale()
         if self.prior and self.surrogate != "gp":
-            raise UserError(f"--prior goes with --surrogate gp, not with {self.surrogate}")
+            raise UserError(f"--prior requires --surrogate gp, not {self.surrogate}")
         for number, run in enumerate(self.prior):
             if run in self.prior[:number]:
                 raise UserError(f"--prior {run.path} is given twice")

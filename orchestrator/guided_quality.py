@@ -92,8 +92,8 @@ def main(
     Writes guided-quality-NAME.csv (one row per group, number of labels and seed), .md and .svg to
     OUT; the table also goes to stdout. Labels are the values that a search would see (validation);
     the test accuracy is reported, if there is one. Repeating an interrupted command continues it:
-    its measurements are kept in OUT/guided-quality-groups. Those by another version of the program
-    are made again.
+    its measurements are kept in OUT/guided-quality-groups. Those made by another version of the
+    program are repeated.
 
     Parameters
     ----------
@@ -318,10 +318,10 @@ def report(
         f"{platform.machine()}, torch {torch.__version__}, {bench.generator.config.threads} "
         f"thread(s).",
         "",
-        f"{bench.num:,} architectures per group; means over {seeds} seeds, percent; min is the "
-        "least of all seeds. Guided groups need the pilot's evaluations of the score besides, "
-        "less than one per architecture. p: Wilcoxon signed-rank test of the mean against "
-        "uncond+sort (of distinct ones where it says so) with the same predictor, one-sided.",
+        f"{bench.num:,} architectures per group; means over {seeds} seeds, in percent; min is the "
+        "smallest over all seeds. Guided groups also need score evaluations for the pilot, less "
+        "than one per architecture. p: one-sided Wilcoxon signed-rank test of the mean against "
+        "uncond+sort with the same predictor (for distinct groups, uncond+sort, distinct).",
         "",
         "| labels | group | max | mean | min | validity | uniqueness | score evaluations per "
         "architecture | p |",

@@ -38,7 +38,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "guided": Method(
             Parts("gp", "guided", "ei"),
-            "candidates of a diffusion model steered by the surrogate; mutants after a failure",
+            "a diffusion model guided by the surrogate; mutants after a batch without improvement",
             "An et al., DiffusionNAG, ICLR 2024",
         ),
         "random-search": Method(
@@ -48,22 +48,22 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "rea": Method(
             Parts(NONE, "rea", NONE),
-            "regularized evolution: tournaments in a population whose oldest member dies",
+            "regularized evolution: tournament selection, removal of the oldest",
             "Real et al., AAAI 2019",
         ),
         "local-search": Method(
             Parts(NONE, "local-search", NONE),
-            "neighbours until one is better, random restarts at local optima",
+            "hill climbing to better neighbours, random restarts at local optima",
             "White et al., UAI 2021",
         ),
         "reinforce": Method(
             Parts(NONE, "reinforce", NONE),
-            "policy gradient of one categorical distribution per decision",
+            "policy gradient, with one categorical distribution per decision",
             "Williams 1992; Ying et al., ICML 2019",
         ),
         "bohb": Method(
             Parts(NONE, "bohb", NONE),
-            "brief training of candidates of a Parzen estimator, full training of the best third",
+            "brief training of candidates from a Parzen estimator, full training of the best third",
             "Falkner et al., BOHB, ICML 2018",
         ),
         "gp-ucb": Method(
@@ -83,7 +83,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "hebo": Method(
             Parts("hebo-gp", "mutation-top10+random", "mace"),
-            "Gaussian process with warped inputs and outputs, Pareto front of acquisitions",
+            "Gaussian process on warped inputs and outputs, Pareto front of acquisition functions",
             "Cowen-Rivers et al., HEBO, JAIR 2022",
         ),
     }

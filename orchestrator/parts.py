@@ -16,7 +16,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "method": {name: method.what for name, method in METHODS.items()},
     "surrogate": {
         **{name: surrogate.what for name, surrogate in SURROGATES.items()},
-        NONE: "fits nothing: what the strategy proposes is evaluated",
+        NONE: "no surrogate: evaluate whatever the strategy proposes",
     },
     "strategy": {name: strategy.what for name, strategy in STRATEGIES.items()},
     "acq": {
@@ -37,8 +37,8 @@ def resolve(
     named = (surrogate, strategy, acq)
     if method and all(named) and named != preset:
         raise UserError(
-            f"--method {method} has no say beside --surrogate {surrogate}, --strategy {strategy} "
-            f"and --acq {acq}: leave out what it is to decide"
+            f"--method {method} has no effect with --surrogate {surrogate}, --strategy {strategy} "
+            f"and --acq {acq}: leave out those that it should set"
         )
     surrogate = choose("surrogate", surrogate or preset.surrogate, CHOICES["surrogate"])
     strategy = choose("strategy", strategy or preset.strategy, CHOICES["strategy"])
@@ -57,13 +57,14 @@ def _check(surrogate: str, strategy: str) -> None:
     match STRATEGIES[strategy].surrogate:
         case "climbed" if surrogate not in differentiable:
             raise UserError(
-                f"--strategy {strategy} climbs the surrogate, --surrogate {surrogate} has no "
-                f"gradient: choose --surrogate {' or '.join(differentiable)}, or another strategy"
+                f"--strategy {strategy} needs the surrogate's gradient, --surrogate {surrogate} "
+                f"has no gradient: choose --surrogate {' or '.join(differentiable)}, or another "
+                "strategy"
             )
         case "needed" if surrogate == NONE:
-            raise UserError(f"--strategy {strategy} needs a surrogate: --surrogate none is not one")
+            raise UserError(f"--strategy {strategy} needs a surrogate, not --surrogate none")
         case "refused" if surrogate != NONE:
             raise UserError(
-                f"--strategy {strategy} has a model of its own: choose --surrogate none, or "
+                f"--strategy {strategy} has its own model: choose --surrogate none, or "
                 f"--method {strategy}"
             )

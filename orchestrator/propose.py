@@ -77,7 +77,9 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     """
     check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
     if config.surrogate == NONE:
-        raise UserError("--surrogate none, nor a method without one, ranks no candidates")
+        raise UserError(
+            "ranking candidates needs a surrogate, not --surrogate none or a method without one"
+        )
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space, unit = find_space(config.space), unit_of(config.evaluator_name)

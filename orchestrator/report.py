@@ -59,7 +59,7 @@ def main(
     Runs are only read, and may still be in progress. They are grouped into panels that can be
     compared: the same space, evaluator, data set, objective, constraints and batch size. Methods in
     a panel are named by how they differ. Written beside the page: curves.csv, summary.csv,
-    tests.csv, manifest.json, tables/*.tex and figures/*.svg.
+    tests.csv, manifest.json, and the folders tables (LaTeX) and figures (SVG).
 
     Parameters
     ----------

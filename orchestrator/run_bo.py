@@ -37,7 +37,7 @@ app = command_line(
 
 _ENDS = {
     "exhausted": "the space is exhausted after {trials} trials",
-    "patience": "ended after {trials} trials: --patience {patience} is used up; to go on, "
+    "patience": "stopped after {trials} trials: --patience {patience} is exhausted; to continue, "
     "repeat the command with more",
 }
 

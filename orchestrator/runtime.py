@@ -95,15 +95,17 @@ class Runtime:
         if self.workers is not None and self.workers < 1:
             raise UserError("--workers must be at least 1")
         if self.executor == "local" and self.address:
-            raise UserError("--address is that of a Ray cluster: --executor local uses none")
+            raise UserError(
+                "--address cannot be used with --executor local, which does not use Ray"
+            )
         if self.executor == "local" and self.workers not in (None, 1):
             raise UserError(
-                "--executor local evaluates one at a time: --workers is of ray and tune"
+                "--executor local evaluates one at a time: --workers requires ray or tune"
             )
         if self.generators < 1:
             raise UserError("--generators must be at least 1")
         if self.generators > 1 and self.executor != "ray":
-            raise UserError(f"--executor {self.executor} has one generator, in this process")
+            raise UserError(f"--executor {self.executor} has only one generator, in this process")
         if self.retries < 0:
             raise UserError("--retries must not be negative")
         if self.metrics_port is not None and not 0 < self.metrics_port < 65536:
@@ -117,7 +119,10 @@ class Runtime:
             if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
         if self.gpus_per_eval == "auto" and self.executor == "tune":
-            raise UserError("--gpus-per-eval auto: trials of Tune keep what they begin with")
+            raise UserError(
+                "--gpus-per-eval auto cannot be used with --executor tune: its trials keep the "
+                "GPUs they start with"
+            )
         if not is_device(self.eval_device):
             raise UserError(f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N")
         if self.timeout is not None and not 0 < self.timeout < math.inf:

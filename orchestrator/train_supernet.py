@@ -53,9 +53,9 @@ def main(
     if workers < 1:
         raise UserError("--workers must be at least 1")
     if images.data is None:
-        raise UserError("--data is needed: a folder with train/CLASS/ and val/CLASS/")
+        raise UserError("--data is required: a folder with train/CLASS/ and val/CLASS/")
     if not gpus_per_worker and place.device.startswith("cuda"):
-        raise UserError(f"--device {place.device} needs GPUs: --gpus-per-worker 1")
+        raise UserError(f"--device {place.device} needs GPUs: set --gpus-per-worker 1")
     if not gpus_per_worker and place.device == "auto":
         place = replace(place, device="cpu")  # else workers would see all GPUs of their machine
     images = replace(images, data=images.data.resolve())

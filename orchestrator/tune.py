@@ -84,18 +84,20 @@ class BOSearcher(Searcher):
     ) -> None:
         choose("mode", mode, ("max", "min"))
         if not metric:
-            raise UserError("metric must be the name of what the trials report")
+            raise UserError("metric must be the name of a metric that the trials report")
         if grace_period <= 0:
             raise UserError(f"grace_period {grace_period} must be positive")
         if max_t is not None and max_t < grace_period:
             raise UserError(f"max_t {max_t} is smaller than grace_period {grace_period}")
         if config.strategy == MULTI_FIDELITY:
             raise UserError(
-                f"the strategy {MULTI_FIDELITY} trains briefly by itself: take another one, and a "
-                "scheduler of Tune to stop trials early"
+                f"the strategy {MULTI_FIDELITY} schedules brief trainings itself: choose another "
+                "one, and a Tune scheduler to stop trials early"
             )
         if config.target is not None:
-            raise UserError("a target is in percent of accuracy: with Tune there is none")
+            raise UserError(
+                "a target is not supported: it is in percent, but the metric may have any unit"
+            )
         super().__init__(metric=metric, mode=mode)
         self._config, self._device = config.absolute(), device
         self._max_t, self._grace_period, self._time_attr = max_t, grace_period, time_attr
@@ -163,7 +165,7 @@ class BOSearcher(Searcher):
         if trial is None:
             return
         if self._time_attr not in result:
-            raise UserError(f"the trials do not report {self._time_attr}, the time_attr")
+            raise UserError(f"the trials do not report the time_attr {self._time_attr}")
         value = result.get(self.metric)
         if value is not None and math.isfinite(value):
             sign = 1 if self.mode == "max" else -1
@@ -201,7 +203,7 @@ class BOSearcher(Searcher):
             stored = json.loads(Path(checkpoint_path).read_text())
             rows = stored.pop("trials")
             if stored != self._objective():
-                raise UserError(f"its trials are of {stored}, not of {self._objective()}")
+                raise UserError(f"its trials have {stored}, not {self._objective()}")
             self._trials = {
                 name: _Trial(**row | {"arch": space.from_str(row["arch"])})
                 for name, row in rows.items()

@@ -426,7 +426,7 @@ def test_other_evaluators_have_none(config):
             ("--space", "nasbench201", "--table", "TABLE", "--dataset", "imagenet16-120"),
             "no column in16_valid_12; accuracies it has: c10_valid_12, c10_test_12\n",
         ),
-        (("--space", "nasbench201", "--table", "TABLE", "--surrogate", "gp"), "a model of its own"),
+        (("--space", "nasbench201", "--table", "TABLE", "--surrogate", "gp"), "its own model"),
     ],
     ids=str,
 )
@@ -447,7 +447,7 @@ def test_without_low_fidelity_nothing_starts(
 def test_what_brief_training_has_less_of_needs_brief_training():
     networks = NetworkOptions(fidelity="images")
     RunConfig(space="nasbench201", evaluator="train", method="bohb", networks=networks)
-    with pytest.raises(UserError, match="--fidelity goes with --method bohb"):
+    with pytest.raises(UserError, match="--fidelity requires --method bohb"):
         RunConfig(space="nasbench201", evaluator="train", networks=networks)
 
 

@@ -184,10 +184,10 @@ def evaluations():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--executor": "local", "--workers": 1}, "--early-stopping goes with --executor tune"),
-        ({"--grace-epochs": 9}, "--grace-epochs 9 must be less than the 9 of a training"),
+        ({"--executor": "local", "--workers": 1}, "--early-stopping requires --executor tune"),
+        ({"--grace-epochs": 9}, "--grace-epochs 9 must be less than the 9 epochs of a training"),
         ({"--grace-epochs": 0}, "--grace-epochs must be at least 1"),
-        ({"--method": "bohb", "--schedule": "rounds"}, "bohb goes with --early-stopping none"),
+        ({"--method": "bohb", "--schedule": "rounds"}, "bohb requires --early-stopping none"),
     ],
 )
 def test_settings_that_do_not_fit(data, tmp_path, changes, message, capsys):

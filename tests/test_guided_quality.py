@@ -186,7 +186,7 @@ def test_effort_and_repeats(rows):
 def test_the_table_in_markdown(results, rows, markdown):
     """It says how it was made, and what the CSV says."""
     assert markdown.splitlines()[0] == f"`{COMMAND} {' '.join(results[1])}`"
-    assert "60 architectures per group; means over 2 seeds, percent" in markdown
+    assert "60 architectures per group; means over 2 seeds, in percent" in markdown
     header, _, oracle, *groups = tables(markdown)[0]
     assert header[:5] == ["labels", "group", "max", "mean", "min"]
     assert all(len(row) == len(header) for row in (oracle, *groups))

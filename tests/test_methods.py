@@ -132,18 +132,18 @@ def test_replacing_a_part_replaces_nothing_else():
         ({"acq": "luck"}, "unknown acquisition function 'luck': choose from ei, pi, its, ucb"),
         (
             {"surrogate": "wl-gp"},
-            "--strategy guided climbs the surrogate, --surrogate wl-gp has no",
+            "--strategy guided needs the surrogate's gradient, --surrogate wl-gp has no",
         ),
         ({"surrogate": "none"}, "--surrogate none has no gradient: choose --surrogate gp, or"),
         ({"method": "rea", "strategy": "guided"}, "--surrogate none has no gradient"),
         (
             {"strategy": "bohb"},
-            "--strategy bohb has a model of its own: choose --surrogate none, or",
+            "--strategy bohb has its own model: choose --surrogate none, or",
         ),
         ({"method": "rea", "strategy": "uncond+sort"}, "uncond+sort needs a surrogate"),
         (
             {"method": "rea", "surrogate": "gp", "strategy": "random", "acq": "ei"},
-            "--method rea has no say beside --surrogate gp, --strategy random and --acq ei",
+            "--method rea has no effect with --surrogate gp, --strategy random and --acq ei",
         ),
     ],
     ids=str,
@@ -157,7 +157,7 @@ def test_what_does_not_go_together(settings, message):
 
 def test_replacing_the_method_alone_is_refused():
     """The parts that a configuration has would win, in silence."""
-    with pytest.raises(UserError, match="--method rea has no say"):
+    with pytest.raises(UserError, match="--method rea has no effect"):
         replace(RunConfig(), method="rea")
     assert replace(RunConfig(), method="guided") == RunConfig()
 
@@ -308,7 +308,7 @@ def test_a_method_and_its_parts_continue_each_other(capsys):
     [
         ("--method luck", "unknown method 'luck': choose from guided, random-search"),
         ("--surrogate luck", "unknown surrogate 'luck': choose from gp, gp-plain"),
-        ("--surrogate ensemble", "--strategy guided climbs the surrogate"),
+        ("--surrogate ensemble", "--strategy guided needs the surrogate's gradient"),
         ("--method rea --strategy uncond+sort", "needs a surrogate"),
         (
             "--method bohb",

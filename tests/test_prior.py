@@ -232,7 +232,7 @@ def test_what_is_refused(earlier, capsys, tmp_path):
     (tmp_path / "folder").mkdir()
     assert "folder is not a run" in message("--prior", "folder")
     assert "is the run itself" in refusal(capsys, "--out", earlier, "--prior", earlier)
-    assert "--prior goes with --surrogate gp, not with none" in message(
+    assert "--prior requires --surrogate gp, not none" in message(
         "--prior", earlier, "--surrogate", "none", "--strategy", "random"
     )
     assert f"--prior {earlier} is given twice" in message("--prior", earlier, "--prior", earlier)

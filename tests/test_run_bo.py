@@ -284,8 +284,8 @@ def test_a_run_out_of_patience_ends_and_goes_on_with_more(finished, tmp_path, ca
     short = found(out)
     assert short == found(finished[0])[: len(short)]
     assert (
-        f"ended after {len(short)} trials: --patience 1 is used up; to go on, repeat the command "
-        "with more\n"
+        f"stopped after {len(short)} trials: --patience 1 is exhausted; to continue, repeat the "
+        "command with more\n"
     ) in shown
     assert "best architecture" in shown
     search(capsys, QUICK, patience=100, out=out)
@@ -718,16 +718,16 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"noise_schedule": "luck"}, '"luck" for --noise-schedule'),
         ({"schedule": "luck"}, '"luck" for --schedule'),
         ({"guidance_form": "luck"}, '"luck" for --guidance-form'),
-        ({"guidance_form": "target"}, "--target and --guidance-form target go together"),
-        ({"target": 70}, "--target and --guidance-form target go together"),
+        ({"guidance_form": "target"}, "--target requires --guidance-form target, and vice versa"),
+        ({"target": 70}, "--target requires --guidance-form target, and vice versa"),
         (
             {"target": 70, "guidance_form": "target", "acq": "pi"},
-            "--target and --acq target go together",
+            "--target requires --acq target, and vice versa",
         ),
-        ({"acq": "target"}, "--target and --acq target go together"),
+        ({"acq": "target"}, "--target requires --acq target, and vice versa"),
         (
             {"target": 70, "guidance_form": "target", "strategy": "mutation"},
-            "--target goes with --strategy guided or guided-gen, not with mutation",
+            "--target requires --strategy guided or guided-gen, not mutation",
         ),
         ({"target": "high", "guidance_form": "target"}, "high"),
         ({"constraint": "macs<=3e8"}, "unknown quantity 'macs' of the space toy: it has none"),

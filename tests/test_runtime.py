@@ -41,12 +41,14 @@ def test_the_driver_needs_no_gpu_for_those_of_the_workers(tmp_path):
 
 
 def test_one_process_is_on_no_cluster():
-    with pytest.raises(UserError, match=r"^--address is that of a Ray cluster"):
+    with pytest.raises(UserError, match=r"^--address cannot be used with --executor local"):
         Runtime(executor="local", address="127.0.0.1:1")
 
 
 def test_what_an_evaluation_reserves():
-    with pytest.raises(UserError, match=r"^--gpus-per-eval auto: trials of Tune keep what they"):
+    with pytest.raises(
+        UserError, match=r"^--gpus-per-eval auto cannot be used with --executor tune"
+    ):
         Runtime(executor="tune", gpus_per_eval="auto")
     with pytest.raises(UserError, match=r"^--gpus-per-eval must be 0 to 1 or a whole number"):
         Runtime(gpus_per_eval=1.5)
@@ -55,7 +57,9 @@ def test_what_an_evaluation_reserves():
 def test_several_generators_are_on_a_cluster():
     with pytest.raises(UserError, match=r"^--generators must be at least 1"):
         Runtime(generators=0)
-    with pytest.raises(UserError, match=r"^--executor local has one generator, in this process"):
+    with pytest.raises(
+        UserError, match=r"^--executor local has only one generator, in this process"
+    ):
         Runtime(executor="local", generators=2)
 
 

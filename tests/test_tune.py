@@ -305,7 +305,7 @@ def test_another_time_attribute(fits):
         found.on_trial_complete(f"t{number}", report(number / 10) | {"epoch": epoch})
     found.suggest("next")
     assert list(fits[-1][0].values()) == [0.0, 0.1, 0.3]
-    with pytest.raises(UserError, match="do not report epoch, the time_attr"):
+    with pytest.raises(UserError, match="do not report the time_attr epoch"):
         found.on_trial_result("next", report(0.5))
 
 
@@ -399,10 +399,10 @@ def test_a_damaged_state_is_one_line(tmp_path, text):
         ({"metric": ""}, "metric must be the name"),
         ({"grace_period": 0}, "grace_period 0 must be positive"),
         ({"max_t": 2, "grace_period": 3}, "max_t 2 is smaller than grace_period 3"),
-        ({"config": RunConfig(method="bohb")}, "bohb trains briefly by itself"),
+        ({"config": RunConfig(method="bohb")}, "bohb schedules brief trainings itself"),
         (
             {"config": replace(CONFIG, guidance_form="target", target=90.0, acq="target")},
-            "a target is in perc",
+            "a target is not supported: it is in perc",
         ),
         ({"config": replace(CONFIG, score="network")}, "no trained weights ship for space 'toy'"),
         ({"config": RunConfig(constraint=("macs<=1",))}, "no architecture of mobilenetv3"),
