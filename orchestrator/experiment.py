@@ -132,8 +132,9 @@ def refuse_missing(experiment: Experiment) -> None:
     """Raise UserError if runs need files that were not named."""
     missing = Counter(job.missing for job in experiment.jobs if job.missing)
     if missing:
-        needs = ", ".join(f"{option} FILE for {n} runs" for option, n in missing.items())
-        raise UserError(f"{experiment.file} needs {needs} of {len(experiment.jobs)}")
+        total = len(experiment.jobs)
+        needs = ", ".join(f"{option} FILE for {n} of {total} runs" for option, n in missing.items())
+        raise UserError(f"{experiment.file} needs {needs}")
 
 
 def write_manifest(console: Console, experiment: Experiment, root: Path) -> None:
@@ -157,8 +158,8 @@ def write_manifest(console: Console, experiment: Experiment, root: Path) -> None
         before = json.loads(manifest.read_bytes())
         if all(before[key] != record[key] for key in ("file", "sha256")):
             console.print(
-                f"warning: {manifest} was that of {before['file']} and is replaced: give the files "
-                "other names, or choose another --out, to keep both"
+                f"warning: {manifest} described {before['file']} and is replaced: to keep "
+                "both, rename one of the files or choose another --out"
             )
     write_record(manifest, record)
 
@@ -170,7 +171,7 @@ def run_experiment(
     board = Board(console, experiment.jobs, place.root)
     todo = board.unfinished
     if board.num_finished:
-        console.print(f"{board.num_finished} of {len(experiment.jobs)} runs are finished already")
+        console.print(f"{board.num_finished} of {len(experiment.jobs)} runs are already finished")
     failures: list[tuple[Job, Result]] = []
     try:
         here = runtime.executor == "local"

@@ -365,7 +365,10 @@ def test_damage_is_named(make: Make) -> None:
         (lines[0] + "[]\n", "line 2 is damaged"),
         (lines[0] + '{"event": "finished", "at": 1, "trial": 0}\n', "line 2 is damaged"),
         (lines[0] + json.dumps(second | {"value": "x"}) + "\n", "line 2 is damaged"),
-        (lines[0] + json.dumps(second | {"seconds": "x"}) + "\n", "trials of this version"),
+        (
+            lines[0] + json.dumps(second | {"seconds": "x"}) + "\n",
+            "trials that this version cannot read",
+        ),
     ):
         with pytest.raises(DamagedRunError, match=message):
             read_run(_break(path, "journal.jsonl", text))
@@ -1060,11 +1063,11 @@ def test_searches_for_a_value_are_named_and_left_out(
     aimed = make("aimed", [0.1, 0.9], **aim, target=50.0, budget=2)
     code, said = _report(capsys, aimed, "--out", tmp_path / "report")
     assert code == 2
-    assert f"none of 1 runs can be compared: {aimed}: searches for a value" in said
+    assert f"none of the 1 runs can be compared: {aimed}: it searches for a --target value" in said
     make("other", [0.1, 0.5], budget=2)
     code, said = _report(capsys, aimed.parent, "--out", tmp_path / "report")
     assert code == 0
-    assert f"left out: {aimed}: searches for a value, by --target: runs are compared" in said
+    assert f"left out: {aimed}: it searches for a --target value, and runs are compared" in said
     assert "1 runs, 1 of them finished" in said
 
 
@@ -1131,7 +1134,7 @@ def test_nothing_left_to_report(
     _break(path, "config.json", "{")
     code, said = _report(capsys, path, "--out", tmp_path / "report")
     assert code == 2
-    assert "none of 1 runs can be compared" in said
+    assert "none of the 1 runs can be compared" in said
 
 
 def test_runs_whose_trials_all_failed(

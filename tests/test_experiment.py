@@ -264,7 +264,7 @@ class TestLabels:
         ("title = ", r"Invalid value"),
         ("title = 'x'", r"lists nothing to run"),
         ("foo = 1\n", r"unknown key 'foo': choose from title, seeds, settings, grid, runs, comm"),
-        ("seeds = 0", r"seeds 0 must be how many there are, or a list"),
+        ("seeds = 0", r"seeds 0 must be a positive number of seeds, or a list"),
         ("seeds = [1, -1]", r"seeds \[1, -1\] must be"),
         ("settings = 3", r"settings must be a table"),
         ("[settings]\nbudgt = 3", r"unknown setting 'budgt': choose from space, evaluator"),
@@ -275,7 +275,7 @@ class TestLabels:
         ("[settings]\nbudget = 6.5", r"--budget: .*6\.5"),
         ("[settings]\nbudget = 5", r"--budget 5 is smaller than --n-init 10"),
         ("[settings]\nbudget = [20, 40]", r"settings.budget must be one value; .* grid.budget"),
-        ("[settings]\nacq = 'ei'\n[grid]\nacq = ['pi']", r"acq is in settings and in grid"),
+        ("[settings]\nacq = 'ei'\n[grid]\nacq = ['pi']", r"acq is in both settings and grid"),
         ("[grid]\nacq = 'pi'", r"grid.acq must be a list of values"),
         ("[grid]\nacq = []", r"grid.acq must be a list of values"),
         ("[settings]\nconstraint = ['macs=3']", r"'macs=3' is not a constraint: expected QUAN"),
@@ -290,11 +290,12 @@ class TestLabels:
         ("[[commands]]\nmodule = 'nag.quality'", r"commands\]\] 1: .*--space"),
         (
             "[settings]\nspace = 'toy'\n[[commands]]\nmodule = 'nag.quality'",
-            r"toml: settings is for runs, and there are none: add \[\[runs\]\], or give \[\[c",
+            r"toml: settings applies to \[\[runs\]\], of which there are none: add one, or put "
+            r"the settings into \[\[commands\]\]",
         ),
         (
             "seeds = 3\n[[commands]]\nmodule = 'nag.quality'",
-            r"seeds is for runs, and there are none",
+            r"seeds applies to \[\[runs\]\], of which there are none",
         ),
         (
             "[[commands]]\nmodule = 'nag.quality'\nsettings.out = 'x'",
@@ -383,7 +384,7 @@ class TestData:
 
     def test_is_asked_for_before_anything_starts(self, write, tmp_path):
         path = write(self.TEXT)
-        message = r"needs --table FILE for 2 runs, --latency-table FILE for 1 runs of 4$"
+        message = r"needs --table FILE for 2 of 4 runs, --latency-table FILE for 1 of 4 runs$"
         with pytest.raises(UserError, match=message):
             main(path, out=tmp_path / "runs", executor="local")
         assert not (tmp_path / "runs").exists()
@@ -430,7 +431,7 @@ class TestRuns:
 
         monkeypatch.setattr(experiment_jobs, "build_executor", None)  # nothing is loaded
         assert main(toy, out=runs, executor="local") == 0
-        assert capsys.readouterr().out.startswith("4 of 4 runs are finished already\n4/4 runs")
+        assert capsys.readouterr().out.startswith("4 of 4 runs are already finished\n4/4 runs")
         assert main(toy, out=runs, dry_run=True) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[:2] for line in lines[:4]] == [["finished", "14/14"]] * 4
@@ -480,7 +481,7 @@ class TestRuns:
         assert warnings(write(TOY_FILE.replace("seeds = 2", "seeds = 1"), "moved/toy.toml")) == []
         (warning,) = warnings(write(TOY_FILE, "other/toy.toml"))
         assert warning.startswith(
-            f"warning: {manifest} was that of {tmp_path / 'moved' / 'toy.toml'} and is replaced: "
+            f"warning: {manifest} described {tmp_path / 'moved' / 'toy.toml'} and is replaced: "
         )
         manifest.write_text("rubbish")
         assert warnings(toy) == []
@@ -530,8 +531,14 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (Path.unlink, "the journal of {out} has 0 of the 14 trials in trials.parquet"),
-            (partial(keep_lines, 2), "the journal of {out} has 1 of the 14 trials in"),
+            (
+                Path.unlink,
+                "the journal of {out} is incomplete, with 0 of the 14 trials in trials.parquet",
+            ),
+            (
+                partial(keep_lines, 2),
+                "the journal of {out} is incomplete, with 1 of the 14 trials in",
+            ),
             (
                 lambda path: path.write_text("rubbish\n{}\n"),
                 "{out}/journal.jsonl, line 1 is damaged",
@@ -548,7 +555,7 @@ class TestRuns:
         for _ in range(2):
             assert main(toy, out=runs, executor="local") == 1
             first, *_, reason, last = capsys.readouterr().out.splitlines()
-            assert first == "3 of 4 runs are finished already"
+            assert first == "3 of 4 runs are already finished"
             assert reason.startswith(f"failed: {out.name}: {message.format(out=out)}")
             assert reason.endswith(f": restore it, remove {out}, or choose another --out")
             assert last.startswith("3/4 runs finished, ")
@@ -812,7 +819,7 @@ def test_a_stopped_experiment_continues(toy, tmp_path, expected, stop, code):
         assert last.endswith(f" of 56 trials, in {runs}; repeat the command to continue")
     code, stdout, stderr = Command(toy, runs, *LOCAL).finish()
     assert (code, stderr) == (0, "")
-    assert stdout.startswith(f"{ended} of 4 runs are finished already\n")
+    assert stdout.startswith(f"{ended} of 4 runs are already finished\n")
     assert found(runs) == expected
 
 
@@ -845,7 +852,7 @@ class TestOnRay:
         assert found[1] == 7
         assert isinstance(found[0], ClusterError)
         assert str(found[0]) == "the worker was lost (WorkerCrashedError)"
-        with pytest.raises(ClusterError, match=r"a task needs 1 CPU, 0\.5 GPU, the cluster has"):
+        with pytest.raises(ClusterError, match=r"a task needs 1 CPU, 0\.5 GPU; the cluster has"):
             RayTasks(runtime, gpu=0.5)
 
     def test_a_killed_worker_costs_nothing(self, toy, tmp_path, expected):

@@ -188,9 +188,9 @@ def test_two_drivers_are_refused_with_one_line(out):
         open_(out)
     if isinstance(out, URI):
         assert f"by process {os.getpid()} on {os.uname().nodename}: unless " in str(error.value)
-        (seconds,) = re.findall(r"it ends in (\d+) s, at ", str(error.value))
+        (seconds,) = re.findall(r"its lease ends in (\d+) s, at ", str(error.value))
         assert 0 < int(seconds) <= 60
-    assert "what it holds would change" in refusal(read_earlier_run, out)
+    assert "--prior needs a run that no longer changes" in refusal(read_earlier_run, out)
     go_on(store, 2)
     store.close()
     assert len(read_earlier_run(out).values) == 2
@@ -307,11 +307,13 @@ def test_a_segment_that_is_missing_is_named(remote):
     store.close()
     first, second, third, *_ = (remote / "journal").iterdir()
     second.unlink()
-    assert refusal(open_, remote).endswith(f"is damaged: nothing is before {third.name}")
-    with pytest.raises(DamagedRunError, match="nothing is before"):
+    assert refusal(open_, remote).endswith(
+        f"is damaged: the segment before {third.name} is missing"
+    )
+    with pytest.raises(DamagedRunError, match=f"the segment before {third.name} is missing"):
         read_run(remote)
     first.unlink()
-    assert "nothing is before" in refusal(open_, remote)
+    assert f"the segment before {third.name}" in refusal(open_, remote)
 
 
 def test_killed_between_a_merge_and_the_end_of_its_pieces(remote, monkeypatch):
@@ -503,7 +505,7 @@ def full():
 
 @pytest.mark.parametrize(
     ("error", "mend"),
-    [(errno.ENOSPC, "free some space"), (errno.EACCES, "put that right")],
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "fix this")],
 )
 def test_a_store_that_fails_says_what_is_saved_and_the_next_run_continues(full, error, mend):
     out = locate("full://run")
@@ -552,7 +554,7 @@ def test_whatever_a_package_raises_is_one_line(monkeypatch):
     monkeypatch.setattr(RudeFileSystem, "rude", True)
     assert refusal(go_on, store, 1) == (
         "cannot write to rude://run: EOFError: the session was closed; 3 trials are saved; "
-        "put that right and repeat the command"
+        "fix this and repeat the command"
     )
     monkeypatch.undo()
     store.close()
@@ -677,7 +679,7 @@ def test_a_path_is_a_path_and_so_is_a_file_uri(tmp_path):
 def test_a_uri_that_names_nothing(uri):
     message = refusal(locate, uri)
     assert message.startswith(f"{uri.partition('?')[0]}: ")
-    assert message.endswith("and those that an installed fsspec package knows")
+    assert message.endswith("or the scheme of an installed fsspec package")
 
 
 def test_keys_are_neither_shown_nor_recorded(bucket):

@@ -553,7 +553,7 @@ def infinite_at_b(arch, evaluated):
         (fails_at_b, "EvaluationError: does not fit", 1),
         (
             is_no_measurement_at_b,
-            "EvaluationError: the evaluator gave a dict, not a Measurement",
+            "EvaluationError: the evaluator returned a dict, not a Measurement",
             1,
         ),
         (raises_at_b, "RuntimeError: the training diverged", RETRIES + 1),

@@ -392,7 +392,7 @@ def test_a_run_can_be_read_while_it_goes_on(store):
     assert (seen.spent, seen.best) == (store.spent, store.best)
     assert seen.pending() == store.pending() != []
     assert contents(store.out) == before
-    with pytest.raises(ValueError, match="write"):
+    with pytest.raises(ValueError, match="read-only"):
         seen.record(success(4, 0.9))
 
 
@@ -586,7 +586,7 @@ def test_other_images_make_another_run_wherever_they_are(out, tmp_path):
 
     RunStore.open(out, config("here", ("cat", "dog")), TOY).close()
     RunStore.open(out, config("elsewhere", ("cat", "dog")), TOY).close()
-    assert "(data has other content)" in refusal(out, config("new", ("cat", "owl")))
+    assert "(data has different content)" in refusal(out, config("new", ("cat", "owl")))
 
 
 def test_several_differences_are_all_named(store):
@@ -611,7 +611,7 @@ def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, s
 
     RunStore.open(out, config("here", "1"), TOY).close()
     RunStore.open(out, config("elsewhere", "1"), TOY).close()
-    assert f"({setting} has other content)" in refusal(out, config("new", "2"))
+    assert f"({setting} has different content)" in refusal(out, config("new", "2"))
 
 
 def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
@@ -709,8 +709,8 @@ def test_a_table_is_not_overwritten_from_less_of_its_journal(store):
         with pytest.raises(UserError) as error:
             RunStore.open(store.out, CONFIG, TOY)
         assert str(error.value) == (
-            f"the journal of {store.out} has {left} of the 4 trials in trials.parquet, which is "
-            f"made from it: restore it, remove {store.out}, or choose another --out"
+            f"the journal of {store.out} is incomplete, with {left} of the 4 trials in "
+            f"trials.parquet: restore it, remove {store.out}, or choose another --out"
         )
         assert (
             contents(store.out).items()
@@ -839,7 +839,7 @@ def test_a_directory_that_may_no_longer_be_written(folder, request):
         store.compact()
     assert str(error.value) == (
         f"cannot write to {folder / 'run'}: Permission denied; 1 trials are saved; "
-        "put that right and repeat the command"
+        "fix this and repeat the command"
     )
     store.close()
 

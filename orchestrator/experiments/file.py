@@ -96,8 +96,8 @@ def read_experiment(file: Path, data: Data) -> Experiment:
         if not blocks and (of_runs := [key for key in _SHARED if key in top]):
             if commands:
                 raise UserError(
-                    f"{of_runs[0]} is for runs, and there are none: add [[runs]], or give "
-                    "[[commands]] settings of their own"
+                    f"{of_runs[0]} applies to [[runs]], of which there are none: add one, or put "
+                    "the settings into [[commands]]"
                 )
             blocks = [{}]
         shared = _Block.read(top)
@@ -139,9 +139,9 @@ class _Block:
             if not isinstance(values, list) or not values:
                 raise UserError(f"grid.{key} must be a list of values")
             if key in settings:
-                raise UserError(f"{key} is in settings and in grid: choose one")
+                raise UserError(f"{key} is in both settings and grid: choose one")
         if "seed" in settings or "seed" in grid:
-            raise UserError("seed: write seeds = NUMBER or seeds = [SEED, ...] beside the settings")
+            raise UserError("seed: write seeds = NUMBER or seeds = [SEED, ...] outside settings")
         return cls(settings, grid, _seeds(table))
 
     def over(self, shared: "_Block") -> "_Block":
@@ -253,7 +253,9 @@ def _seeds(table: Mapping[str, Any]) -> Sequence[int] | None:
     if isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
         return seeds
     if seeds is not None:
-        raise UserError(f"seeds {seeds!r} must be how many there are, or a list of whole numbers")
+        raise UserError(
+            f"seeds {seeds!r} must be a positive number of seeds, or a list of whole numbers"
+        )
     return None
 
 
@@ -267,7 +269,7 @@ def _tables(table: Mapping[str, Any], key: str) -> list[Settings]:
 def _typed(table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind):
-        raise UserError(f"{key} must be a {'table' if kind is dict else 'text'}")
+        raise UserError(f"{key} must be a {'table' if kind is dict else 'string'}")
     return value
 
 

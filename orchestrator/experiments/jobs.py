@@ -273,7 +273,7 @@ class Command:
                 process.wait()
                 raise
         if code:
-            last = (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
+            last = (log.read_text(errors="replace").splitlines() or ["no output"])[-1]
             raise UserError(f"{last.removeprefix('error: ')} (exit code {code}, see {log})")
         record = provenance(["python", *arguments])
         found = {"seconds": time.monotonic() - started, "networks": self._networks()}
@@ -289,7 +289,9 @@ def execute(job: Job, place: JobPlace, observers: tuple[Observer, ...] = ()) -> 
     trace = place.root / f"{job.label}.error"
     try:
         if not place.root.is_dir():
-            raise UserError(f"there is no {place.root} on {platform.node()}: all machines share it")
+            raise UserError(
+                f"there is no {place.root} on {platform.node()}: all machines must share it"
+            )
         text, failed = job.run(place, observers), False
         trace.unlink(missing_ok=True)
     except UserError as error:

@@ -46,7 +46,7 @@ class Board:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("trials, left"),
+            TextColumn("trials, time left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as self._bar:

@@ -63,11 +63,11 @@ def read_earlier_run(path: Location) -> EarlierRun:
         with unused(path):
             run = read_run(path)
     except InUseError as error:
-        raise InUseError(f"{error}: what it holds would change") from None
+        raise InUseError(f"{error}: --prior needs a run that no longer changes") from None
     except (DamagedRunError, OSError) as error:
         raise UserError(
-            f"{path} is not a run ({reason(error)}): give the --out of an earlier run, "
-            "one that has begun"
+            f"{path} is not a run ({reason(error)}): give the --out of an earlier run "
+            "that has begun"
         ) from None
     values = run.columns["value"]
     known = np.isfinite(values)

@@ -12,7 +12,7 @@ from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.history.run import Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 
-_FOR_A_VALUE = "searches for a value, by --target: runs are compared by the largest they find"
+_FOR_A_VALUE = "it searches for a --target value, and runs are compared by the largest value found"
 
 
 class Source(NamedTuple):
@@ -139,7 +139,7 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
     if not runs:
         first = skipped[0]
         raise UserError(
-            f"none of {len(skipped)} runs can be compared: {first.path}: {first.reason}"
+            f"none of the {len(skipped)} runs can be compared: {first.path}: {first.reason}"
         )
     if not any(len(run) for _, run in runs):
         raise UserError("none of the runs has a finished trial yet")

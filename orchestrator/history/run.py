@@ -129,7 +129,7 @@ def read_run(path: Location) -> Run:
     try:
         return _run(path, record, history)
     except DAMAGE:
-        raise DamagedRunError("journal.jsonl does not hold trials of this version") from None
+        raise DamagedRunError("journal.jsonl holds trials that this version cannot read") from None
 
 
 def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:

@@ -66,7 +66,7 @@ def check_same_run(out: Location, config: RunConfig) -> None:
         contents = [settings.pop("sha256", {}) for settings in (stored, asked)]
         changes = [difference(stored, asked)] if stored != asked else []
         changes += [
-            f"{name} has other content"
+            f"{name} has different content"
             for name in contents[0].keys() & contents[1].keys()
             if contents[0][name] != contents[1][name]
         ]

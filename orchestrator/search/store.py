@@ -129,8 +129,8 @@ class RunStore:
         """Raise UserError if going on would lose data that is there; called before any write."""
         if (tabled := num_tabled(self.out)) > self.num_finished:
             raise UserError(
-                f"the journal of {self.out} has {self.num_finished} of the {tabled} trials in "
-                f"{TABLE}, which is made from it: {RESTORE.format(self.out)}"
+                f"the journal of {self.out} is incomplete, with {self.num_finished} of the "
+                f"{tabled} trials in {TABLE}: {RESTORE.format(self.out)}"
             )
         if self.spent > budget and record_of(self.out)["config"]["budget"] > budget:
             raise UserError(
@@ -355,12 +355,12 @@ class RunStore:
     def _writing(self) -> Iterator[Journal]:
         """A failed write becomes a UserError that says what is saved and what to do."""
         if self._journal is None:
-            raise ValueError("this run was opened to be read, not to write to it")
+            raise ValueError("this run was opened read-only")
         try:
             yield self._journal
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            mend = "free some space" if full else "put that right"
+            mend = "free some space" if full else "fix this"
             raise UserError(
                 f"cannot write to {self.out}: {reason(error)}; {self._num_saved} trials are "
                 f"saved; {mend} and repeat the command"

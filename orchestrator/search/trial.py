@@ -108,7 +108,7 @@ def _attempts(
                 found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
             if not isinstance(found, Measurement):
                 what = type(found).__name__
-                raise EvaluationError(f"the evaluator gave a {what}, not a Measurement")
+                raise EvaluationError(f"the evaluator returned a {what}, not a Measurement")
             value = float(found.value)
             metrics = {name: float(number) for name, number in found.metrics.items()}
             if taken := sorted(_TAKEN & metrics.keys()):

@@ -116,8 +116,8 @@ class Lease:
             return None
         by = _who(_read(self._folder / f"{_last(self._folder):06d}.json"))
         return (
-            f"{self._run} was taken over by {by}, because nothing was heard of this process for "
-            f"{DURATION:.0f} s: what the other has not saved it will do again"
+            f"{self._run} was taken over by {by}, because this process did not renew its lease for "
+            f"{DURATION:.0f} s: the other process repeats what was not saved"
         )
 
     def _keep(self) -> None:
@@ -137,8 +137,8 @@ def refuse_if_held(folder: URI, run: object) -> None:
     if left > 0:
         ends = time.strftime("%H:%M:%S UTC", time.gmtime(record["expires"]))
         raise InUseError(
-            f"{run} is in use by {_who(record)}: unless that renews its lease, it ends in "
-            f"{left:.0f} s, at {ends}"
+            f"{run} is in use by {_who(record)}: unless renewed, its lease ends in {left:.0f} s, "
+            f"at {ends}"
         )
 
 

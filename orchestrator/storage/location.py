@@ -156,11 +156,11 @@ def locate(text: str) -> Location:
     try:
         filesystem, path = _filesystem(text + joint + options)
         if not path.strip("/"):
-            raise ValueError("it names no folder")
+            raise ValueError("no folder is named")
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"{without_secrets(text)}: {reason(error)}: allowed are paths, URIs with file, s3, gs, "
-            "abfs or hdfs, and those that an installed fsspec package knows"
+            f"{without_secrets(text)}: {reason(error)}: allowed are paths, and URIs with file, s3, "
+            "gs, abfs, hdfs or the scheme of an installed fsspec package"
         ) from None
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(path)

@@ -165,7 +165,9 @@ def _read(folder: URI) -> tuple[list[Segment], list[bytes]]:
         except FileNotFoundError:
             pass
         time.sleep(0.1 * attempt)
-    missing = f"nothing is before {gaps[0].name}" if gaps else "segments come and go"
+    missing = (
+        f"the segment before {gaps[0].name} is missing" if gaps else "its segments keep changing"
+    )
     raise UserError(f"{folder} is damaged: {missing}")
 
 
