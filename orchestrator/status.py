@@ -122,7 +122,7 @@ class Snapshot:
         rate = self.rate(now)
         if rate and not self.finished:
             left = duration(self.left / rate)
-            yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at that"
+            yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at this rate"
         if pending := store.pending():
             since = [
                 f"trial {trial.trial}, {_ago(store.history.proposed_at[trial.iteration], now)}"

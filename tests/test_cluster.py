@@ -323,12 +323,12 @@ def test_what_a_machine_lacks_is_said_in_words() -> None:
     assert lost.lack("an evaluation", {"CPU": 1}, [{}]) is None
     assert lost.lack("the generator", {}) is None  # it reserves nothing where there is no GPU
     assert lost.lack("the generator", {"GPU": 0.5, "generator": 1}) == (
-        "no machine has room: the generator needs 0.5 GPU, 1 generator, "
+        "no machine has room: the generator needs 0.5 GPU, 1 generator; "
         "the cluster has 0 GPU, 0 generator"
     )
     assert Machines((BIG,)).lack("an evaluation", {"CPU": 1, "GPU": 0.25}, [{"GPU": 1}]) == (
-        "no machine has room: an evaluation needs 1 CPU, 0.25 GPU besides the generator's 1 GPU, "
-        "the cluster has 8 CPU, 1 GPU"
+        "no machine has room: an evaluation needs 1 CPU, 0.25 GPU in addition to the generator's "
+        "1 GPU; the cluster has 8 CPU, 1 GPU"
     )
 
 
@@ -346,4 +346,5 @@ def test_patience_ends_after_ten_minutes_without_room(
     at[0] = 1251
     with pytest.raises(ClusterError, match=r"^no room$"):
         patience.look("no room")
-    assert caplog.messages == ["no room: waiting 10 minutes for one"] * 2  # once for each wait
+    warning = "no room: waiting up to 10 minutes for a machine"
+    assert caplog.messages == [warning] * 2  # once for each wait

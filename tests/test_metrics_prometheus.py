@@ -230,7 +230,7 @@ def test_what_is_kept_is_not_what_was_asked_for(tmp_path):
     dashboards.main(out=tmp_path, target=("127.0.0.1:8080",))
     dashboards.main(out=tmp_path, target=("127.0.0.1:8080",))
     dashboards.main(out=tmp_path)
-    with pytest.raises(UserError, match=r"prometheus\.yml is there and differs from --target"):
+    with pytest.raises(UserError, match=r"prometheus\.yml exists and differs from --target"):
         dashboards.main(out=tmp_path, target=("127.0.0.1:9090",))
-    with pytest.raises(UserError, match=r"default\.yml is there and differs from --prometheus"):
+    with pytest.raises(UserError, match=r"default\.yml exists and differs from --prometheus"):
         dashboards.main(out=tmp_path, prometheus="http://elsewhere:9090")

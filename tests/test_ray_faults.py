@@ -245,7 +245,7 @@ def test_an_evaluator_that_cannot_start_stops_the_run(
 def test_what_no_machine_has_is_refused() -> None:
     runtime = Runtime(auth="disabled", dashboard=False, device="cpu", gpus_per_eval=0.5)
     with pytest.raises(
-        ClusterError, match=r"needs 1 CPU, 0\.5 GPU, the cluster has \d+ CPU, 0 GPU"
+        ClusterError, match=r"needs 1 CPU, 0\.5 GPU; the cluster has \d+ CPU, 0 GPU"
     ):
         RayExecutor(CONFIG, runtime, TOY_EVALUATOR)
 

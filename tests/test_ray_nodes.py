@@ -206,10 +206,10 @@ def test_a_generator_without_a_machine_is_waited_for_and_given_up(
         assert executor.generator.generate(8, seed=3).archs == before.archs
         monkeypatch.setattr("orchestrator.executors.cluster._RETURN_SECONDS", 3.0)
         lose(machine=0)
-        lack = "no machine has room: the generator needs 1 generator, the cluster has 0 generator"
+        lack = "no machine has room: the generator needs 1 generator; the cluster has 0 generator"
         with pytest.raises(ClusterError, match=f"^{lack}$"):
             executor.generator.generate(8, seed=3)
-    assert caplog.messages == [f"{lack}: waiting 0.05 minutes for one"]
+    assert caplog.messages == [f"{lack}: waiting up to 0.05 minutes for a machine"]
 
 
 class Monkey:

@@ -36,7 +36,7 @@ def test_what_is_cut_off_has_a_moment_to_save(tmp_path, monkeypatch):
 def test_it_ends_when_no_machine_is_left(monkeypatch, caplog):
     """Only pretended: Ray's view of its machines is empty."""
     monkeypatch.setattr("orchestrator.executors.cluster._RETURN_SECONDS", 1.0)
-    lack = "no machine has room: a task needs 1 CPU, the cluster has 0 CPU"
+    lack = "no machine has room: a task needs 1 CPU; the cluster has 0 CPU"
     with closing(RayTasks(RUNTIME)) as tasks:
         monkeypatch.setattr(Machines, "now", lambda: Machines(()))
         with pytest.raises(ClusterError, match=f"^{lack}$"):

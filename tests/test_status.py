@@ -62,7 +62,7 @@ def test_what_is_shown(store, clock):
     assert "progress 4 of 12 evaluations, 1 failed" in lines
     assert "best 87.500 %, trial 3 (guided), 0 s ago" in lines
     assert "ca/bc" in lines
-    assert "rate 2 evaluations a minute, 4 min left at that" in lines
+    assert "rate 2 evaluations a minute, 4 min left at this rate" in lines
     assert "pending 1, proposed: trial 4, 30 s ago" in lines
     assert "seconds fit 3.0, propose 0.0, select 0.0, evaluate 7.0" in lines
     assert "last event 0 s ago" in lines
@@ -96,7 +96,7 @@ def test_a_run_that_stands_still(store, clock):
     """Its rate falls, and the time since its last event grows."""
     lines = shown(store.out, clock[0] + 3600)
     assert "last event 1 h 0 min ago" in lines
-    assert "rate 0.0488 evaluations a minute, 2 h 44 min left at that" in lines
+    assert "rate 0.0488 evaluations a minute, 2 h 44 min left at this rate" in lines
 
 
 def test_a_run_that_has_ended(store, clock):

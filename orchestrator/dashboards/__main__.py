@@ -69,7 +69,7 @@ def main(
             write_text(path, text)
             console.print(f"wrote {path}")
         elif asked and path.read_text() != text:
-            raise UserError(f"{path} is there and differs from {asked}: delete it, or edit it")
+            raise UserError(f"{path} exists and differs from {asked}: delete or edit it")
         else:
             console.print(f"kept {path}")
     dashboards.mkdir(exist_ok=True)

@@ -101,8 +101,9 @@ def _watch_head() -> None:
                 misses += 1
             if misses == _MISSES and joined():
                 _log.warning(
-                    "the head of the cluster does not answer (%s): unless it comes back, Ray ends "
-                    "this process soon; finished trials are saved, repeat the command to continue",
+                    "the head of the cluster does not answer (%s): unless it comes back, Ray will "
+                    "soon end this process; finished trials are saved: repeat the command to "
+                    "continue",
                     head,
                 )
             sleep(_HEAD_SECONDS)
@@ -191,9 +192,9 @@ class Machines:
         needed = f"{what} needs {in_words(request)}"
         if any(held):
             times = f"{len(held)} x " if len(held) > 1 else ""
-            needed += f" besides the generator's {times}{in_words(held[0])}"
+            needed += f" in addition to the generator's {times}{in_words(held[0])}"
         there = {name: self.total.get(name, 0) for name in request}
-        return f"no machine has room: {needed}, the cluster has {in_words(there)}"
+        return f"no machine has room: {needed}; the cluster has {in_words(there)}"
 
     def alone(self, request: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
         """The request for all of a machine's CPUs, and for the part of a GPU that is not held."""
@@ -229,7 +230,7 @@ class Patience:
             self._since = None
         elif self._since is None:
             self._since = monotonic()
-            _log.warning("%s: waiting %g minutes for one", lack, _RETURN_SECONDS / 60)
+            _log.warning("%s: waiting up to %g minutes for a machine", lack, _RETURN_SECONDS / 60)
         elif monotonic() - self._since > _RETURN_SECONDS:
             raise ClusterError(lack)
 

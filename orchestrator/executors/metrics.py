@@ -31,44 +31,41 @@ class _Metric(NamedTuple):
 
 METRICS: Mapping[str, _Metric] = MappingProxyType(
     {
-        "nag_budget": _Metric(Gauge, "Evaluations that the run may spend"),
+        "nag_budget": _Metric(Gauge, "Budget of the run, in evaluations"),
         "nag_spent": _Metric(
-            Gauge, "Evaluations spent, those of low fidelity by their share of the epochs"
+            Gauge, "Evaluations spent; low-fidelity ones count by their share of the epochs"
         ),
         "nag_best_value": _Metric(Gauge, "Best value so far, a fraction"),
-        "nag_regret": _Metric(
-            Gauge, "Largest value there is less the best so far, where a table knows it"
-        ),
+        "nag_regret": _Metric(Gauge, "Largest value in the table minus the best so far"),
         "nag_evaluations": _Metric(Counter, "Finished evaluations", "status"),
         "nag_evaluation_seconds": _Metric(Histogram, "Seconds of an evaluation"),
-        "nag_pending": _Metric(Gauge, "Trials proposed and without an outcome, running or queued"),
+        "nag_pending": _Metric(Gauge, "Trials proposed but without an outcome, running or queued"),
         "nag_staleness": _Metric(
-            Gauge, "Trials whose outcome the last proposal did not have, though they were proposed"
+            Gauge, "Earlier trials whose outcome was not available to the last proposal"
         ),
-        "nag_slots": _Metric(Gauge, "Evaluations and generations there is room for", "role"),
+        "nag_slots": _Metric(Gauge, "Capacity for concurrent evaluations and generations", "role"),
         "nag_utilisation": _Metric(
-            Gauge, "Busy seconds / (slots x wall seconds) since the driver began", "role"
+            Gauge, "Busy seconds / (slots x wall seconds) since the driver started", "role"
         ),
         "nag_phase_seconds": _Metric(
             Counter,
-            "Seconds by phase: fit, propose, select, wait of the driver; generate, a part of "
-            "propose; evaluate, of all slots together",
+            "Seconds by phase: the driver's fit, propose, select and wait; generate, which is part "
+            "of propose; evaluate, summed over all slots",
             "phase",
         ),
         "nag_cost_seconds": _Metric(
             Counter,
-            "Seconds of evaluations times the CPUs and GPUs that each reserved, and of the "
-            "generator times its threads or its share of a GPU; of the attempts at a "
-            "trial only the last counts",
+            "CPU- and GPU-seconds: for evaluations what each reserved, for the generator its "
+            "threads or its share of a GPU; only the last attempt at a trial counts",
             "resource",
         ),
-        "nag_pool_validity": _Metric(Gauge, "Valid share of the samples of the last pool"),
+        "nag_pool_validity": _Metric(Gauge, "Share of valid samples in the last pool"),
         "nag_pool_uniqueness": _Metric(
-            Gauge, "Distinct share of the valid samples of the last pool"
+            Gauge, "Share of distinct samples among the valid ones of the last pool"
         ),
         "nag_guidance_scale": _Metric(Gauge, "Guidance scales of the last pool", "end"),
         "nag_kendall_tau": _Metric(
-            Gauge, f"Rank correlation of predictions and the last {_WINDOW} outcomes"
+            Gauge, f"Rank correlation of predictions and values, last {_WINDOW} outcomes"
         ),
     }
 )

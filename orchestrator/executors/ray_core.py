@@ -89,7 +89,7 @@ class RayGenerator:
             raise  # a bug of ours
         except RayError as error:
             raise ClusterError(
-                f"the generator is lost ({type(error).__name__}): repeat the command to continue"
+                f"the generator was lost ({type(error).__name__}): repeat the command to continue"
             ) from error
 
 
