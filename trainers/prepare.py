@@ -120,9 +120,7 @@ def report(found: Found, folder: Path) -> Iterator[str]:
     yield f"index: {folder / FILE}"
 
 
-def _some(
-    what: str, shown: Sequence[str], count: int, path: Path, fate: str = ""
-) -> Iterator[str]:
+def _some(what: str, shown: Sequence[str], count: int, path: Path, fate: str = "") -> Iterator[str]:
     if not count:
         yield f"no {what}"
         return
