@@ -284,7 +284,7 @@ def test_on_ray(tmp_path):
     ("changes", "message"),
     [
         (["--workers", "0"], "--workers must be at least 1"),
-        (["--device", "cuda"], "--device cuda needs GPUs: --gpus-per-worker 1"),
+        (["--device", "cuda"], "--device cuda needs GPUs: set --gpus-per-worker 1"),
         (["--auth", "password"], 'Invalid value "password" for --auth'),
         (
             ["--workers", "2", "--batch-size", "7"],
