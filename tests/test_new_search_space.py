@@ -259,7 +259,7 @@ def test_a_value_that_is_no_accuracy_is_shown_as_it_is(space, capsys):
     run_here(["orchestrator.report", "run", "--out", "compared", "--target", max(values)])
     html = Path("compared/report.html").read_text()
     assert not re.search(r"(?i)value[^.]{0,20}, %|@\d+, %|percent|points|accuracy", html)
-    assert f"until {best} (given)" in html
+    assert f"to reach {best} (given)" in html
     summary = pd.read_csv("compared/summary.csv").set_index("quantity")
     assert summary.loc["best value", "mean"] == pytest.approx(max(values), rel=1e-6)
     assert summary.loc["evaluations to target", "median"] == 1 + np.argmax(values)
