@@ -27,6 +27,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.reporting.figures import BLUE, GREY, STYLE, standalone, to_svg
 from trainers.base import Measurement
 from trainers.build import EvaluatorSettings, build_evaluator
+from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.training.task import NetworkOptions, Place
 
 RESULTS = Path(__file__).parent / "results" / "supernet"
@@ -41,9 +42,9 @@ def inherited(text: str, settings: EvaluatorSettings) -> Measurement:
     return evaluator.evaluate(MOBILENETV3.from_str(text), seed=0)
 
 
-def trained(text: str, settings: EvaluatorSettings) -> Measurement:
+def trained(text: str, settings: EvaluatorSettings, width: float) -> Measurement:
     torch.set_num_threads(1)
-    networks = replace(settings.networks, weights=None)
+    networks = replace(settings.networks, weights=None, width=width)
     evaluator = build_evaluator(MOBILENETV3, "train", replace(settings, networks=networks))
     return evaluator.evaluate(MOBILENETV3.from_str(text), seed=0)
 
@@ -95,11 +96,13 @@ def main(
             workers=0, cache=(keep / "cache").resolve(), checkpoints=(keep / "nets").resolve()
         ),
     )
-    build_evaluator(MOBILENETV3, "supernet", settings)
+    supernet = build_evaluator(MOBILENETV3, "supernet", settings)
+    assert isinstance(supernet, SupernetEvaluator)
     archs = MOBILENETV3.sample(networks, np.random.default_rng(0))
     texts = [MOBILENETV3.to_str(arch) for arch in archs]
-    calls = [partial(f, text, settings) for f in (inherited, trained) for text in texts]
-    found = run_all(calls, jobs, "networks")
+    with_weights = [partial(inherited, text, settings) for text in texts]
+    from_scratch = [partial(trained, text, settings, supernet.width) for text in texts]
+    found = run_all([*with_weights, *from_scratch], jobs, "networks")
     shared, alone = found[:networks], found[networks:]
     rows = [
         {
@@ -125,8 +128,8 @@ def main(
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{networks} random networks, {epochs} epochs from scratch each; {platform.machine()}, "
-        f"torch {torch.__version__}.",
+        f"{networks} random networks of width {supernet.width:g}, {epochs} epochs from scratch "
+        f"each; {platform.machine()}, torch {torch.__version__}.",
         "",
         "| x | y | Spearman | 95 %, bootstrap over the networks |",
         "|---|---|---|---|",

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pictures import colours
 
 from nag.cli import run
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.experiment import app as experiment
@@ -309,6 +311,7 @@ def test_a_search_by_a_supernet(supernet, data, tmp_path):
         ("supernet", MOBILENETV3, {"weights": "quarter.pt", "resolution": 48}),
         ("train", MOBILENETV3, {"weights": "quarter.pt"}),
         ("train", MOBILENETV3, {}),
+        ("train", MOBILENETV3, {"width": 0.5}),
         ("train", NASBENCH201, {}),
         ("train", NASBENCH201, {"resolution": 16}),
     ],
@@ -318,7 +321,29 @@ def test_networks_are_counted_as_they_are_measured(evaluator, space, options, da
     networks = NetworkOptions(data=data, **{**options, **paths})
     settings = EvaluatorSettings(networks=networks, place=Place(device="cpu"))
     built = build_evaluator(space, evaluator, settings)
-    assert network_task(space, evaluator, settings) == built.task.network_task(built.width)
+    task = network_task(space, evaluator, settings)
+    assert task == built.task.network_task(built.width)
+    if evaluator == "train":
+        arch = space.sample(1, np.random.default_rng(0))[0]
+        network = built._network(arch)
+        assert sum(p.numel() for p in network.parameters()) == cost(arch, task)["params"]
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "space", "weights", "width", "message"),
+    [
+        ("train", NASBENCH201, False, 0.5, "--width is for the space mobilenetv3"),
+        ("train", MOBILENETV3, False, 0.0, "--width must be more than 0"),
+        ("train", MOBILENETV3, True, 0.5, "--width 0.5: the networks of .* have width 0.25"),
+        ("supernet", MOBILENETV3, True, 0.5, "--width 0.5: the networks of .* have width 0.25"),
+    ],
+)
+def test_widths_that_do_not_fit(evaluator, space, weights, width, message, data, quarter):
+    networks = NetworkOptions(data=data, weights=quarter if weights else None, width=width)
+    settings = EvaluatorSettings(networks=networks, place=Place(device="cpu"))
+    for use in (build_evaluator, network_task):
+        with pytest.raises(UserError, match=message):
+            use(space, evaluator, settings)
 
 
 def test_what_networks_are_counted_for_needs_images_and_weights(data, quarter):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nag.files import sha256_of
 from nag.spaces import SearchSpace
+from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import Evaluator, EvaluatorConfigError
 from trainers.cost import Task
@@ -16,6 +17,7 @@ from trainers.evaluators.table import TableEvaluator
 from trainers.evaluators.toy import ToyEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.ofa import Supernet, load_supernet
+from trainers.plans import check_width
 from trainers.rows import PERCENT, PLAIN, Unit
 from trainers.training.recipe import find_recipe
 from trainers.training.task import ImageTask, NetworkOptions, Place, task_of
@@ -86,7 +88,7 @@ def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings
     networks = settings.networks
     weights = _weights(networks) if evaluator == "supernet" else networks.weights
     supernet = load_supernet(weights) if weights else None
-    return task_of(_as_in(supernet, networks), space, 1.0 if supernet is None else supernet.width)
+    return task_of(_as_in(supernet, networks), space, _width(space, networks, supernet))
 
 
 def _table(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
@@ -112,6 +114,7 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks, weights = settings.networks, _weights(settings.networks)
     supernet = load_supernet(weights)
     task = _task("supernet", space, settings, supernet)
+    _width(space, networks, supernet)
     if supernet.num_classes != len(task.classes):
         raise EvaluatorConfigError(
             f"{weights} has {supernet.num_classes} classes, {networks.data} has "
@@ -158,6 +161,7 @@ def _train(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
         recipe.epochs,
         supernet,
         origin,
+        _width(space, networks, supernet),
         latency_batch=networks.latency_batch,
         fidelity=networks.fidelity,
         checkpoints=settings.place.checkpoints,
@@ -192,6 +196,24 @@ def _as_in(supernet: Supernet | None, networks: NetworkOptions) -> NetworkOption
     if supernet is None or networks.resolution is not None:
         return networks
     return replace(networks, resolution=supernet.meta.get("resolution"))
+
+
+def _width(space: SearchSpace, networks: NetworkOptions, supernet: Supernet | None) -> float:
+    """Width multiplier of the networks; raises UserError."""
+    width = networks.width
+    if supernet is not None:
+        if width not in (None, supernet.width):
+            raise EvaluatorConfigError(
+                f"--width {width:g}: the networks of {networks.weights} have width "
+                f"{supernet.width:g}"
+            )
+        return supernet.width
+    if width is None:
+        return 1.0
+    if space.name != MOBILENETV3.name:
+        raise EvaluatorConfigError(f"--width is for the space {MOBILENETV3.name}, not {space.name}")
+    check_width(width)
+    return width
 
 
 def _only_valid(evaluator: str, settings: EvaluatorSettings) -> None:

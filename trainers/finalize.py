@@ -57,7 +57,7 @@ def main(
     ----------
     run
         Folder of a run. If the run used images, --data must be the same, and --resolution,
-        --held-out and --recipe default to those of the run.
+        --held-out, --width and --recipe default to those of the run.
     out
         Folder to write to.
     archs
@@ -134,7 +134,7 @@ def _as_in(search: Search, given: NetworkOptions, train: bool) -> NetworkOptions
             f"{search.path} took weights from {weights}: give --weights, or list its "
             "architectures in --archs to train them from scratch"
         )
-    names = ["resolution", "held_out"]
+    names = ["resolution", "held_out", "width"]
     if search.evaluator == "train" or not train:
         names.append("recipe")
     if not train:

@@ -33,6 +33,7 @@ class TrainingEvaluator:
     Metrics: those of `ImageTask.reported`, the `loss` of the last epoch, `macs` and `params`.
 
     supernet: source of the initial weights; `origin` identifies it.
+    width: multiplier of the channels, that of the supernet if there is one.
     epochs: number to train, out of those in the recipe's schedule.
     latency_batch: batch size at which `latency` is measured; None if it is not measured.
     fidelity: what a cheaper training has less of.
@@ -46,6 +47,7 @@ class TrainingEvaluator:
     epochs: int
     supernet: Supernet | None = None
     origin: str = ""
+    width: float = 1.0
     latency_batch: int | None = None
     fidelity: Fidelity = "epochs"
     checkpoints: Path | None = None
@@ -57,11 +59,6 @@ class TrainingEvaluator:
             )
         if self.supernet is not None and self.space.name != MOBILENETV3.name:
             raise EvaluatorConfigError(f"there are no supernets for the space {self.space.name}")
-
-    @property
-    def width(self) -> float:
-        """Width multiplier of its networks."""
-        return 1.0 if self.supernet is None else self.supernet.width
 
     def at(self, epochs: int) -> "TrainingEvaluator":
         """An evaluator with epochs / FULL_EPOCHS of the cost.
@@ -157,7 +154,7 @@ class TrainingEvaluator:
         So a training begun in one trial can continue in another.
         """
         record = [self.space.to_str(arch), asdict(self.recipe), self.task.identity]
-        text = json.dumps([*record, self.origin], sort_keys=True)
+        text = json.dumps([*record, self.origin, self.width], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def _network(self, arch: Architecture) -> nn.Module:
@@ -165,5 +162,6 @@ class TrainingEvaluator:
             return CellNetwork(arch, len(self.task.classes))
         dropout = {"dropout": self.recipe.dropout, "drop_path": self.recipe.drop_path}
         if self.supernet is None:
-            return build_network(arch, num_classes=len(self.task.classes), **dropout)
+            classes = len(self.task.classes)
+            return build_network(arch, num_classes=classes, width=self.width, **dropout)
         return self.supernet.extract(arch, num_classes=len(self.task.classes), **dropout)

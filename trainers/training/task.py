@@ -112,6 +112,9 @@ class NetworkOptions(ImageOptions):
     weights
         Supernet: an official once-for-all checkpoint (ofa_mbv3_d234_e346_k357_w1.0, or w1.2), or
         one made by trainers.train_supernet, whose resolution is then the default.
+    width
+        Multiplier of the channels of mobilenetv3 networks that are trained from scratch, by default
+        1.0; with weights it is that of the supernet.
     recipe
         Training recipe: nasbench201, transfer, imagenet or small; by default nasbench201 for that
         space, else transfer with weights and imagenet without.
@@ -131,6 +134,7 @@ class NetworkOptions(ImageOptions):
     """
 
     weights: Path | None = None
+    width: float | None = None
     recipe: str | None = None
     epochs: int | None = None
     precision: Precision | None = None
