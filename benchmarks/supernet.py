@@ -60,8 +60,9 @@ def main(
     epochs: int = 20,
     jobs: int | None = None,
     keep: Path = Path("supernet-runs"),
+    out: Path = RESULTS,
 ) -> None:
-    """Run the comparison and write benchmarks/results/supernet/.
+    """Run the comparison and write its table, rank correlations and figures.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ def main(
         Networks at a time; by default one per CPU.
     keep
         Folder for checkpoints and decoded images; repeating the command with it continues.
+    out
+        Folder for the results.
     """
     if networks < 5:
         raise UserError("--networks must be at least 5")
@@ -118,13 +121,13 @@ def main(
         }
         for text, one, other in zip(texts, shared, alone, strict=True)
     ]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with (RESULTS / "networks.csv").open("w", newline="") as file:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "networks.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (RESULTS / "scatter.svg").write_text(standalone(_scatter(rows)))
-    (RESULTS / "curves.svg").write_text(standalone(_curves(alone)))
+    (out / "scatter.svg").write_text(standalone(_scatter(rows)))
+    (out / "curves.svg").write_text(standalone(_curves(alone)))
     lines = [
         f"`{' '.join(['python', *sys.argv])}`",
         "",
@@ -146,7 +149,7 @@ def main(
         value, low, high = _spearman(rows, x, y)
         lines.append(f"| {x} | {y} | {value:.2f} | {low:.2f} to {high:.2f} |")
     text = "\n".join(lines)
-    (RESULTS / "correlation.md").write_text(text + "\n")
+    (out / "correlation.md").write_text(text + "\n")
     sys.stdout.write(text + "\n")
 
 

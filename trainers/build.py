@@ -114,7 +114,7 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks, weights = settings.networks, _weights(settings.networks)
     supernet = load_supernet(weights)
     task = _task("supernet", space, settings, supernet)
-    _width(space, networks, supernet)
+    _width(space, networks, supernet)  # that of the supernet, or refused
     if supernet.num_classes != len(task.classes):
         raise EvaluatorConfigError(
             f"{weights} has {supernet.num_classes} classes, {networks.data} has "
