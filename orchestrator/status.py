@@ -39,7 +39,7 @@ def main(out: PathOrURI, *, watch: bool = False) -> None:
     out
         The --out of a run, a folder or URI, whichever machine drives it.
     watch
-        Keep refreshing until the budget is spent or Ctrl-C.
+        Keep refreshing until the run has ended or Ctrl-C.
     """
     console = plain_console(stderr=False)
     if not console.is_terminal:
@@ -78,7 +78,9 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        return self.left == 0 or (self.store.exhausted and not self.store.pending())
+        store = self.store
+        exhausted = store.exhausted and not store.pending()
+        return self.left == 0 or exhausted or store.patience is not None
 
     def rate(self, now: float) -> float | None:
         """Evaluations per second over the last few outcomes; None if there are too few."""
@@ -110,6 +112,8 @@ class Snapshot:
         yield "progress", spent
         if store.exhausted:
             yield "", "the space is exhausted"
+        if store.patience is not None:
+            yield "", f"ended after {store.patience} evaluations without a better one"
         yield "", ProgressBar(config["budget"], float(store.spent), width=40)
         if store.best is not None:
             trial, value = store.best

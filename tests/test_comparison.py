@@ -266,6 +266,7 @@ def make(tmp_path: Path) -> Make:
         pending: Sequence[int] = (),
         predict: bool = True,
         exhausted: bool = False,
+        patience: int | None = None,
         **settings,
     ) -> Path:
         defaults = {"space": "toy", "score": "exact", "strategy": "random", "acq": "ei"}
@@ -293,6 +294,8 @@ def make(tmp_path: Path) -> Make:
                 store.record(Outcome(trial.trial, status, value, metrics, 0.5))
         if exhausted:
             store.exhaust()
+        if patience is not None:
+            store.lose_patience(patience)
         store.close()
         return store.out
 
@@ -785,6 +788,21 @@ def test_the_page(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all("SYNTHETIC" in svg for svg in drawn)
     assert "best value so far, %" in html
     assert "published" not in text.lower()
+
+
+def test_runs_that_patience_ended_are_finished(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make("a", [0.1, 0.3, 0.2, 0.2], budget=10, patience=2).parent
+    make("b", [0.1, 0.3, 0.2, 0.2], budget=10, seed=1)
+    code, said = _report(capsys, out, "--out", tmp_path / "report")
+    assert code == 0
+    assert "2 runs, 1 of them finished, in 1 panel: toy" in said
+    page = check_page((tmp_path / "report" / "report.html").read_text())
+    text = " ".join(page.sections["panel-1"].split())
+    assert "1 run is not finished random, seed 1: 4 of 10 evaluations." in text
+    early = "Ended early: random, seed 0, at 4 of 10 evaluations, after 2 without a better one."
+    assert early in text
 
 
 def test_the_files_beside_the_page(

@@ -262,8 +262,15 @@ def test_a_run_out_of_patience_is_the_beginning_of_a_longer_one(tmp_path, settin
 
     assert all(since_best(max(first - late, 4)) < patience for first in begun[:-1])
     assert since_best(len(short) - late) >= patience
+    journal = (tmp_path / "short" / "journal.jsonl").read_bytes()
+    assert journal.count(b'"event": "patience"') == 1
     assert stopped(tmp_path / "short", config, patience) == (short, "patience")
+    assert (tmp_path / "short" / "journal.jsonl").read_bytes() == journal
+    run = read_run(tmp_path / "short")
+    assert (run.complete, run.patience) == (True, patience)
     assert stopped(tmp_path / "short", config, None) == (long, "budget")
+    run = read_run(tmp_path / "short")
+    assert (run.complete, run.patience) == (True, None)
 
 
 def test_failed_evaluations_try_the_patience_too(tmp_path):

@@ -33,6 +33,7 @@ from orchestrator.run_bo import app
 from orchestrator.runtime import Runtime
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import COLUMNS, RunStore
+from orchestrator.status import app as status
 from trainers.base import Measurement
 from trainers.cost import cost_property
 from trainers.evaluators.toy import ToyEvaluator
@@ -280,16 +281,22 @@ def test_a_space_that_is_exhausted_ends_the_run(tmp_path, capsys):
 
 def test_a_run_out_of_patience_ends_and_goes_on_with_more(finished, tmp_path, capsys):
     out = tmp_path / "run"
-    shown = search(capsys, QUICK, patience=1, out=out)
+    shown = search(capsys, QUICK, patience=2, out=out)
     short = found(out)
     assert short == found(finished[0])[: len(short)]
     assert (
-        f"stopped after {len(short)} trials: --patience 1 is exhausted; to continue, repeat the "
+        f"stopped after {len(short)} trials: --patience 2 is exhausted; to continue, repeat the "
         "command with more\n"
     ) in shown
     assert "best architecture" in shown
+    ended = "ended after 2 evaluations without a better one"
+    assert ended in (out / "report.html").read_text()
+    with pytest.raises(SystemExit):
+        run(status, [str(out), "--watch"])  # which does not wait
+    assert ended in capsys.readouterr().out
     search(capsys, QUICK, patience=100, out=out)
     assert found(out) == found(finished[0])
+    assert ended not in (out / "report.html").read_text()
 
 
 # Stopped, and repeated

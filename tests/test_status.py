@@ -122,6 +122,18 @@ def test_a_run_whose_space_is_exhausted_has_ended(store, clock):
     assert not [line for line in lines if line.startswith("rate")]
 
 
+def test_a_run_whose_patience_is_exhausted_has_ended(store, clock):
+    store.record(Outcome(4, "ok", 0.5))
+    store.lose_patience(2)
+    assert Snapshot.read(store.out).finished
+    lines = shown(store.out, clock[0])
+    assert "ended after 2 evaluations without a better one" in lines
+    assert not [line for line in lines if line.startswith("rate")]
+    store.propose(batch("ab/bc"))  # the command was repeated with more patience
+    assert not Snapshot.read(store.out).finished
+    assert "ended after" not in "".join(shown(store.out, clock[0]))
+
+
 def test_a_run_that_has_only_begun(tmp_path, clock):
     store = RunStore.open(tmp_path / "run", CONFIG, TOY)
     assert "progress 0 of 12 evaluations, 0 failed" in shown(store.out, clock[0])

@@ -362,6 +362,8 @@ def test_a_damaged_line_in_the_middle_does_not_delete_what_follows(store):
         "[]",
         "null",
         '{"event": "exhausted"}',
+        '{"at": 1.0, "event": "patience"}',
+        '{"at": 1.0, "event": "patience", "after": "long"}',
         '{"at": 1.0, "event": "paused"}',
         '{"at": 1.0, "event": "finished", "trial": 1}',
         '{"at": 1.0, "event": "finished", "trial": 77, "status": "failed"}',

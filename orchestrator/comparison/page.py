@@ -160,6 +160,12 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
         for seed, run in method.runs.items()
         if not run.complete
     ]
+    early = [
+        (method.label, seed, len(run), run.budget, run.patience)
+        for method in panel.methods
+        for seed, run in method.runs.items()
+        if run.patience is not None and len(run) < run.budget
+    ]
     absent = [
         (method.label, missing)
         for method in panel.methods
@@ -177,6 +183,7 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
         "absent": absent,
         "num_absent": sum(len(seeds) for _, seeds in absent),
         "unfinished": unfinished,
+        "early": early,
         "without_value": summary.without_value,
         "initial": summary.initial,
         "horizon": summary.horizon,

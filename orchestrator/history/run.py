@@ -44,6 +44,7 @@ class Run:
     num_finished: trials with an outcome, including any after these n.
     num_failed: trials that failed.
     exhausted: whether it has ended because its space holds no more architectures to propose.
+    patience: if it has ended because of it, after how many evaluations without a better one.
     """
 
     path: Location
@@ -58,6 +59,7 @@ class Run:
     num_failed: int
     costs: NDArray[np.int64]
     exhausted: bool = False
+    patience: int | None = None
 
     def __len__(self) -> int:
         return int(self.costs.sum()) // FULL_EPOCHS
@@ -91,7 +93,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return len(self) >= self.budget or self.exhausted
+        return len(self) >= self.budget or self.exhausted or self.patience is not None
 
     @cached_property
     def incumbent(self) -> NDArray[np.int64]:
@@ -161,6 +163,7 @@ def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
         int(failed.sum()),
         np.array([trial.work for trial in trials], dtype=np.int64),
         history.exhausted and len(history.outcomes) == len(history.trials),
+        history.patience,
     )
 
 

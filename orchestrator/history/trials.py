@@ -73,6 +73,8 @@ class History:
     proposed_at, finished_at: when each round and each outcome was journalled, in seconds since the
         epoch.
     exhausted: whether the space holds no more architectures to propose.
+    patience: if the run has ended because of it, after how many evaluations without a better one;
+        None once it continues.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -84,6 +86,7 @@ class History:
         self.proposed_at: list[float] = []
         self.finished_at: dict[int, float] = {}
         self.exhausted = False
+        self.patience: int | None = None
 
     def replay(self, files: Iterable[tuple[str, Events]]) -> None:
         """Apply all events of a journal; raises DamagedRunError."""
@@ -109,6 +112,7 @@ class History:
                     self.trials.append(Trial(**trial))
                 self.rounds.append(event)
                 self.proposed_at.append(at)
+                self.patience = None
             case "finished":
                 outcome = Outcome(**event)
                 if not 0 <= outcome.trial < len(self.trials):
@@ -119,7 +123,9 @@ class History:
                     self.outcomes[outcome.trial] = outcome
                     self.finished_at[outcome.trial] = at
             case "exhausted":
-                self.exhausted = True
+                self.exhausted, self.patience = True, None
+            case "patience":
+                self.patience = int(event["after"])
             case other:
                 raise ValueError(f"unknown event {other!r}")
 

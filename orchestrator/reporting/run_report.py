@@ -146,6 +146,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         unit=store.unit,
         what_values_are=WHAT_VALUES_ARE.get(record["config"]["evaluator"]),
         evaluations=f"{float(store.spent):.10g}",
+        patience=store.patience,
         num_low=len(finished) - len(full),
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
         best=_best(store, full),

@@ -80,6 +80,8 @@ def run_study(
             for observer in observers:
                 observer.finished(store, outcome)
             compact()
+    if patience is not None and proposer.ended == "patience":
+        store.lose_patience(patience)
     store.compact()
     return proposer.ended
 

@@ -170,6 +170,11 @@ class RunStore:
         """Whether the space holds no more architectures to propose."""
         return self.history.exhausted
 
+    @property
+    def patience(self) -> int | None:
+        """The patience that has ended the run; None if it goes on, or ended otherwise."""
+        return self.history.patience
+
     def merit(self, value: float) -> float:
         """What the best trial maximises: its value or, with a target, its closeness to that."""
         return value if self._target is None else -abs(value - self._target)
@@ -303,6 +308,11 @@ class RunStore:
         """Record that there is nothing left to propose."""
         if not self.exhausted:
             self._append({"event": "exhausted"}, worth=0.0)
+
+    def lose_patience(self, after: int) -> None:
+        """Record that the run ends after this many evaluations without a better one."""
+        if self.patience != after:
+            self._append({"event": "patience", "after": after}, worth=0.0)
 
     def compact(self) -> None:
         """Save the journal, and rewrite trials.parquet from it."""
