@@ -24,3 +24,8 @@ def one_line(error: Exception) -> str:
     """The message of an error, or its type if it has none; a long message is cut in the middle."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with its noun, "1 trial" or "2 trials"; `several` if that is more than an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"

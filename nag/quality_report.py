@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nag.errors import counted
 from nag.files import write_json, write_text
 
 PUBLISHED = {  # Table 4: validity, uniqueness, novelty, percent
@@ -57,14 +58,14 @@ def markdown(found: dict[str, Any]) -> list[str]:
     lines = [
         f"`{found['command']}`",
         "",
-        f"{where}, torch {of['torch']}, {of['threads']} thread(s).",
+        f"{where}, torch {of['torch']}, {counted(of['threads'], 'thread')}.",
         "",
         f"{of['space']}: {of['num']:,} samples of {of['sampler']} in {of['steps']:,} steps, mean ± "
-        f"standard deviation over {of['seeds']} seed(s). Novelty is relative to the training "
-        f"list of {found['list']['num']:,} random architectures or, for `shipped`, to all draws in "
-        "its training. Distances: total variation from the uniform law, averaged over nodes, over "
-        f"pairs of nodes and over blocks (see nag/metrics.py), of {of['distance_num']:,} samples / "
-        "of as many independent draws from that law = ratio.",
+        f"standard deviation over {counted(of['seeds'], 'seed')}. Novelty is relative to the "
+        f"training list of {found['list']['num']:,} random architectures or, for `shipped`, to all "
+        "draws in its training. Distances: total variation from the uniform law, averaged over "
+        "nodes, over pairs of nodes and over blocks (see nag/metrics.py), of "
+        f"{of['distance_num']:,} samples / of as many independent draws from that law = ratio.",
         "",
         "| row | parameters | steps x batch | validity, % | uniqueness, % | novelty, % "
         "| distance: nodes | pairs | blocks |",

@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 
 from nag.cli import WholeNumber, command_line, plain_console, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
 from orchestrator.experiments.view import Board, Heartbeat, Watch
@@ -122,8 +122,8 @@ def list_jobs(console: Console, experiment: Experiment, out: Path) -> list[Job]:
         console.print(f"{state:<8} {count} {needs}")
     total, runs = sum(job.trials for job in experiment.jobs), len(experiment.jobs)
     console.print(
-        f"{experiment.title}: {runs} runs, {runs - len(todo)} of them finished; "
-        f"{total:,} trials, {total - done:,} of them to do"
+        f"{experiment.title}: {counted(runs, 'run')}, {runs - len(todo)} finished; "
+        f"{counted(total, 'trial')}, {total - done:,} to do"
     )
     return todo
 
@@ -132,8 +132,8 @@ def refuse_missing(experiment: Experiment) -> None:
     """Raise UserError if runs need files that were not named."""
     missing = Counter(job.missing for job in experiment.jobs if job.missing)
     if missing:
-        total = len(experiment.jobs)
-        needs = ", ".join(f"{option} FILE for {n} of {total} runs" for option, n in missing.items())
+        runs = counted(len(experiment.jobs), "run")
+        needs = ", ".join(f"{option} FILE for {n} of {runs}" for option, n in missing.items())
         raise UserError(f"{experiment.file} needs {needs}")
 
 
@@ -171,7 +171,8 @@ def run_experiment(
     board = Board(console, experiment.jobs, place.root)
     todo = board.unfinished
     if board.num_finished:
-        console.print(f"{board.num_finished} of {len(experiment.jobs)} runs are already finished")
+        runs = counted(len(experiment.jobs), "run")
+        console.print(f"{board.num_finished} of {runs} already finished")
     failures: list[tuple[Job, Result]] = []
     try:
         here = runtime.executor == "local"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from nag.calibration import Calibrated
 from nag.cli import WholeNumber, command_line, find_space, plain_console, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.files import code_digest, kept, write_text
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, Guidance
@@ -290,7 +290,9 @@ class Benchmark:
         keep: Callable[[Sequence[Architecture]], Sequence[Architecture]] = lambda archs: archs,
     ) -> Group:
         if not samples.valid:
-            raise UserError(f"none of {len(samples.archs):,} samples is valid: raise --steps")
+            raise UserError(
+                f"none of {counted(len(samples.archs), 'sample')} is valid: raise --steps"
+            )
         kept = keep(samples.valid)
         evaluations = samples.score_evaluations * len(samples.archs) // max(len(kept), 1)
         return Group(kept, self._accuracies(kept), samples.validity, evaluations, samples.seconds)
@@ -315,13 +317,14 @@ def report(
     lines = [
         f"`{' '.join(['python -m orchestrator.guided_quality', *sys.argv[1:]])}`",
         "",
-        f"{platform.machine()}, torch {torch.__version__}, {bench.generator.config.threads} "
-        f"thread(s).",
+        f"{platform.machine()}, torch {torch.__version__}, "
+        f"{counted(bench.generator.config.threads, 'thread')}.",
         "",
-        f"{bench.num:,} architectures per group; means over {seeds} seeds, in percent; min is the "
-        "smallest over all seeds. Guided groups also need score evaluations for the pilot, less "
-        "than one per architecture. p: one-sided Wilcoxon signed-rank test of the mean against "
-        "uncond+sort with the same predictor (for distinct groups, uncond+sort, distinct).",
+        f"{counted(bench.num, 'architecture')} per group; means over {counted(seeds, 'seed')}, in "
+        "percent; min is the smallest over all seeds. Guided groups also need score evaluations "
+        "for the pilot, less than one per architecture. p: one-sided Wilcoxon signed-rank test of "
+        "the mean against uncond+sort with the same predictor (for distinct groups, uncond+sort, "
+        "distinct).",
         "",
         "| labels | group | max | mean | min | validity | uniqueness | score evaluations per "
         "architecture | p |",

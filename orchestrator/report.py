@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from nag.cli import WholeNumber, command_line, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from orchestrator.comparison.page import write_comparison
 from orchestrator.comparison.panels import make_panels
 from orchestrator.comparison.summary import Settings, summarise
@@ -139,12 +139,12 @@ def main(
         compared = [run for panel in panels for run in panel.runs]
         finished = sum(run.complete for run in compared)
         sys.stdout.write(
-            f"{len(compared)} runs, {finished} of them finished, in {len(panels)} "
-            f"panel{'s' if len(panels) > 1 else ''}: {', '.join(p.name for p in panels)}\n"
+            f"{counted(len(compared), 'run')}, {finished} finished, in "
+            f"{counted(len(panels), 'panel')}: {', '.join(p.name for p in panels)}\n"
         )
     if commands:
-        finished, plural = sum(one.finished for one in commands), "s" if len(commands) > 1 else ""
-        sys.stdout.write(f"{len(commands)} command{plural}, {finished} of them finished\n")
+        finished = sum(one.finished for one in commands)
+        sys.stdout.write(f"{counted(len(commands), 'command')}, {finished} finished\n")
     sys.stdout.write(f"report: {page}\n")
     return 0
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from nag.cli import command_line, find_space, plain_console, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from orchestrator.build import (
     build_evaluator_here,
     build_executor,
@@ -36,8 +36,8 @@ app = command_line(
 )
 
 _ENDS = {
-    "exhausted": "the space is exhausted after {trials} trials",
-    "patience": "stopped after {trials} trials: --patience {patience} is exhausted; to continue, "
+    "exhausted": "the space is exhausted after {trials}",
+    "patience": "stopped after {trials}: --patience {patience} is exhausted; to continue, "
     "repeat the command with more",
 }
 
@@ -88,7 +88,8 @@ def _search(
     shown += [f"prior {earlier.content}" for earlier in config.prior]
     console.print(f"{', '.join(shown)}: {executor.description}")
     if store.num_finished:
-        console.print(f"continuing {store.out}: {store.num_finished} trials are finished")
+        finished = counted(store.num_finished, "trial is", "trials are")
+        console.print(f"continuing {store.out}: {finished} finished")
     optimizer = build_optimizer(config, executor.generator)
     view = View(console, config.budget)
     try:
@@ -104,14 +105,15 @@ def _search(
     except KeyboardInterrupt:
         store.compact()
         console.print(
-            f"interrupted: {store.num_finished} trials are saved in {store.out}; "
-            "repeat the command to continue"
+            f"interrupted: {counted(store.num_finished, 'trial is', 'trials are')} saved in "
+            f"{store.out}; repeat the command to continue"
         )
         return 130
     if ended == "exhausted" and not store.trials and config.constraint:
         raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if ended != "budget":
-        console.print(_ENDS[ended].format(trials=store.num_finished, patience=patience))
+        trials = counted(store.num_finished, "trial")
+        console.print(_ENDS[ended].format(trials=trials, patience=patience))
     from orchestrator.reporting.run_report import write_report  # slow to import: it draws
 
     print_result(console, store, write_report(store), config.constraint)

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from nag.cli import command_line, plain_console, run
+from nag.errors import counted
 from orchestrator.reporting.view import after
 from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
@@ -108,12 +109,13 @@ class Snapshot:
         yield "run", str(store.out)
         yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
         failed = sum(outcome.value is None for outcome in store.outcomes.values())
-        spent = f"{float(store.spent):.10g} of {config['budget']} evaluations, {failed} failed"
-        yield "progress", spent
+        budget = counted(config["budget"], "evaluation")
+        yield "progress", f"{float(store.spent):.10g} of {budget}, {failed} failed"
         if store.exhausted:
             yield "", "the space is exhausted"
         if store.patience is not None:
-            yield "", f"ended after {store.patience} evaluations without a better one"
+            without = counted(store.patience, "evaluation")
+            yield "", f"ended after {without} without a better one"
         yield "", ProgressBar(config["budget"], float(store.spent), width=40)
         if store.best is not None:
             trial, value = store.best

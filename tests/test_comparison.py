@@ -772,7 +772,7 @@ def test_the_page(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "report"
     code, said = _report(capsys, study, "--out", out, "--marks", "5,10")
     assert code == 0
-    assert "10 runs, 8 of them finished, in 1 panel: toy" in said
+    assert "10 runs, 8 finished, in 1 panel: toy" in said
     assert _files(study) == before
     html = (out / "report.html").read_text()
     page = check_page(html)
@@ -797,7 +797,7 @@ def test_runs_that_patience_ended_are_finished(
     make("b", [0.1, 0.3, 0.2, 0.2], budget=10, seed=1)
     code, said = _report(capsys, out, "--out", tmp_path / "report")
     assert code == 0
-    assert "2 runs, 1 of them finished, in 1 panel: toy" in said
+    assert "2 runs, 1 finished, in 1 panel: toy" in said
     page = check_page((tmp_path / "report" / "report.html").read_text())
     text = " ".join(page.sections["panel-1"].split())
     assert "1 run is not finished random, seed 1: 4 of 10 evaluations." in text
@@ -974,12 +974,12 @@ def test_an_experiment_keeps_its_panels_and_says_what_is_not_run(
     assert find_runs([file])[0] == Source(done, "left", runs[0])
     code, said = _report(capsys, file, "--out", tmp_path / "report")
     assert code == 0
-    assert "3 runs, 2 of them finished, in 2 panels: left, right" in said
+    assert "3 runs, 2 finished, in 2 panels: left, right" in said
     page = check_page((tmp_path / "report" / "report.html").read_text())
     assert "mutation, seed 0: 0 of 3 evaluations" in page.sections["panel-1"]
     assert "not run" in page.sections["panel-1"]
     assert "mutation" not in page.sections["panel-2"]
-    assert "1 command, 0 of them finished" in said
+    assert "1 command, 0 finished" in said
     assert "not run" in page.sections["c"]
 
 
@@ -998,7 +998,7 @@ def test_an_experiment_has_its_own_budgets(
     file.write_text(json.dumps({"runs": runs}))
     code, said = _report(capsys, file, "--out", tmp_path / "report")
     assert code == 0
-    assert "2 runs, 2 of them finished" in said
+    assert "2 runs, 2 finished" in said
     manifest = json.loads((tmp_path / "report" / "manifest.json").read_text())
     assert manifest["panels"][0]["marks"] == [3]
     assert [run["budget"] for run in manifest["runs"]] == [3, 3]
@@ -1028,7 +1028,7 @@ def test_what_commands_have_left_is_shown(
         out = tmp_path / f"report-{finished}"
         code, said = _report(capsys, given, "--out", out)
         count = "2 commands" if finished == 2 else "1 command"
-        assert (code, said.splitlines()[0]) == (0, f"{count}, 1 of them finished")
+        assert (code, said.splitlines()[0]) == (0, f"{count}, 1 finished")
         text = (out / "report.html").read_text()
         page = check_page(text)
         assert "94.37" in page.sections["quality-1"]
@@ -1041,7 +1041,7 @@ def test_what_commands_have_left_is_shown(
     again.parent.mkdir()
     again.write_text(json.dumps({"runs": parts}))
     code, said = _report(capsys, tmp_path, again, "--out", tmp_path / "both")
-    assert (code, said.splitlines()[0]) == (0, "2 commands, 1 of them finished")
+    assert (code, said.splitlines()[0]) == (0, "2 commands, 1 finished")
     (left / "command.json").unlink()
     code, said = _report(capsys, tmp_path / "experiment-t.json", "--out", tmp_path / "none")
     assert code == 2
@@ -1081,12 +1081,12 @@ def test_searches_for_a_value_are_named_and_left_out(
     aimed = make("aimed", [0.1, 0.9], **aim, target=50.0, budget=2)
     code, said = _report(capsys, aimed, "--out", tmp_path / "report")
     assert code == 2
-    assert f"none of the 1 runs can be compared: {aimed}: it searches for a --target value" in said
+    assert f"of 1 run, none can be compared: {aimed}: it searches for a --target value" in said
     make("other", [0.1, 0.5], budget=2)
     code, said = _report(capsys, aimed.parent, "--out", tmp_path / "report")
     assert code == 0
     assert f"left out: {aimed}: it searches for a --target value, and runs are compared" in said
-    assert "1 runs, 1 of them finished" in said
+    assert "1 run, 1 finished" in said
 
 
 @pytest.mark.parametrize(
@@ -1152,7 +1152,7 @@ def test_nothing_left_to_report(
     _break(path, "config.json", "{")
     code, said = _report(capsys, path, "--out", tmp_path / "report")
     assert code == 2
-    assert "none of the 1 runs can be compared" in said
+    assert "of 1 run, none can be compared" in said
 
 
 def test_runs_whose_trials_all_failed(

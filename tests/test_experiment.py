@@ -431,11 +431,11 @@ class TestRuns:
 
         monkeypatch.setattr(experiment_jobs, "build_executor", None)  # nothing is loaded
         assert main(toy, out=runs, executor="local") == 0
-        assert capsys.readouterr().out.startswith("4 of 4 runs are already finished\n4/4 runs")
+        assert capsys.readouterr().out.startswith("4 of 4 runs already finished\n4/4 runs")
         assert main(toy, out=runs, dry_run=True) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[:2] for line in lines[:4]] == [["finished", "14/14"]] * 4
-        assert lines[4] == "toy: 4 runs, 4 of them finished; 56 trials, 0 of them to do"
+        assert lines[4] == "toy: 4 runs, 4 finished; 56 trials, 0 to do"
 
     def test_a_larger_budget_prolongs_them(self, write, tmp_path):
         runs, short = tmp_path / "runs", TOY_FILE.replace("budget = 14", "budget = 8")
@@ -526,7 +526,7 @@ class TestRuns:
             *_, reason, last = capsys.readouterr().out.splitlines()
             trials = runs / job.label / "trials.parquet"
             assert reason == f"failed: {job.label}: no evaluation succeeded, see {trials}"
-            assert last == f"0/1 runs finished, 3 of 3 trials, in {runs}"
+            assert last == f"0/1 run finished, 3 of 3 trials, in {runs}"
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -555,7 +555,7 @@ class TestRuns:
         for _ in range(2):
             assert main(toy, out=runs, executor="local") == 1
             first, *_, reason, last = capsys.readouterr().out.splitlines()
-            assert first == "3 of 4 runs are already finished"
+            assert first == "3 of 4 runs already finished"
             assert reason.startswith(f"failed: {out.name}: {message.format(out=out)}")
             assert reason.endswith(f": restore it, remove {out}, or choose another --out")
             assert last.startswith("3/4 runs finished, ")
@@ -677,7 +677,7 @@ class TestCommands:
         assert (out / "quality-toy.csv").exists()
         record = json.loads((out / "command.json").read_text())
         assert record["command"].startswith("python -m nag.quality --distance-num=50 --num=20 ")
-        assert capsys.readouterr().out.endswith(f"1/1 runs finished, in {runs}\n")
+        assert capsys.readouterr().out.endswith(f"1/1 run finished, in {runs}\n")
         before = (out / "quality-toy.csv").stat().st_mtime_ns
         assert main(path, out=runs, executor="local") == 0
         assert (out / "quality-toy.csv").stat().st_mtime_ns == before
@@ -819,7 +819,7 @@ def test_a_stopped_experiment_continues(toy, tmp_path, expected, stop, code):
         assert last.endswith(f" of 56 trials, in {runs}; repeat the command to continue")
     code, stdout, stderr = Command(toy, runs, *LOCAL).finish()
     assert (code, stderr) == (0, "")
-    assert stdout.startswith(f"{ended} of 4 runs are already finished\n")
+    assert stdout.startswith(f"{ended} of 4 runs already finished\n")
     assert found(runs) == expected
 
 

@@ -152,7 +152,7 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
     )
     assert process.returncode == -signal.SIGKILL
     code, _, err = outcome(train_supernet, *argv, "--out", killed)
-    assert (code, "continuing after 1 epochs" in err) == (0, True)
+    assert (code, "continuing after 1 epoch\n" in err) == (0, True)
     first, second = (load_supernet(path).state_dict() for path in (whole, killed))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert lines(whole)[-1] == lines(killed)[-1]

@@ -412,7 +412,7 @@ def test_parts_out_of_range_are_refused(many):
     for asked in (0, 300, 0.0, 1.0, -0.5, 1e-9):
         with pytest.raises(EvaluatorConfigError):
             hold_out(many, asked, seed=0)
-    with pytest.raises(EvaluatorConfigError, match="cannot hold out 1 of the 1 pictures of class"):
+    with pytest.raises(EvaluatorConfigError, match="cannot hold out 1 of the 1 picture of class"):
         hold_out(named(["a", "b"], [0, 1]), 0.6, seed=0)
     for f in (0, 1.5):
         with pytest.raises(EvaluatorConfigError, match="a fraction must"):

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nag.checkpoint import load_network, save_tensors
 from nag.cli import progress_bar, read_architectures, run
+from nag.errors import counted
 from nag.generate import generate
 from nag.laws import random_list
 from nag.sample import app as sample_app
@@ -52,6 +53,12 @@ def run_here(capsys, app, *arguments):
     with pytest.raises(SystemExit) as exit_:
         run(app, [str(argument) for argument in arguments])
     return exit_.value.code, *capsys.readouterr()
+
+
+def test_one_thing_is_not_several():
+    assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
+    assert counted(1, "class", "classes") == "1 class"
+    assert counted(1000, "class", "classes") == "1,000 classes"
 
 
 def test_an_error_that_names_a_whole_file_is_cut(tmp_path, capsys):

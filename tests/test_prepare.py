@@ -55,7 +55,7 @@ def test_the_report_names_what_is_wrong(root, capsys):
     assert "2 pictures are corrupt, left out" in text
     assert "train/cat/1.jpeg: " in text
     assert "train/dog/0.jpeg: empty file" in text
-    assert "1 pictures of val are also in train" in text
+    assert "1 picture of val is also in train" in text
     assert "val/cat/0.jpeg = train/dog/3.jpeg" in text
     kept = prepared_folder(root)
     assert (kept / "leaks.txt").read_text() == "val/cat/0.jpeg\ttrain/dog/3.jpeg\n"

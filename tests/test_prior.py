@@ -238,7 +238,7 @@ def test_what_is_refused(earlier, capsys, tmp_path):
     assert f"--prior {earlier} is given twice" in message("--prior", earlier, "--prior", earlier)
     lines = (earlier / "journal.jsonl").read_text().splitlines(keepends=True)
     (earlier / "journal.jsonl").write_text("".join(lines[:2]))
-    assert "has 1 successful trials: at least 2 are needed" in message("--prior", earlier)
+    assert "has 1 successful trial: at least 2 are needed" in message("--prior", earlier)
     (earlier / "journal.jsonl").write_text("{}\n")
     assert "not a run (journal.jsonl, line 1 is damaged)" in message("--prior", earlier)
     assert not Path("run").exists()

@@ -122,7 +122,7 @@ def test_machines_that_join_are_used_and_those_that_leave_are_survived(
     begun.mkdir()
     runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", timeout=300, out=out)
     with closing(executor_of(CONFIG, runtime, partial(Where, begun))) as executor:
-        assert "room for 2 evaluation(s)" in executor.description
+        assert "room for 2 evaluations" in executor.description
         outcomes = []
         for outcome in executor.run(lambda room: [*islice(trials, room)]):
             outcomes.append(outcome)

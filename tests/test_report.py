@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from report_page import Page, check_page, svgs
 
+from nag.errors import counted
 from nag.spaces import ABSENT, SPACES, Architecture, Stage, StagedSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, OPERATORS
@@ -338,7 +339,7 @@ def test_pools_tell_how_often_guided_search_stayed_near_the_best(search) -> None
     near = sum(spent["diagnostics"].get("near", 0) for spent in store.rounds)
     assert near > 0
     assert (
-        f"In {near:.0f} rounds, the pool consisted of mutations"
+        f"In {counted(int(near), 'round')}, the pool consisted of mutations"
         in _check_page(html).sections["pools"]
     )
 
@@ -381,6 +382,7 @@ def test_one_trial(search) -> None:
     store, html = search(budget=1, n_init=1)
     page = _check_page(html)
     assert store.num_finished == 1
+    assert "1 evaluation, including the initial design of 1" in page.sections["checklist"]
     assert f"{100 * store.best[1]:.3f} %" in page.sections["headline"]
     assert "no evaluated trial had a prediction" in page.sections["calibration"]
     assert "no round proposed from a pool" in page.sections["pools"]

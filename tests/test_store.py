@@ -840,7 +840,7 @@ def test_a_directory_that_may_no_longer_be_written(folder, request):
     with pytest.raises(UserError) as error:
         store.compact()
     assert str(error.value) == (
-        f"cannot write to {folder / 'run'}: Permission denied; 1 trials are saved; "
+        f"cannot write to {folder / 'run'}: Permission denied; 1 trial is saved; "
         "fix this and repeat the command"
     )
     store.close()

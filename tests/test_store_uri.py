@@ -76,7 +76,7 @@ def test_it_goes_on_is_an_earlier_run_and_is_compared(bucket, tmp_path, capsys):
     argv = [uri, "other", "--out", "report"]
     code, said, err = outcome(capsys, report.app, argv)
     assert (code, err) == (0, "")
-    assert said.startswith("2 runs, 2 of them finished")
+    assert said.startswith("2 runs, 2 finished")
     assert "s3://runs/two" in Path("report/manifest.json").read_text()
     assert "secret" not in Path("report/manifest.json").read_text()
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nag.cli import WholeNumber, check_output, command_line, difference, plain_console, run
 from nag.devices import resolve_device
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.files import write_json
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -269,7 +269,7 @@ def report(path: Path, resolution: int) -> Iterator[str]:
     ratios = sums / whole
     yield (
         f"  sum of layers / network measured as a whole: {ratios.mean():.3f} on average over "
-        f"{len(whole)} random networks, {ratios.min():.3f} to {ratios.max():.3f}"
+        f"{counted(len(whole), 'random network')}, {ratios.min():.3f} to {ratios.max():.3f}"
     )
     if len(whole) >= _ENOUGH_TO_RANK:
         yield f"  rank correlation (Spearman) {scipy.stats.spearmanr(sums, whole).statistic:.3f}"

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rich.text import Text
 
 from nag.cli import WholeNumber, command_line, plain_console, progress_bar, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.files import write_text
 from trainers.images.check import Found, check_imagenet, look_at_all
 from trainers.images.index import FILE, Listing, prepared_folder, save
@@ -91,7 +91,7 @@ def main(
 def report(found: Found, folder: Path) -> Iterator[str]:
     """The lines of the report."""
     pictures = found.listing.pictures
-    yield f"{found.listing.root}: {len(found.listing.classes):,} classes"
+    yield f"{found.listing.root}: {counted(len(found.listing.classes), 'class', 'classes')}"
     for split in ("train", "val"):
         part = pictures.filter(pc.equal(pictures["split"], split))
         if not len(part):
@@ -100,7 +100,7 @@ def report(found: Found, folder: Path) -> Iterator[str]:
         good = part.filter(part["error"].is_null())
         counts = pc.value_counts(good["class"]).field("counts").to_numpy()
         yield (
-            f"{split}: {len(good):,} pictures, {_range(counts)} per class; "
+            f"{split}: {counted(len(good), 'picture')}, {_range(counts)} per class; "
             f"{pc.sum(part['bytes']).as_py() / 1e6:,.1f} MB; "
             f"{_range(good['width'].to_numpy())} wide, {_range(good['height'].to_numpy())} high; "
             f"{len(part) - len(good):,} corrupt"
@@ -112,19 +112,22 @@ def report(found: Found, folder: Path) -> Iterator[str]:
         yield f"pictures of each class: {folder / CLASSES}"
     bad = pictures.filter(pictures["error"].is_valid())
     wrong = [f"{row['name']}: {row['error']}" for row in bad.slice(0, SHOWN).to_pylist()]
-    yield from _some("pictures are corrupt", wrong, len(bad), folder / CORRUPT, "left out")
+    corrupt = "picture is corrupt", "pictures are corrupt"
+    yield from _some(*corrupt, wrong, len(bad), folder / CORRUPT, "left out")
     same = [f"{name} = {other}" for name, other in found.leaks[:SHOWN]]
-    yield from _some(
-        "pictures of val are also in train, byte for byte", same, len(found.leaks), folder / LEAKS
-    )
+    leak = "picture of val is also in train, byte for byte"
+    leaks = "pictures of val are also in train, byte for byte"
+    yield from _some(leak, leaks, same, len(found.leaks), folder / LEAKS)
     yield f"index: {folder / FILE}"
 
 
-def _some(what: str, shown: Sequence[str], count: int, path: Path, fate: str = "") -> Iterator[str]:
+def _some(
+    one: str, several: str, shown: Sequence[str], count: int, path: Path, fate: str = ""
+) -> Iterator[str]:
     if not count:
-        yield f"no {what}"
+        yield f"no {several}"
         return
-    yield ", ".join(filter(None, (f"{count:,} {what}", fate, f"all listed in {path}:")))
+    yield ", ".join(filter(None, (counted(count, one, several), fate, f"all listed in {path}:")))
     yield from (f"  {line}" for line in shown)
     if count > len(shown):
         yield f"  and {count - len(shown):,} more"

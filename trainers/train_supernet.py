@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from nag.cli import WholeNumber, check_output, check_seed, command_line, plain_console, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -138,11 +138,12 @@ def train_supernet(
             training.load(state)
         except NoCheckpointError as error:
             raise UserError(f"{error}: delete it to start again") from None
-        console.print(f"continuing after {len(training.curve)} epochs")
+        console.print(f"continuing after {counted(len(training.curve), 'epoch')}")
     console.print(
-        f"supernet of width {options.width:g} on {task.device}, {parallel.world()} process(es): "
-        f"{len(task.train)} images of {len(task.classes)} classes, {task.resolution} x "
-        f"{task.resolution} pixels"
+        f"supernet of width {options.width:g} on {task.device}, "
+        f"{counted(parallel.world(), 'process', 'processes')}: "
+        f"{counted(len(task.train), 'image')} of {counted(len(task.classes), 'class', 'classes')}, "
+        f"{task.resolution} x {task.resolution} pixels"
     )
     for epoch in training.run(recipe.epochs, state):
         if parallel.rank() == 0:

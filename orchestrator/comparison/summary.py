@@ -152,9 +152,10 @@ class Summary:
             return None
         within, unit = self.settings.within, self.panel.unit
         what = "the optimum" if self.optimum.source == "given" else _FOUND
+        points = f" point{'s' * (within != 1)}" if unit.sign else ""
         return Level(
             self.optimum.value - within / unit.times,
-            f"within {within:g}{' points' if unit.sign else ''} of {what}" if within else what,
+            f"within {within:g}{points} of {what}" if within else what,
         )
 
     def best_so_far(self, run: Run, name: str = "value") -> Numbers:

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from nag.errors import counted
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance, Part
 from orchestrator.config import RunConfig
@@ -151,8 +152,8 @@ class RayExecutor:
             ray.shutdown()
             raise
         self.description = (
-            f"on Ray, generator on {device}, room for {self.slots} evaluation(s) at a time, "
-            f"dashboard {dashboard or 'off'}"
+            f"on Ray, generator on {device}, room for "
+            f"{counted(self.slots, 'evaluation')} at a time, dashboard {dashboard or 'off'}"
         )
 
     @property

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
@@ -67,8 +67,8 @@ class TuneExecutor:
         # this executor does: Tune gives up a trial at once if the actor kept for it has died.
         self._retries = runtime.retries if self._grace is None else 0
         self.description = (
-            f"on Ray Tune, generator on {self.generator.device} in this process, "
-            f"room for {self.slots} evaluation(s) at a time, dashboard {dashboard or 'off'}"
+            f"on Ray Tune, generator on {self.generator.device} in this process, room "
+            f"for {counted(self.slots, 'evaluation')} at a time, dashboard {dashboard or 'off'}"
         )
         self._runtime, self._evaluator, self._out = runtime, evaluator, runtime.out.resolve()
         self._queues = _Queues(config.space)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nag.cli import find_space
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
 from orchestrator.config import RunConfig, file_name, sha256_or_none
@@ -330,7 +330,7 @@ def _found(store: RunStore, config: RunConfig, ended: End) -> str:
         raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
     best = f"best {store.unit.text(store.best[1])}"
     if ended == "exhausted":
-        return f"{best}, the space is exhausted after {store.num_finished} trials"
+        return f"{best}, the space is exhausted after {counted(store.num_finished, 'trial')}"
     return best
 
 

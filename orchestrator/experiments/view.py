@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nag.errors import counted
 from orchestrator.experiments.jobs import Job, Result
 from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
@@ -70,12 +71,12 @@ class Board:
         self._console.print(f"[{self._runs}] {job.label}: {outcome}, {result.seconds:.0f} s{left}")
 
     def __str__(self) -> str:
-        trials = f", {self._done:,} of {self._total:,} trials" if self._total else ""
+        trials = f", {self._done:,} of {counted(self._total, 'trial')}" if self._total else ""
         return f"{self._runs} finished{trials}, in {self._root}"
 
     @property
     def _runs(self) -> str:
-        return f"{len(self._finished)}/{len(self._jobs)} runs"
+        return f"{len(self._finished)}/{counted(len(self._jobs), 'run')}"
 
     @property
     def _total(self) -> int:

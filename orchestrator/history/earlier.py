@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cyclopts import Token
 
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.predictors.base import Observations
 from nag.spaces import InvalidArchitectureError, SearchSpace
 from orchestrator.history.record import DamagedRunError
@@ -73,7 +73,8 @@ def read_earlier_run(path: Location) -> EarlierRun:
     known = np.isfinite(values)
     if known.sum() < _MIN_TRIALS:
         raise UserError(
-            f"{path} has {known.sum()} successful trials: at least {_MIN_TRIALS} are needed"
+            f"{path} has {counted(known.sum(), 'successful trial')}: at least {_MIN_TRIALS} are "
+            "needed"
         )
     space = str(run.config["space"])
     archs = tuple(arch for arch, keep in zip(run.archs, known, strict=True) if keep)

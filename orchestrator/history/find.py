@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.history.run import Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
@@ -139,7 +139,7 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
     if not runs:
         first = skipped[0]
         raise UserError(
-            f"none of the {len(skipped)} runs can be compared: {first.path}: {first.reason}"
+            f"of {counted(len(skipped), 'run')}, none can be compared: {first.path}: {first.reason}"
         )
     if not any(len(run) for _, run in runs):
         raise UserError("none of the runs has a finished trial yet")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from nag.errors import counted
 from orchestrator.history.run import known_config
 from trainers.build import unit_of
 from trainers.rows import PLAIN
@@ -83,7 +84,8 @@ def run_checklist(
         Answer("Seed", f"{config['seed']}; one run does not show the spread over seeds"),
         Answer(
             "Budget",
-            f"{config['budget']} evaluations, including the initial design of {config['n_init']}",
+            f"{counted(config['budget'], 'evaluation')}, including the initial design of "
+            f"{config['n_init']}",
         ),
         Answer(
             "Cost, evaluations",
@@ -102,4 +104,5 @@ def of_low_fidelity(trials: int) -> str:
     """What a cost line adds if there are low-fidelity trials."""
     if not trials:
         return ""
-    return f"; {trials:,} low-fidelity trials, counted by their epochs, are in no best-so-far curve"
+    low = counted(trials, "low-fidelity trial")
+    return f"; {low}, counted by epochs and left out of best-so-far curves"

@@ -5,6 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from nag.errors import counted
+
 
 def page_template(name: str, **filters: Callable[..., Any]) -> Template:
     """One of `templates/`, which escapes its variables and fails if one is missing."""
@@ -15,5 +17,5 @@ def page_template(name: str, **filters: Callable[..., Any]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {"counted": counted, **filters}
     return environment.get_template(name)

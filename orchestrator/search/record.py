@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nag.cli import difference, package_version
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from orchestrator.config import RunConfig
 from orchestrator.history.record import DamagedRunError, read_record
 from orchestrator.storage.journal import SCHEMA
@@ -40,7 +40,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
     versions = {package: package_version(package) for package in packages}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    machine = f"{platform.system()} {platform.machine()}, {counted(os.cpu_count() or 1, 'CPU')}"
     return {
         "command": shlex.join(["python", *map(without_secrets, command[1:])]),
         "versions": {"python": platform.python_version(), **versions},

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nag.cli import find_space
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.config import RunConfig
@@ -130,7 +130,7 @@ class RunStore:
         if (tabled := num_tabled(self.out)) > self.num_finished:
             raise UserError(
                 f"the journal of {self.out} is incomplete, with {self.num_finished} of the "
-                f"{tabled} trials in {TABLE}: {RESTORE.format(self.out)}"
+                f"{counted(tabled, 'trial')} in {TABLE}: {RESTORE.format(self.out)}"
             )
         if self.spent > budget and record_of(self.out)["config"]["budget"] > budget:
             raise UserError(
@@ -372,8 +372,9 @@ class RunStore:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             mend = "free some space" if full else "fix this"
             raise UserError(
-                f"cannot write to {self.out}: {reason(error)}; {self._num_saved} trials are "
-                f"saved; {mend} and repeat the command"
+                f"cannot write to {self.out}: {reason(error)}; "
+                f"{counted(self._num_saved, 'trial is', 'trials are')} saved; {mend} and repeat "
+                "the command"
             ) from error
 
     def _replay(self, files: Iterable[tuple[str, Events]]) -> None:

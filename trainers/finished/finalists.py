@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nag.cli import find_space
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from trainers.rows import PARTIAL
 
@@ -133,8 +133,8 @@ def _trials(file: Path, outcomes: int) -> list[tuple[int, str | None, float]]:
         table = pq.read_table(file)
         if len(table) < outcomes:
             raise UserError(
-                f"{file} has {len(table)} of {outcomes} trials: the run is not over or was "
-                "killed; wait, or repeat its command to update the table"
+                f"{file} has {len(table)} of {counted(outcomes, 'trial')}: the run is not over or "
+                "was killed; wait, or repeat its command to update the table"
             )
         good = pc.is_valid(table["value"])
         for name in set(PARTIAL) & set(table.column_names):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.spaces import Architecture
 from trainers.base import Measurement
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -58,8 +58,8 @@ def take_from_search(evaluator: TrainingEvaluator, arch: Architecture, folder: P
     training, checkpoint = kept.training(arch, seed=0)
     if len(training.curve) < kept.epochs:
         raise UserError(
-            f"{checkpoint} holds no training of {kept.epochs} epochs of {kept.space.to_str(arch)}: "
-            "omit --no-train to train it"
+            f"{checkpoint} holds no training of {counted(kept.epochs, 'epoch')} of "
+            f"{kept.space.to_str(arch)}: omit --no-train to train it"
         )
     found, training = kept.train(arch, seed=0)
     return _of(training, [found])

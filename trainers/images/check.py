@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nag.errors import one_line
+from nag.errors import counted, one_line
 from trainers.base import EvaluatorConfigError
 from trainers.images.decode import CorruptImageError, decode
 from trainers.images.index import Listing
@@ -90,20 +90,23 @@ def check_imagenet(listing: Listing) -> None:
     odd = [name for name in listing.classes if not re.fullmatch(r"n\d{8}", name)]
     if odd:
         wrong.append(
-            f"{len(odd)} class folders are not named n followed by eight digits, such as {odd[0]}"
+            f"{counted(len(odd), 'class folder is', 'class folders are')} not named n followed by "
+            f"eight digits, such as {odd[0]}"
         )
     if len(listing.classes) != IMAGENET_CLASSES:
-        wrong.append(f"{len(listing.classes):,} classes instead of {IMAGENET_CLASSES:,}")
+        found = counted(len(listing.classes), "class", "classes")
+        wrong.append(f"{found} instead of {IMAGENET_CLASSES:,}")
     val = pictures.filter(pc.equal(pictures["split"], "val"))
     train = len(pictures) - len(val)
     if train != IMAGENET_TRAIN:
-        wrong.append(f"{train:,} pictures in train instead of {IMAGENET_TRAIN:,}")
+        wrong.append(f"{counted(train, 'picture')} in train instead of {IMAGENET_TRAIN:,}")
     counts = dict.fromkeys(listing.classes, 0)
     counts |= {pair["values"]: pair["counts"] for pair in pc.value_counts(val["class"]).to_pylist()}
     uneven = [name for name, count in counts.items() if count != IMAGENET_VAL]
     if uneven:
         wrong.append(
-            f"{len(uneven):,} classes do not have {IMAGENET_VAL} pictures in val, such as "
+            f"{counted(len(uneven), 'class does', 'classes do')} not have {IMAGENET_VAL} pictures "
+            "in val, such as "
             f"{uneven[0]} with {counts[uneven[0]]}"
         )
     if wrong:

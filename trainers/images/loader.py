@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nag.errors import counted
 from trainers.base import EvaluatorConfigError
 from trainers.images.crops import DRAWS, Crop, crop_squares, shift
 from trainers.images.decode import CorruptImageError, decode, resize
@@ -83,8 +84,8 @@ class Loader:
         """
         if batch_size < 1 or resolution < 1 or len(indices) < (batch_size if drop_last else 1):
             raise EvaluatorConfigError(
-                f"cannot make batches of {batch_size} pictures of {resolution} x {resolution} "
-                f"pixels from {len(indices)} pictures"
+                f"cannot make batches of {counted(batch_size, 'picture')} of {resolution} x "
+                f"{resolution} pixels from {counted(len(indices), 'picture')}"
             )
         self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nag.errors import counted
 from trainers.base import EvaluatorConfigError
 from trainers.images.index import SPLITS, Listing, newest, split_folders
 
@@ -191,7 +192,8 @@ def _scan_parquet(path: Path) -> Listing:
     for column in {"label", "class"} & table.keys():
         if empty := sum(table[column][row] in (None, "") for row in pictures):
             raise EvaluatorConfigError(
-                f"{path}: column {column} is empty for {empty} of {len(pictures)} pictures"
+                f"{path}: column {column} is empty for {empty} of "
+                f"{counted(len(pictures), 'picture')}"
             )
     labels = table.get("label", [])
     names = [str(name) for name in table.get("class", labels)]

@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from nag.errors import counted
 from trainers.base import EvaluatorConfigError
 from trainers.images.sets import Split
 
@@ -31,7 +32,7 @@ def hold_out(
     for name, size, count in zip(split.classes, sizes, taken, strict=True):
         if count >= size:
             raise EvaluatorConfigError(
-                f"cannot hold out {count} of the {size} pictures of class {name}"
+                f"cannot hold out {count} of the {counted(size, 'picture')} of class {name}"
             )
     if not taken.any():
         raise EvaluatorConfigError(f"a fraction of {count_or_fraction} holds out no picture")
@@ -81,7 +82,7 @@ def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
     """
     total = int(sizes.sum())
     if not 0 < count < total:
-        raise EvaluatorConfigError(f"cannot hold out {count} of {total} pictures")
+        raise EvaluatorConfigError(f"cannot hold out {count} of {counted(total, 'picture')}")
     taken = [0] * len(sizes)
     later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by release
     due: list[tuple[int, int, int]] = []  # by deadline

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nag.errors import counted
 from nag.properties import Property
 from nag.spaces import Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import (
@@ -172,7 +173,7 @@ def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, flo
     missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
     if missing:
         raise EvaluatorConfigError(
-            f"{path} lacks times in ms of {len(missing)} layers, such as {missing[0]}"
+            f"{path} lacks times in ms of {counted(len(missing), 'layer')}, such as {missing[0]}"
         )
     return (
         float(sum(times[layer] for layer in ends)),
@@ -253,7 +254,8 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
     kept = np.isfinite(y) & np.isfinite(r)
     if kept.sum() < _FOLDS:
         raise EvaluatorConfigError(
-            f"{path} has {kept.sum()} networks with {column}: at least {_FOLDS} are needed"
+            f"{path} has {counted(kept.sum(), 'network')} with {column}: at least {_FOLDS} are "
+            "needed"
         )
     if (least := y[kept].min()) <= 0:
         raise EvaluatorConfigError(
