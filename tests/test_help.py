@@ -1,11 +1,16 @@
 """The commands that help texts and documents show are commands."""
 
+import dataclasses
 import importlib
+import io
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -56,6 +61,33 @@ def test_help_ends_with_examples_that_are_commands(module, capsys):
     assert examples
     for command in commands("\n".join(examples)):
         parse(command)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_shows_what_is_written_and_no_python(module):
+    """Help texts are rendered as Markdown, in which a pair of asterisks vanishes."""
+    app, page = app_of(module), io.StringIO()
+    app.help_print([], console=Console(file=page, width=10_000))
+    shown = " ".join(page.getvalue().split())
+    assert not re.search(r"default: [(\[{]", shown)
+    for text in texts_of(app.default_command):
+        for word in text.split():
+            assert word in shown or not re.search(r"[*`<>]", word), word
+
+
+def texts_of(command) -> Iterator[str]:
+    """The help texts of a command and of its options, which may be fields of data classes."""
+    yield command.__doc__.replace("----------", "")
+    for hint in get_type_hints(command).values():
+        if dataclasses.is_dataclass(hint):
+            yield from texts_of_options(hint)
+
+
+def texts_of_options(options: type) -> Iterator[str]:
+    yield options.__doc__.partition("----------")[2]
+    for hint in get_type_hints(options).values():
+        if dataclasses.is_dataclass(hint):
+            yield from texts_of_options(hint)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -42,13 +42,18 @@ app = command_line(
 )
 
 
+def _in_a_row(sides: Sequence[int]) -> str:
+    return " ".join(map(str, sides))
+
+
 @app.default
 def main(
     *,
     out: Path,
     device: str = "auto",
     resolution: Annotated[
-        tuple[WholeNumber, ...], Parameter(consume_multiple=True, negative=())
+        tuple[WholeNumber, ...],
+        Parameter(consume_multiple=True, negative=(), show_default=_in_a_row),
     ] = (RESOLUTION,),
     width: float = 1.0,
     batch_size: WholeNumber = 1,

@@ -28,7 +28,7 @@ _RAYS_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # kept by the la
 def main(
     *,
     out: Path,
-    target: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    target: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     prometheus: str = _PROMETHEUS,
 ) -> None:
     """Write a Grafana dashboard for runs, and the configuration files needed to show it.
