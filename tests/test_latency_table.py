@@ -21,7 +21,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
 from trainers.build import EvaluatorSettings, build_evaluator
-from trainers.build_latency_table import Passes, app
+from trainers.build_latency_table import Passes, app, report
 from trainers.evaluate import evaluate_row
 from trainers.latency import timing
 from trainers.latency.block_times import BlockTimer
@@ -127,6 +127,19 @@ def test_a_synthetic_table_adds_up_to_its_networks(clock, tmp_path):
     plan = mobilenetv3_plan(48, 0.5)
     total = sum(synthetic_ms(slot, 7, 6) for slot in plan.slots)
     assert latency([LARGEST])[0] == pytest.approx(total + synthetic_ms(plan.first, 3, 1))
+
+
+def test_a_table_that_ranks_networks_wrongly_says_so(clock, tmp_path):
+    out = tmp_path / "T.json"
+    _, text, _ = build(out, networks=4)
+    assert "rank correlation (Spearman) 1.000\n" in text
+    assert "warning" not in text
+    content = json.loads(out.read_text())
+    content["networks"]["32"] = {arch: 1 / ms for arch, ms in content["networks"]["32"].items()}
+    out.write_text(json.dumps(content))
+    *_, ranks, warning = report(out, 32)
+    assert ranks == "  rank correlation (Spearman) -1.000"
+    assert "delete the table and measure again" in warning
 
 
 @pytest.fixture(scope="module")

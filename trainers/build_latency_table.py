@@ -33,6 +33,7 @@ Samples = Mapping[str, Sequence[float]]  # layer or network -> its times, ms
 
 _UNSTEADY = 0.2  # spread of the times of a block, as a fraction of their median
 _ENOUGH_TO_RANK = 3
+_FAITHFUL = 0.8  # rank correlation of sums and measurements
 
 app = command_line(
     "python -m trainers.build_latency_table",
@@ -277,7 +278,13 @@ def report(path: Path, resolution: int) -> Iterator[str]:
         f"{counted(len(whole), 'random network')}, {ratios.min():.3f} to {ratios.max():.3f}"
     )
     if len(whole) >= _ENOUGH_TO_RANK:
-        yield f"  rank correlation (Spearman) {scipy.stats.spearmanr(sums, whole).statistic:.3f}"
+        ranks = float(scipy.stats.spearmanr(sums, whole).statistic)
+        yield f"  rank correlation (Spearman) {ranks:.3f}"
+        if not ranks >= _FAITHFUL:
+            yield (
+                "  warning: the sums rank networks differently from the measurements: delete the "
+                "table and measure again while the machine is idle, with more --repeats"
+            )
 
 
 if __name__ == "__main__":
