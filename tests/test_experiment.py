@@ -505,7 +505,7 @@ class TestRuns:
         (runs / first / "notes.txt").write_text("somebody else's")
         assert main(toy, out=runs, executor="local") == 1
         lines = capsys.readouterr().out.splitlines()
-        reason = f"{runs / first} exists and is not a run: remove it, or choose another --out"
+        reason = f"{runs / first} holds other files: choose another --out"
         assert lines[-2:] == [
             f"failed: {first}: {reason}",
             f"3/4 runs finished, 42 of 56 trials, in {runs}",

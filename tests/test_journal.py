@@ -177,9 +177,7 @@ def test_a_place_with_something_else_is_left_alone(out):
     else:
         out.mkdir()
         (out / "thesis.txt").write_bytes(b"years of work")
-    assert (
-        refusal(open_, out) == f"{out} exists and is not a run: remove it, or choose another --out"
-    )
+    assert refusal(open_, out) == f"{out} holds other files: choose another --out"
 
 
 def test_two_drivers_are_refused_with_one_line(out):

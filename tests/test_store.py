@@ -659,12 +659,22 @@ def test_an_empty_directory_is_free(out):
 def test_a_directory_with_something_else_in_it_is_left_alone(out):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    assert "exists and is not a run: remove it, or choose another --out" in refusal(out)
+    assert refusal(out) == f"{out} holds other files: choose another --out"
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_folder_that_one_is_in_is_not_to_be_removed(out, monkeypatch):
+    out.mkdir()
+    (out / "config.json").write_text('{"model": "of another program"}')
+    monkeypatch.chdir(out)
+    assert refusal(Path()) == ".: config.json is damaged: restore it, or choose another --out"
+    (out / "config.json").rename(out / "thesis.txt")
+    assert refusal(Path()) == ". holds other files: choose another --out"
 
 
 def test_a_file_is_not_a_directory(out):
     out.write_text("years of work")
-    assert "exists and is not a run: remove it, or choose another --out" in refusal(out)
+    assert refusal(out) == f"{out} is not a folder: choose another --out"
     assert out.read_text() == "years of work"
 
 
@@ -686,8 +696,7 @@ def test_a_damaged_configuration_is_named(out, text):
     out.mkdir()
     (out / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     message = refusal(out)
-    remedy = f"restore it, remove {out}, or choose another --out"
-    assert message == f"{out}: config.json is damaged: {remedy}"
+    assert message == f"{out}: config.json is damaged: restore it, or choose another --out"
 
 
 def test_a_configuration_that_only_the_hash_tells_apart(out):

@@ -52,10 +52,10 @@ def check_same_run(out: Location, config: RunConfig) -> None:
     """Raise UserError unless `out` is free or holds a run of this configuration."""
     try:
         if not (out / "config.json").exists():
-            if out.exists() and not (out.is_dir() and _is_empty(out)):
-                raise UserError(
-                    f"{out} exists and is not a run: remove it, or choose another --out"
-                )
+            if out.exists() and not out.is_dir():
+                raise UserError(f"{out} is not a folder: choose another --out")
+            if out.exists() and not _is_empty(out):
+                raise UserError(f"{out} holds other files: choose another --out")
             return
     except OSError as error:
         raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
@@ -85,7 +85,7 @@ def record_of(out: Location) -> Mapping[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {out / 'config.json'}: {reason(error)}") from error
     except DamagedRunError as error:
-        raise UserError(f"{out}: {error}: {RESTORE.format(out)}") from None
+        raise UserError(f"{out}: {error}: restore it, or choose another --out") from None
 
 
 def _is_empty(out: Location) -> bool:
