@@ -326,6 +326,35 @@ class TestRepeatedCommands:
         assert {path.name for path in folder.iterdir()} == FILES
         assert (folder / "model.safetensors").read_bytes() == weights
 
+    @pytest.mark.parametrize("at", [1, 2])
+    def test_an_interrupted_replacement_loses_nothing(self, cells, data, tmp_path, capsys, at):
+        out = tmp_path / "out"
+        argv = (*cells, *ONE, "--data", data, "--out", out)
+        rename, renamed = Path.rename, []
+
+        def interrupted(path, target):
+            renamed.append(path)
+            if len(renamed) == at:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with pytest.MonkeyPatch.context() as without_onnx:
+            without_onnx.setitem(sys.modules, "onnxruntime", None)
+            assert exit_code(app, *argv) == 0
+            weights = (out / "1" / "model.safetensors").read_bytes()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(sys.modules, "onnxruntime", onnxruntime)
+                patch.setattr(Path, "rename", interrupted)
+                assert exit_code(app, *argv) == 130
+            assert renamed[:2] == [out / "1", out / ".1.tmp"][:at]
+            capsys.readouterr()
+            assert exit_code(app, *argv) == 0
+        assert "1 already exists" in capsys.readouterr().err
+        assert (out / "1" / "model.safetensors").read_bytes() == weights
+        assert exit_code(app, *argv) == 0
+        assert {path.name for path in (out / "1").iterdir()} == FILES
+        assert {path.name for path in out.iterdir()} == {"1", "checkpoints"}
+
     def test_a_second_command_is_refused(self, cells, data, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("nag.locks._PATIENCE", 0.1)
         (tmp_path / "out").mkdir()

@@ -64,6 +64,7 @@ class Packaging:
         but model.onnx was written.
         """
         folder = self.out / str(rank)
+        _recover(folder)
         there = self.there(rank, finalist)
         if there is not None and ((folder / ONNX).exists() or not can_write_onnx()):
             return f"{_summary(there)}: {folder} already exists"
@@ -88,8 +89,7 @@ class Packaging:
         save_classifier(classifier, aside, about)
         card = model_card(asdict(classifier.spec), about)
         (aside / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        _replace(folder, aside)
         if problem:
             raise ExportError(f"{folder} was written without {ONNX}: {problem}")
         worst = max(differences.values())
@@ -210,6 +210,26 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, AttributeError):
         pass
     raise UserError(f"{folder} exists and is not a finished network: choose another --out")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put a new folder in the place of another, if there is one, which is not lost in a crash."""
+    if folder.exists():
+        folder.rename(_old(folder))
+    new.rename(folder)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """End a replacement that was interrupted, with the new folder if that is in place."""
+    if folder.exists():
+        shutil.rmtree(_old(folder), ignore_errors=True)
+    elif _old(folder).exists():
+        _old(folder).rename(folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _summary(about: Mapping[str, Any]) -> str:
