@@ -39,7 +39,8 @@ def caveats(about: Mapping[str, Any]) -> list[str]:
     """Caveats on the numbers of a card."""
     found = []
     search, results, how = about["search"], about["results"], about["how"]
-    if search is not None and search["same_images"] and "held_out" in results:
+    highest = search is not None and search["target"] is None  # the best is the highest value
+    if highest and search["same_images"] and "held_out" in results:
         found.append(
             f"The search chose this architecture out of {search['trials']} by its accuracy on the "
             "held-out images: that accuracy is too high, the more so the fewer the images."
@@ -59,7 +60,7 @@ def caveats(about: Mapping[str, Any]) -> list[str]:
             "The weights are shared with all networks of a supernet; networks trained on their "
             "own may be better, and may rank differently."
         )
-    if how == "search":
+    if how == "search" and highest:
         found.append(
             "The search chose this architecture by the accuracy of these very weights, which "
             "favours lucky trainings."

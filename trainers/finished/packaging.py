@@ -181,7 +181,7 @@ class Packaging:
     def _found(self, search: Search, finalist: Finalist) -> dict[str, Any]:
         """How the search found it."""
         assert finalist.value is not None
-        names = ("evaluator", "objective", "surrogate", "strategy", "acq", "seed")
+        names = ("evaluator", "objective", "target", "surrogate", "strategy", "acq", "seed")
         return {
             "run": search.path.name,
             "trial": finalist.trial,
