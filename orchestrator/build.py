@@ -17,6 +17,7 @@ from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.predictors.registry import SURROGATES
 from nag.properties import Constraint, Property
 from nag.spaces import SPACES, Architecture, SearchSpace
+from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.earlier import EarlierRun
@@ -53,6 +54,8 @@ def constraints_of(config: RunConfig, dataset: str | None = None) -> tuple[Const
     task: Task | str | None = None
     if config.constraint:
         task = network_task(space, config.evaluator_name, _settings(config))
+    if (config.evaluator, config.space) == ("surrogate", MOBILENETV3.name):
+        dataset = DATASET  # if that is only the default, it says nothing of the networks
     return build_constraints(
         space, config.constraint, task or config.dataset or dataset, config.latency_table
     )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from nag.checkpoint import save_network
 from nag.cli import run
+from nag.errors import UserError
 from nag.laws import UniformLaw, sde_of
 from nag.properties import Property
 from nag.score_net import ScoreNetConfig, ScoreNetwork
@@ -815,7 +817,8 @@ def test_bad_constraints(constraint, message, capsys):
 
 
 def test_a_latency_table_of_other_networks_than_the_surrogate_knows(capsys):
-    """It estimates networks of width 1.0; in Tune, and with values at hand, those are not known."""
+    """It estimates networks of width 1.0. In Tune, and with values at hand, those are only known if
+    the evaluator is named."""
     plan = mobilenetv3_plan(224, 1.2)
     blocks = [once_for_all_block(slot, k, e) for slot in plan.slots for k, e in LAYERS]
     times = dict.fromkeys([*once_for_all_ends(plan), *blocks], 1.0)
@@ -825,6 +828,8 @@ def test_a_latency_table_of_other_networks_than_the_surrogate_knows(capsys):
     assert message in refusal(capsys, MOBILE, out="run", **settings)
     config = RunConfig(constraint=("latency<=20",), latency_table="phone.json")
     assert [constraint.quantity.name for constraint in constraints_of(config)] == ["latency"]
+    with pytest.raises(UserError, match=r"of width 1\.2, but those evaluated are of width 1"):
+        constraints_of(replace(config, evaluator="surrogate"))
 
 
 def test_a_latency_table_that_is_not_there(capsys):
