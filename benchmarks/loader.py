@@ -63,7 +63,7 @@ def main(
         f"{version('pillow')}, torch {version('torch')}; {os.cpu_count()} CPUs, load "
         f"{os.getloadavg()[0]:.0f}; {workers} workers, medians of {rounds} rounds.",
         "",
-        "| pictures | resolution | Pillow decoding alone, 1/s | loader, 1/s | share, % "
+        "| images | resolution | Pillow decoding alone, 1/s | loader, 1/s | share, % "
         "| loader without simplejpeg, 1/s | share, % | cached, 1/s |",
         "|" + "---|" * 8,
     ]

@@ -167,7 +167,7 @@ def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path
         ({"--recipe": "tasty"}, "unknown recipe 'tasty': choose from nasbench201, transfer, "),
         ({"--data": "nowhere"}, "nowhere"),
         ({"--out": "no/where.pt"}, "no such folder: no"),
-        ({"--held-out": 45}, "cannot hold out 45 of 45 pictures"),
+        ({"--held-out": 45}, "cannot hold out 45 of 45 images"),
         ({"--held-out": 0}, "--held-out must be at least 1"),
         ({"--device": "luck"}, "device 'luck' is not available: use cpu, cuda or auto"),
         ({"--device": "meta"}, "device 'meta' is not available: use cpu, cuda or auto"),

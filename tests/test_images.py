@@ -117,9 +117,9 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": [0, None, *[0, 1] * 7]}, "column label is empty for 1 of 16 pictures"),
-        ({"label": [None] * 16}, "column label is empty for 16 of 16 pictures"),
-        ({"class": ["cat", "", None, *["cat"] * 13]}, "column class is empty for 2 of 16 pictures"),
+        ({"label": [0, None, *[0, 1] * 7]}, "column label is empty for 1 of 16 images"),
+        ({"label": [None] * 16}, "column label is empty for 16 of 16 images"),
+        ({"class": ["cat", "", None, *["cat"] * 13]}, "column class is empty for 2 of 16 images"),
     ],
 )
 def test_pictures_without_a_class_are_refused(root, tmp_path, columns, message):
@@ -148,11 +148,11 @@ def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     fails(root, "train lacks class cow, which val has")
     (root / "val/cow").rename(root / "val/cat")
     (root / "val/0.jpeg").write_bytes(encoded())
-    fails(root, "holds pictures outside class folders, such as 0.jpeg: .*valprep.sh")
-    fails(tar_of(root, tmp_path / "flat.tar"), "holds pictures outside class folders")
+    fails(root, "holds images outside class folders, such as 0.jpeg: .*valprep.sh")
+    fails(tar_of(root, tmp_path / "flat.tar"), "holds images outside class folders")
     (root / "val/0.jpeg").unlink()
     (root / "train/emu").mkdir()
-    fails(root, "train/emu holds no picture")
+    fails(root, "train/emu holds no image")
     (root / "train/emu/0.jpeg").write_bytes(encoded())
     fails(root, "val lacks class emu, which train has")
     fails(folder(tmp_path / "one", classes=("cat",)), "only one class, cat: at least two")
@@ -412,7 +412,7 @@ def test_parts_out_of_range_are_refused(many):
     for asked in (0, 300, 0.0, 1.0, -0.5, 1e-9):
         with pytest.raises(EvaluatorConfigError):
             hold_out(many, asked, seed=0)
-    with pytest.raises(EvaluatorConfigError, match="cannot hold out 1 of the 1 picture of class"):
+    with pytest.raises(EvaluatorConfigError, match="cannot hold out 1 of the 1 image of class"):
         hold_out(named(["a", "b"], [0, 1]), 0.6, seed=0)
     for f in (0, 1.5):
         with pytest.raises(EvaluatorConfigError, match="a fraction must"):
@@ -536,7 +536,7 @@ def test_a_corrupt_picture_is_replaced_by_the_next_of_its_class(root, tmp_path, 
         "train/cat/5.jpeg",
         "train/dog/0.jpeg",
     ]
-    with pytest.raises(EvaluatorConfigError, match="no picture of class cat can be decoded"):
+    with pytest.raises(EvaluatorConfigError, match="no image of class cat can be decoded"):
         list(loader(split, np.array([0, 1, 7]), **settings).epoch(0))
 
 
@@ -600,7 +600,7 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
     path = write_pixels(train, 16, tmp_path, workers=1)
     assert path == pixel_file(tmp_path, train, 16)
     assert open_pixels(path, train).squares.shape == (12, 3, 16, 16)
-    with pytest.raises(EvaluatorConfigError, match="holds the pixels of other pictures"):
+    with pytest.raises(EvaluatorConfigError, match="holds the pixels of other images"):
         open_pixels(path, val)
     with pytest.raises(EvaluatorConfigError, match="no such pixel cache"):
         loader(train, cache=tmp_path / "absent.npy")

@@ -47,15 +47,15 @@ def test_the_report_names_what_is_wrong(root, capsys):
     (root / "val/cat/0.jpeg").write_bytes(leak)
     prepare(root, "--workers", 2)
     text = capsys.readouterr().out
-    assert "train: 10 pictures, 5 per class" in text
-    assert "val: 4 pictures, 2 per class" in text
+    assert "train: 10 images, 5 per class" in text
+    assert "val: 4 images, 2 per class" in text
     assert "cat: 5 train, 2 val" in text
     assert "41 to 52 (median" in text
     assert "40 high" in text
-    assert "2 pictures are corrupt, left out" in text
+    assert "2 images are corrupt, left out" in text
     assert "train/cat/1.jpeg: " in text
     assert "train/dog/0.jpeg: empty file" in text
-    assert "1 picture of val is also in train" in text
+    assert "1 image of val is also in train" in text
     assert "val/cat/0.jpeg = train/dog/3.jpeg" in text
     kept = prepared_folder(root)
     assert (kept / "leaks.txt").read_text() == "val/cat/0.jpeg\ttrain/dog/3.jpeg\n"
@@ -74,7 +74,7 @@ def test_many_corrupt_pictures_are_counted(tmp_path, capsys):
         (root / f"train/cat/{i}.jpeg").write_bytes(b"")
     prepare(root)
     text = capsys.readouterr().out
-    assert "23 pictures are corrupt" in text
+    assert "23 images are corrupt" in text
     assert "and 3 more" in text
     assert len(re.findall("empty file", text)) == 20
 
@@ -148,7 +148,7 @@ def test_the_index_is_written_whole_or_not_at_all(root, tmp_path, monkeypatch):
 
 def test_what_is_no_index_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"no index")
-    with pytest.raises(EvaluatorConfigError, match="is not an index of pictures"):
+    with pytest.raises(EvaluatorConfigError, match="is not an index of images"):
         open_images(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_bad_requests_are_one_line(root, tmp_path):
     assert "give --out" in fails(root, "--out", tmp_path / "file" / "below")
     for file in root.rglob("*.jpeg"):
         file.write_bytes(b"")
-    assert "no picture can be read" in fails(root)
+    assert "no image can be read" in fails(root)
     assert not (prepared_folder(root) / FILE).exists()
 
 
@@ -184,10 +184,10 @@ def imagenet(train=1_281_167, val=50, classes=1000):
 def test_the_layout_of_imagenet():
     check_imagenet(imagenet())
     for listing, message in (
-        (imagenet(train=1_281_166), "1,281,166 pictures in train instead of 1,281,167"),
+        (imagenet(train=1_281_166), "1,281,166 images in train instead of 1,281,167"),
         (
             imagenet(val=49),
-            "1,000 classes do not have 50 pictures in val, such as n00000000 with 49",
+            "1,000 classes do not have 50 images in val, such as n00000000 with 49",
         ),
         (imagenet(classes=999), "999 classes instead of 1,000"),
     ):
@@ -223,6 +223,6 @@ def test_real_pictures(data_dir, tmp_path, capsys):
         pytest.skip("no tiny-imagenet-20.tar")
     prepare(data_dir / "tiny-imagenet-20.tar", "--out", tmp_path / "out")
     text = capsys.readouterr().out
-    assert "train: 4,000 pictures, 200 per class" in text
-    assert "no pictures are corrupt" in text
+    assert "train: 4,000 images, 200 per class" in text
+    assert "no images are corrupt" in text
     assert len(open_images(tmp_path / "out").split("val")) == 1000

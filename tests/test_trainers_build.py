@@ -186,7 +186,7 @@ def test_a_killed_command_has_kept_its_rows(flaky, tmp_path):
 
 def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
     faults = {
-        TOY_TEXTS[0]: LoaderError("a process that loads pictures has died"),
+        TOY_TEXTS[0]: LoaderError("a process that loads images has died"),
         TOY_TEXTS[1]: torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB"),
         TOY_TEXTS[2]: RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         TOY_TEXTS[3]: MemoryError(),
@@ -196,12 +196,12 @@ def test_what_the_machine_failed_is_a_row_and_is_tried_again(flaky, tmp_path):
     assert code == 0
     assert err[0].startswith("6 evaluated, 5 failed")
     first = "first failure, " + TOY_TEXTS[0]
-    assert err[1] == f"{first}: a process that loads pictures has died"
+    assert err[1] == f"{first}: a process that loads images has died"
     assert err[2] == "repeat the command to retry the 4 that failed because of the machine"
     frame = pd.read_parquet("out.parquet")
     assert frame.status.tolist() == ["failed"] * 5 + ["ok"]
     assert frame.error.tolist()[:5] == [
-        "a process that loads pictures has died",
+        "a process that loads images has died",
         "CUDA out of memory. Tried to allocate 3 GiB",
         "DefaultCPUAllocator: can't allocate memory",
         "MemoryError",

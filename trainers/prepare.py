@@ -18,7 +18,7 @@ from trainers.images.pixels import locked, write_pixels
 from trainers.images.scan import scan
 from trainers.images.sets import build_images
 
-SHOWN = 20  # pictures and classes listed in the report
+SHOWN = 20  # images and classes listed in the report
 CORRUPT, LEAKS, CLASSES = "corrupt.txt", "leaks.txt", "classes.csv"
 
 app = command_line(
@@ -37,22 +37,22 @@ def main(
     size: WholeNumber | None = None,
     workers: WholeNumber | None = None,
 ) -> None:
-    """Decode every picture once, report problems, and write an index.
+    """Decode every image once, report problems, and write an index.
 
-    With the index, the data open instantly and corrupt pictures are left out. Repeat the command
+    With the index, the data open instantly and corrupt images are left out. Repeat the command
     when the data have changed.
 
     Parameters
     ----------
     data
-        Folder with pictures in train/CLASS/ and val/CLASS/, a tar of it, a folder of such tars, or
+        Folder with images in train/CLASS/ and val/CLASS/, a tar of it, a folder of such tars, or
         a parquet file with the columns split, label or class, jpeg.
     imagenet
-        First check that these are the pictures of ImageNet-1K, by class names and counts.
+        First check that these are the images of ImageNet-1K, by class names and counts.
     out
         Folder for the index, to be given later in place of DATA; by default next to the data.
     size
-        Also decode all pictures into memory-mapped files of SIZE x SIZE pixels each.
+        Also decode all images into memory-mapped files of SIZE x SIZE pixels each.
     workers
         Processes; by default one per core.
     """
@@ -76,7 +76,7 @@ def main(
         found = look_at_all(listing, workers, advance)
     images = build_images(found.listing, folder)
     with locked(folder):
-        for old in folder.glob("pixels-*"):  # may be of other pictures with the same names
+        for old in folder.glob("pixels-*"):  # may be of other images with the same names
             old.unlink()
     _write_lists(found, folder)
     save(found.listing, folder)
@@ -100,7 +100,7 @@ def report(found: Found, folder: Path) -> Iterator[str]:
         good = part.filter(part["error"].is_null())
         counts = pc.value_counts(good["class"]).field("counts").to_numpy()
         yield (
-            f"{split}: {counted(len(good), 'picture')}, {_range(counts)} per class; "
+            f"{split}: {counted(len(good), 'image')}, {_range(counts)} per class; "
             f"{pc.sum(part['bytes']).as_py() / 1e6:,.1f} MB; "
             f"{_range(good['width'].to_numpy())} wide, {_range(good['height'].to_numpy())} high; "
             f"{len(part) - len(good):,} corrupt"
@@ -109,14 +109,14 @@ def report(found: Found, folder: Path) -> Iterator[str]:
         for name, counts in _per_class(found.listing).items():
             yield f"  {name}: {', '.join(f'{n:,} {split}' for split, n in counts.items())}"
     else:
-        yield f"pictures of each class: {folder / CLASSES}"
+        yield f"images of each class: {folder / CLASSES}"
     bad = pictures.filter(pictures["error"].is_valid())
     wrong = [f"{row['name']}: {row['error']}" for row in bad.slice(0, SHOWN).to_pylist()]
-    corrupt = "picture is corrupt", "pictures are corrupt"
+    corrupt = "image is corrupt", "images are corrupt"
     yield from _some(*corrupt, wrong, len(bad), folder / CORRUPT, "left out")
     same = [f"{name} = {other}" for name, other in found.leaks[:SHOWN]]
-    leak = "picture of val is also in train, byte for byte"
-    leaks = "pictures of val are also in train, byte for byte"
+    leak = "image of val is also in train, byte for byte"
+    leaks = "images of val are also in train, byte for byte"
     yield from _some(leak, leaks, same, len(found.leaks), folder / LEAKS)
     yield f"index: {folder / FILE}"
 
@@ -140,7 +140,7 @@ def _range(numbers: np.ndarray) -> str:
 
 
 def _per_class(listing: Listing) -> dict[str, dict[str, int]]:
-    """Good pictures of each class by split."""
+    """Good images of each class by split."""
     counts = {name: {"train": 0, "val": 0} for name in listing.classes}
     found = listing.good.group_by(["class", "split"]).aggregate([([], "count_all")])
     for row in found.to_pylist():

@@ -45,7 +45,7 @@ class SupernetOptions:
         File for the weights: safetensors if it has that suffix, else the format of official
         checkpoints.
     recipe
-        Training recipe: imagenet, or small for thousands of small pictures.
+        Training recipe: imagenet, or small for thousands of small images.
     epochs
         Epochs, instead of the recipe's.
     batch_size

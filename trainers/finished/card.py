@@ -77,7 +77,7 @@ def caveats(about: Mapping[str, Any]) -> list[str]:
     if "test" not in results:
         found.append("There are no images in val, whose accuracy would be free of selection bias.")
     found.append(
-        "Not measured: pictures from other cameras or places, of other classes, or damaged; "
+        "Not measured: images from other cameras or places, of other classes, or damaged; "
         "differences between groups of people. Outputs are logits, not calibrated probabilities."
     )
     return found

@@ -59,7 +59,7 @@ class Spec:
         return {**config, "C": CHANNELS[0], "N": CELLS, "num_classes": len(self.classes)}
 
     def preprocessing(self) -> dict[str, Any]:
-        """How to turn a picture into an input of `Classifier`, and what `Classifier` does to it."""
+        """How to turn an image into an input of `Classifier`, and what `Classifier` does to it."""
         return {
             "colours": "RGB",
             "crop": "central square",
@@ -74,7 +74,7 @@ class Spec:
 
 
 class Classifier(nn.Module):
-    """Pictures (B, R, R, 3) uint8, as image libraries return them, to logits (B, num_classes).
+    """Images (B, R, R, 3) uint8, as image libraries return them, to logits (B, num_classes).
 
     Normalisation is included, so that it cannot be forgotten.
     """

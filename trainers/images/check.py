@@ -1,4 +1,4 @@
-"""Checks every picture of a data set: which are corrupt, and which are in both splits."""
+"""Checks every image of a data set: which are corrupt, and which are in both splits."""
 
 import re
 from collections.abc import Callable
@@ -22,10 +22,10 @@ IMAGENET_CLASSES, IMAGENET_TRAIN, IMAGENET_VAL = 1000, 1_281_167, 50
 
 @dataclass(frozen=True)
 class Found:
-    """The result of checking every picture."""
+    """The result of checking every image."""
 
     listing: Listing  # with the columns bytes, width, height and error
-    leaks: list[tuple[str, str]]  # a picture in val, and one in train with the same bytes
+    leaks: list[tuple[str, str]]  # an image in val, and one in train with the same bytes
 
 
 def look_at_all(
@@ -33,9 +33,9 @@ def look_at_all(
     workers: int | None = None,
     progress: Callable[[int], object] = lambda more: None,
 ) -> Found:
-    """Read and decode every picture; progress is called with the number newly done.
+    """Read and decode every image; progress is called with the number newly done.
 
-    Raises OSError if a picture cannot be read at all.
+    Raises OSError if an image cannot be read at all.
     """
     n = len(listing.pictures)
     sizes = np.zeros((n, 3), dtype=np.int64)
@@ -56,7 +56,7 @@ def look_at_all(
 
 
 def _look(source: Source, rows: np.ndarray) -> list[tuple[bytes, tuple[int, int, int], str | None]]:
-    """Digest, (bytes, width, height) and error of each picture."""
+    """Digest, (bytes, width, height) and error of each image."""
     looks = []
     for row in rows.tolist():
         data = source.read(row)
@@ -85,7 +85,7 @@ def _leaks(
 
 
 def check_imagenet(listing: Listing) -> None:
-    """Raise EvaluatorConfigError, in one line, unless these are the pictures of ImageNet-1K."""
+    """Raise EvaluatorConfigError, in one line, unless these are the images of ImageNet-1K."""
     pictures, wrong = listing.pictures, []
     odd = [name for name in listing.classes if not re.fullmatch(r"n\d{8}", name)]
     if odd:
@@ -99,13 +99,13 @@ def check_imagenet(listing: Listing) -> None:
     val = pictures.filter(pc.equal(pictures["split"], "val"))
     train = len(pictures) - len(val)
     if train != IMAGENET_TRAIN:
-        wrong.append(f"{counted(train, 'picture')} in train instead of {IMAGENET_TRAIN:,}")
+        wrong.append(f"{counted(train, 'image')} in train instead of {IMAGENET_TRAIN:,}")
     counts = dict.fromkeys(listing.classes, 0)
     counts |= {pair["values"]: pair["counts"] for pair in pc.value_counts(val["class"]).to_pylist()}
     uneven = [name for name, count in counts.items() if count != IMAGENET_VAL]
     if uneven:
         wrong.append(
-            f"{counted(len(uneven), 'class does', 'classes do')} not have {IMAGENET_VAL} pictures "
+            f"{counted(len(uneven), 'class does', 'classes do')} not have {IMAGENET_VAL} images "
             "in val, such as "
             f"{uneven[0]} with {counts[uneven[0]]}"
         )

@@ -1,4 +1,4 @@
-"""How a picture becomes a square of R x R pixels."""
+"""How an image becomes a square of R x R pixels."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TRIES = 10  # attempts to fit a random box inside the picture
-DRAWS = 2 * TRIES + 2  # random numbers per picture: area and shape of each try; position
+TRIES = 10  # attempts to fit a random box inside the image
+DRAWS = 2 * TRIES + 2  # random numbers per image: area and shape of each try; position
 ASPECT = math.log(4 / 3)  # largest |log(width / height)| of a random box
 
 
 class Box(NamedTuple):
-    """The part of a picture that is resized to R x R, and the shift applied after that."""
+    """The part of an image that is resized to R x R, and the shift applied after that."""
 
     part: tuple[int, int, int, int]  # left, top, width, height
     shift: tuple[int, int]  # right, down; filled with black
@@ -50,7 +50,7 @@ class Crop:
 
     @classmethod
     def shifted(cls, padding: int = 4) -> "Crop":
-        """For small pictures: the central square, shifted by at most `padding` pixels of R."""
+        """For small images: the central square, shifted by at most `padding` pixels of R."""
         return cls(padding=padding)
 
     def cached_size(self, resolution: int) -> int:
@@ -59,7 +59,7 @@ class Crop:
         return round(resolution / ratio)
 
     def box(self, width: int, height: int, draws: np.ndarray) -> Box:
-        """Where to crop a picture of this size, given (DRAWS,) uniform random numbers."""
+        """Where to crop an image of this size, given (DRAWS,) uniform random numbers."""
         if self.scale is not None:
             return Box(self._random_part(width, height, draws.tolist()), (0, 0))
         side = max(1, round(self.ratio * min(width, height)))
@@ -78,7 +78,7 @@ class Crop:
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 return int(draws[-2] * (width - w + 1)), int(draws[-1] * (height - h + 1)), w, h
-        w = max(1, min(width, round(height * math.exp(ASPECT))))  # for very long pictures
+        w = max(1, min(width, round(height * math.exp(ASPECT))))  # for very long images
         h = max(1, min(height, round(width * math.exp(ASPECT))))
         return (width - w) // 2, (height - h) // 2, w, h
 

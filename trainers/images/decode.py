@@ -1,6 +1,6 @@
-"""From encoded pictures to pixels, always RGB.
+"""From encoded images to pixels, always RGB.
 
-Greyscale, palette, CMYK and transparent pictures become RGB; the EXIF orientation is ignored, as in
+Greyscale, palette, CMYK and transparent images become RGB; the EXIF orientation is ignored, as in
 torchvision. If simplejpeg is installed, it decodes JPEG faster, with the same pixels; Pillow
 handles whatever simplejpeg rejects.
 """
@@ -22,11 +22,11 @@ _JPEG = b"\xff\xd8"
 
 
 class CorruptImageError(ValueError):
-    """The bytes are not a complete picture."""
+    """The bytes are not a complete image."""
 
 
 def decode(data: bytes) -> np.ndarray:
-    """(height, width, 3) uint8; raises CorruptImageError, also for a truncated picture."""
+    """(height, width, 3) uint8; raises CorruptImageError, also for a truncated image."""
     if not data:
         raise CorruptImageError("empty file")
     if simplejpeg is not None and data.startswith(_JPEG):
@@ -44,7 +44,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The box (left, top, width, height) of a picture as (3, size, size) uint8.
+    """The box (left, top, width, height) of an image as (3, size, size) uint8.
 
     Bilinear and antialiased, like Pillow; identical except for the last bit.
     """

@@ -1,4 +1,4 @@
-"""The list of pictures in a data set, which a scan finds and `trainers.prepare` keeps."""
+"""The list of images in a data set, which a scan finds and `trainers.prepare` keeps."""
 
 import json
 import os
@@ -20,12 +20,12 @@ SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}  # the firs
 
 @dataclass(frozen=True)
 class Listing:
-    """Every picture of a data set, sorted by name.
+    """Every image of a data set, sorted by name.
 
     pictures has the columns name (unique), split ("train" or "val"), class, and the location of the
     bytes: `row` in a parquet file; `archive` (a path inside root), `offset` and `size` in tars; for
     files, the name. Results of `trainers.prepare` are in the columns bytes, width, height and error
-    (null for a good picture).
+    (null for a good image).
     """
 
     kind: str  # folder, tar or parquet
@@ -37,7 +37,7 @@ class Listing:
 
     @property
     def good(self) -> pa.Table:
-        """The pictures not known to be corrupt."""
+        """The images not known to be corrupt."""
         if "error" not in self.pictures.column_names:
             return self.pictures
         return self.pictures.filter(self.pictures["error"].is_null())
@@ -92,7 +92,7 @@ def load(folder: Path, root: Path | None = None) -> Listing:
         table = pq.read_table(path)
         about: dict[str, Any] = json.loads((table.schema.metadata or {})[b"images"])
     except (KeyError, ValueError, OSError):
-        raise EvaluatorConfigError(f"{path} is not an index of pictures") from None
+        raise EvaluatorConfigError(f"{path} is not an index of images") from None
     data = root or Path(about["root"])
     again = f"run python -m trainers.prepare {data} again"
     if about["version"] != VERSION:

@@ -1,7 +1,7 @@
-"""Batches of pictures, decoded on the fly in worker processes or taken from cached pixels.
+"""Batches of images, decoded on the fly in worker processes or taken from cached pixels.
 
 A batch depends only on (seed, epoch, number of the batch), not on the workers or on whether the
-epoch was resumed there. A picture that cannot be decoded is replaced by the next good one of its
+epoch was resumed there. An image that cannot be decoded is replaced by the next good one of its
 class, in order of names and among the indices; it is listed in `skipped`.
 """
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class LoaderError(RuntimeError):
-    """A process that decodes pictures has died or hung."""
+    """A process that decodes images has died or hung."""
 
 
 class _Key(NamedTuple):
@@ -42,17 +42,17 @@ class _Key(NamedTuple):
 
     epoch: int
     number: int
-    rows: np.ndarray  # (B,) pictures of the split
+    rows: np.ndarray  # (B,) images of the split
     places: range  # positions of these B in the whole batch
 
 
 class _Batch(NamedTuple):
     images: Tensor  # (B, 3, R, R) uint8
-    skipped: list[str]  # names of pictures that were replaced
+    skipped: list[str]  # names of images that were replaced
 
 
 class Loader:
-    """Batches of some pictures of a split, cropped to R x R."""
+    """Batches of some images of a split, cropped to R x R."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class Loader:
     ) -> None:
         """Set up; decoding starts with the first epoch.
 
-        shard: (i, n) gives every n-th picture of each batch, from the i-th on, so that n processes
+        shard: (i, n) gives every n-th image of each batch, from the i-th on, so that n processes
             share a batch, with the same crops as in one process.
 
         workers: processes that decode; 0 means this one, None one per core, at most 8.
-        cache: None decodes every picture in every epoch. A folder keeps decoded pixels, which are
+        cache: None decodes every image in every epoch. A folder keeps decoded pixels, which are
             written now if needed, in the size the crop requires. A single file from such a folder
             (pixels-*.npy) may have any size. Random crops are then parts of central squares.
 
@@ -84,8 +84,8 @@ class Loader:
         """
         if batch_size < 1 or resolution < 1 or len(indices) < (batch_size if drop_last else 1):
             raise EvaluatorConfigError(
-                f"cannot make batches of {counted(batch_size, 'picture')} of {resolution} x "
-                f"{resolution} pixels from {counted(len(indices), 'picture')}"
+                f"cannot make batches of {counted(batch_size, 'image')} of {resolution} x "
+                f"{resolution} pixels from {counted(len(indices), 'image')}"
             )
         self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
@@ -113,7 +113,7 @@ class Loader:
 
     @property
     def skipped(self) -> Sequence[str]:
-        """Names of pictures so far that could not be decoded and were replaced."""
+        """Names of images so far that could not be decoded and were replaced."""
         return tuple(self._skipped)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,7 +175,7 @@ class Loader:
             self._running = None
             reason = str(error).splitlines()[0].strip()
             raise LoaderError(
-                "a process that loads pictures has died or hangs; if memory is short, fewer than "
+                "a process that loads images has died or hangs; if memory is short, fewer than "
                 f"{self.workers} may help ({reason})"
             ) from None
 
@@ -206,7 +206,7 @@ class _Stream:
         return slot.permute(0, 3, 1, 2)
 
     def __getitem__(self, key: _Key) -> list[str] | EvaluatorConfigError:
-        """Decode a batch; returns the names of replaced pictures.
+        """Decode a batch; returns the names of replaced images.
 
         Errors are returned, because one raised in a worker would arrive as a traceback.
         """
@@ -297,7 +297,7 @@ def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
-    """Other pictures of the same class among the indices, beginning with the next."""
+    """Other images of the same class among the indices, beginning with the next."""
     same = np.sort(indices[split.labels[indices] == split.labels[row]])
     after = int(np.searchsorted(same, row, side="right"))
     yield from (other for other in np.roll(same, -after).tolist() if other != row)
@@ -320,7 +320,7 @@ def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
 
 def _none_left(split: Split, row: int) -> EvaluatorConfigError:
     name = split.classes[split.labels[row]]
-    return EvaluatorConfigError(f"no picture of class {name} can be decoded")
+    return EvaluatorConfigError(f"no image of class {name} can be decoded")
 
 
 def _as_it_is(batch: Any) -> Any:

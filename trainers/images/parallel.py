@@ -1,4 +1,4 @@
-"""Work on many pictures in several processes."""
+"""Work on many images in several processes."""
 
 import gc
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Decoded pictures in a memory-mapped file: the central square of each, S x S pixels."""
+"""Decoded images in a memory-mapped file: the central square of each, S x S pixels."""
 
 import fcntl
 import json
@@ -24,9 +24,9 @@ _SQUARE = Crop.center(1)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Squares of the pictures of a split."""
+    """Squares of the images of a split."""
 
-    squares: np.memmap  # (n, 3, S, S) uint8, read-only; black for corrupt pictures
+    squares: np.memmap  # (n, 3, S, S) uint8, read-only; black for corrupt images
     corrupt: frozenset[int]
 
 
@@ -46,7 +46,7 @@ def open_pixels(path: Path, split: Split) -> Pixels:
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         raise EvaluatorConfigError(f"{path} is not a pixel cache") from None
     if digest != split.digest or len(squares) != len(split):
-        raise EvaluatorConfigError(f"{path} holds the pixels of other pictures")
+        raise EvaluatorConfigError(f"{path} holds the pixels of other images")
     return Pixels(squares, corrupt)
 
 
@@ -80,7 +80,7 @@ def write_pixels(
 
     If several processes need it at the same time, one decodes and the others wait.
 
-    progress: called with the number of pictures newly done. Raises OSError if the disk is full.
+    progress: called with the number of images newly done. Raises OSError if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = pixel_file(folder, split, size)
@@ -128,7 +128,7 @@ def default_cache(
 
 
 def _write_rows(split: Split, size: int, path: Path, rows: np.ndarray) -> list[int]:
-    """Decode some pictures into the file; returns the corrupt ones."""
+    """Decode some images into the file; returns the corrupt ones."""
     squares, corrupt = np.load(path, mmap_mode="r+"), []
     for row in rows.tolist():
         try:

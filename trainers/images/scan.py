@@ -1,4 +1,4 @@
-"""Finds the pictures of a folder, of tar archives, or of a parquet file."""
+"""Finds the images of a folder, of tar archives, or of a parquet file."""
 
 import os
 import tarfile
@@ -18,15 +18,15 @@ from trainers.images.index import SPLITS, Listing, newest, split_folders
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "expected train/CLASS/*.jpeg and val/CLASS/*.jpeg"
 FLAT = (
-    "{where} holds pictures outside class folders, such as {name}: move each into the folder of "
+    "{where} holds images outside class folders, such as {name}: move each into the folder of "
     "its class (for ImageNet-1K, run valprep.sh of soumith/imagenetloader.torch in val)"
 )
 
 
 def scan(path: Path) -> Listing:
-    """List all pictures at `path` without decoding; raises EvaluatorConfigError in one line.
+    """List all images at `path` without decoding; raises EvaluatorConfigError in one line.
 
-    path: a folder that holds train/CLASS/... (pictures at any depth), a folder of *.tar, one tar
+    path: a folder that holds train/CLASS/... (images at any depth), a folder of *.tar, one tar
         that holds train/CLASS/..., or a parquet file with the columns split, label or class, jpeg.
     """
     try:
@@ -45,7 +45,7 @@ def scan(path: Path) -> Listing:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file with this name (without its folder) counts as a picture."""
+    """Whether a file with this name (without its folder) counts as an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -95,7 +95,7 @@ def _scan_folder(root: Path) -> Listing:
     columns: dict[str, list[object]] = {"name": [], "split": [], "class": []}
     for (split, name, top), (pictures, below) in zip(tops, found, strict=True):
         if not pictures:
-            raise EvaluatorConfigError(f"{root / top} holds no picture")
+            raise EvaluatorConfigError(f"{root / top} holds no image")
         watched += below
         columns["name"] += pictures
         columns["split"] += [split] * len(pictures)
@@ -104,7 +104,7 @@ def _scan_folder(root: Path) -> Listing:
 
 
 def _walk(root: Path, top: str) -> tuple[list[str], list[str]]:
-    """Pictures in a folder and its subfolders, and all these folders, as paths inside root."""
+    """Images in a folder and its subfolders, and all these folders, as paths inside root."""
     pictures, folders, todo = [], [], [top]
     while todo:
         folder = todo.pop()
@@ -138,7 +138,7 @@ def _scan_tars(root: Path, archives: Sequence[Path]) -> Listing:
         where = watched[archives.index(archive)]
         rows.append((name, parts[at], parts[at + 1], where, member.offset_data, member.size))
     if not rows:
-        raise EvaluatorConfigError(f"{root} holds no pictures in class folders ({LAYOUT})")
+        raise EvaluatorConfigError(f"{root} holds no images in class folders ({LAYOUT})")
     titles = ("name", "split", "class", "archive", "offset", "size")
     columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
     return _listing("tar", root, _keep_splits(columns), watched, changed)
@@ -192,8 +192,7 @@ def _scan_parquet(path: Path) -> Listing:
     for column in {"label", "class"} & table.keys():
         if empty := sum(table[column][row] in (None, "") for row in pictures):
             raise EvaluatorConfigError(
-                f"{path}: column {column} is empty for {empty} of "
-                f"{counted(len(pictures), 'picture')}"
+                f"{path}: column {column} is empty for {empty} of {counted(len(pictures), 'image')}"
             )
     labels = table.get("label", [])
     names = [str(name) for name in table.get("class", labels)]
@@ -225,7 +224,7 @@ def _used(splits: Iterable[str]) -> dict[str, str]:
 
 
 def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
-    """Keep only the pictures of used splits."""
+    """Keep only the images of used splits."""
     used = _used(columns["split"])
     table = pa.table(columns)
     table = table.filter(pc.is_in(table["split"], pa.array(list(used))))

@@ -1,4 +1,4 @@
-"""Image sets: classes, and splits of labelled pictures."""
+"""Image sets: classes, and splits of labelled images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from trainers.images.sources import Some, Source, open_source, texts
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled pictures, sorted by name."""
+    """Labelled images, sorted by name."""
 
     classes: tuple[str, ...]
     labels: np.ndarray  # (n,) int64, indices into classes
@@ -30,7 +30,7 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the names: equal for the same pictures."""
+        """Digest of the names: equal for the same images."""
         return blake2b("\n".join(self.names.tolist()).encode(), digest_size=16).hexdigest()
 
     @cached_property
@@ -39,18 +39,18 @@ class Split:
         return {}
 
     def read(self, i: int) -> bytes:
-        """The encoded picture i; raises OSError."""
+        """The encoded image i; raises OSError."""
         return self.source.read(i)
 
     def part(self, rows: np.ndarray) -> "Split":
-        """A subset of the pictures, in their order here."""
+        """A subset of the images, in their order here."""
         rows = np.sort(rows)
         return Split(self.classes, self.labels[rows], self.names[rows], Some(self.source, rows))
 
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of pictures."""
+    """A data set of images."""
 
     path: Path
     classes: tuple[str, ...]
@@ -70,7 +70,7 @@ def open_images(path: Path) -> Images:
     """Open a data set; raises EvaluatorConfigError in one line.
 
     path: as for `scan`, or a folder made by `python -m trainers.prepare DATA --out`. If DATA was
-        prepared, its index is read instead of scanning it, and pictures found to be corrupt are
+        prepared, its index is read instead of scanning it, and images found to be corrupt are
         left out.
     """
     if (path / FILE).is_file():
@@ -85,7 +85,7 @@ def build_images(listing: Listing, prepared: Path) -> Images:
     """The data set of a listing; raises EvaluatorConfigError if classes and splits do not fit."""
     good = listing.good
     if not len(good):
-        raise EvaluatorConfigError(f"{listing.root}: no picture can be read")
+        raise EvaluatorConfigError(f"{listing.root}: no image can be read")
     if len(listing.classes) < 2:
         raise EvaluatorConfigError(
             f"{listing.root} has only one class, {listing.classes[0]}: at least two are needed"
@@ -109,11 +109,11 @@ def build_images(listing: Listing, prepared: Path) -> Images:
 
 
 def _missing(listing: Listing, split: str, classes: Sequence[str]) -> str:
-    """Explain why a split has no picture of some classes."""
+    """Explain why a split has no image of some classes."""
     there = pc.equal(listing.pictures["split"], split)
     known = set(listing.pictures.filter(there)["class"].to_pylist())
     if corrupt := [name for name in classes if name in known]:
-        return f"{listing.root}: every picture in {split} of class {_some(corrupt)} is corrupt"
+        return f"{listing.root}: every image in {split} of class {_some(corrupt)} is corrupt"
     other = "val" if split == "train" else "train"
     return f"{listing.root}: {split} lacks class {_some(classes)}, which {other} has"
 

@@ -1,4 +1,4 @@
-"""Sources of the bytes of pictures: any picture can be read at any time, in any process."""
+"""Sources of the bytes of images: any image can be read at any time, in any process."""
 
 import os
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from trainers.images.index import Listing
 
 
 class Source(Protocol):
-    """Pictures by index; can be pickled and forked."""
+    """Images by index; can be pickled and forked."""
 
     def read(self, i: int) -> bytes:
-        """The bytes of picture i; raises OSError."""
+        """The bytes of image i; raises OSError."""
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """One file per picture."""
+    """One file per image."""
 
     root: Path
     names: np.ndarray  # (n,) str, paths inside root
@@ -81,7 +81,7 @@ class Some:
 
 
 def open_source(listing: Listing, pictures: pa.Table) -> Source:
-    """The source of some of a listing's pictures; raises EvaluatorConfigError."""
+    """The source of some of a listing's images; raises EvaluatorConfigError."""
     root = listing.root
     if listing.kind == "folder":
         return Files(root, texts(pictures["name"]))

@@ -1,6 +1,6 @@
 """Parts of a split, by class and by name.
 
-Pictures of a class are ranked by a hash of seed and name. So a part does not depend on the order
+Images of a class are ranked by a hash of seed and name. So a part does not depend on the order
 of files, other classes or the number of files, and a smaller part is a subset of a larger one.
 """
 
@@ -19,9 +19,9 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out the same fraction of each class: (rest, held out), sorted indices.
 
-    count_or_fraction: an int is a number of pictures, a float a fraction of each class.
+    count_or_fraction: an int is a number of images, a float a fraction of each class.
 
-    Raises EvaluatorConfigError if a class would be left without a picture.
+    Raises EvaluatorConfigError if a class would be left without an image.
     """
     sizes = np.bincount(split.labels, minlength=len(split.classes))
     if isinstance(count_or_fraction, int):
@@ -32,16 +32,16 @@ def hold_out(
     for name, size, count in zip(split.classes, sizes, taken, strict=True):
         if count >= size:
             raise EvaluatorConfigError(
-                f"cannot hold out {count} of the {counted(size, 'picture')} of class {name}"
+                f"cannot hold out {count} of the {counted(size, 'image')} of class {name}"
             )
     if not taken.any():
-        raise EvaluatorConfigError(f"a fraction of {count_or_fraction} holds out no picture")
+        raise EvaluatorConfigError(f"a fraction of {count_or_fraction} holds out no image")
     held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
     return np.setdiff1d(np.arange(len(split)), held, assume_unique=True), held
 
 
 def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarray:
-    """A fraction of the pictures `indices` in each class, at least one; sorted indices.
+    """A fraction of the images `indices` in each class, at least one; sorted indices.
 
     Smaller fractions with the same seed are subsets of larger ones.
     """
@@ -52,7 +52,7 @@ def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarr
 
 
 def _first(split: Split, indices: np.ndarray, taken: np.ndarray, salt: str) -> np.ndarray:
-    """The first taken[c] pictures of each class c in the order of their hashes."""
+    """The first taken[c] images of each class c in the order of their hashes."""
     among = np.zeros(len(split), dtype=bool)
     among[indices] = True
     order = _order(split, salt)
@@ -63,7 +63,7 @@ def _first(split: Split, indices: np.ndarray, taken: np.ndarray, salt: str) -> n
 
 
 def _order(split: Split, salt: str) -> np.ndarray:
-    """(n,) all pictures by class, then by hash; cached in the split."""
+    """(n,) all images by class, then by hash; cached in the split."""
     if salt not in split.orders:
         key = salt.encode()
         hashes = [blake2b(n.encode(), digest_size=8, key=key).digest() for n in split.names]
@@ -73,16 +73,16 @@ def _order(split: Split, salt: str) -> np.ndarray:
 
 
 def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
-    """How many of `count` pictures come from each class: its share, rounded down or up.
+    """How many of `count` images come from each class: its share, rounded down or up.
 
     Places are assigned one by one, so that a smaller count is a prefix of a larger one. The k-th
-    picture of a class with share f of all pictures is due between places (k - 1) / f and k / f. Of
+    image of a class with share f of all images is due between places (k - 1) / f and k / f. Of
     the classes eligible for a place, the one with the earliest deadline gets it (Tijdeman, "The
     chairman assignment problem", 1980).
     """
     total = int(sizes.sum())
     if not 0 < count < total:
-        raise EvaluatorConfigError(f"cannot hold out {count} of {counted(total, 'picture')}")
+        raise EvaluatorConfigError(f"cannot hold out {count} of {counted(total, 'image')}")
     taken = [0] * len(sizes)
     later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by release
     due: list[tuple[int, int, int]] = []  # by deadline

@@ -66,7 +66,7 @@ def inverted_bottleneck(slot: Slot, kernel: int, expand: int) -> nn.Sequential:
 
 
 class DropPath(nn.Module):
-    """In training, zeroes a fraction `rate` of the pictures of a batch and rescales the others."""
+    """In training, zeroes a fraction `rate` of the images of a batch and rescales the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ def assemble(
 ) -> Network:
     """The network `arch`, with uninitialised weights.
 
-    drop_path: rate at which pictures skip a block; block i of n, counted from 0, has i / n of it.
+    drop_path: rate at which images skip a block; block i of n, counted from 0, has i / n of it.
     """
     parts = layers(arch, width)
     blocks = [

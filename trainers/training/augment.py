@@ -1,4 +1,4 @@
-"""From loaded pictures to network inputs, on the network's device."""
+"""From loaded images to network inputs, on the network's device."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,10 +50,10 @@ class Normalisation:
 
 
 class Augmentation:
-    """Flip, policy, normalisation and cutout, independently for each picture of a batch.
+    """Flip, policy, normalisation and cutout, independently for each image of a batch.
 
     Uses torch's global random numbers. If several processes share a batch, each draws numbers for
-    all of it; so without a policy, the result for a picture does not depend on its process.
+    all of it; so without a policy, the result for an image does not depend on its process.
 
     Raises EvaluatorConfigError if the policy needs a package that is not installed.
     """
@@ -61,7 +61,7 @@ class Augmentation:
     def __init__(
         self, recipe: Recipe, normalise: Normalisation, shard: tuple[int, int] = (0, 1)
     ) -> None:
-        """shard: (i, n) if this process has every n-th picture of a batch, from the i-th on."""
+        """shard: (i, n) if this process has every n-th image of a batch, from the i-th on."""
         self._shard = shard
         self._flip, self._cutout = recipe.flip, recipe.cutout
         self._normalise, self._policy = normalise, _policy(recipe.policy, normalise.mean)
@@ -99,10 +99,10 @@ def _cut_out(x: Tensor, side: int, shard: tuple[int, int]) -> Tensor:
 
 
 class _Choice:
-    """Draws one operation for each picture of a batch and applies it, `times` times in a row.
+    """Draws one operation for each image of a batch and applies it, `times` times in a row.
 
-    kornia draws one for a whole batch. Here it gets all pictures with the same draw together, so
-    that each operation runs once per batch, not once per picture.
+    kornia draws one for a whole batch. Here it gets all images with the same draw together, so
+    that each operation runs once per batch, not once per image.
     """
 
     def __init__(self, operations: Sequence[Callable[[Tensor], Tensor]], times: int = 1) -> None:
@@ -122,7 +122,7 @@ class _Choice:
 
 
 def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor] | None:
-    """fill: colour of the area that a rotation, shear or shift uncovers outside the picture."""
+    """fill: colour of the area that a rotation, shear or shift uncovers outside the image."""
     if name == "none":
         return None
     try:

@@ -23,7 +23,7 @@ class Recipe:
     decay_all: also apply weight decay to biases and batch norms.
     clip: maximum gradient norm; 0 means no limit.
     ema: decay per step of the averaged weights that are evaluated; 0 evaluates the last weights.
-    drop_path: rate at which pictures skip a block; block i of n, counted from 0, has i / n of it.
+    drop_path: rate at which images skip a block; block i of n, counted from 0, has i / n of it.
     crop, flip, policy, cutout: augmentation; cutout is the side of a square, in pixels.
     centre: crop of the images on which accuracy is measured.
     statistics: mean and standard deviation for normalisation: those of ImageNet, or of the training
@@ -107,7 +107,7 @@ _RECIPES = (
         dropout=0.1,
         policy="randaugment",
     ),
-    # For thousands of small pictures, on a CPU or one GPU.
+    # For thousands of small images, on a CPU or one GPU.
     Recipe(
         name="small",
         epochs=30,
