@@ -334,7 +334,7 @@ class RunStore:
             outcome = self.outcomes.get(trial.trial)
             if outcome is None:
                 continue
-            row = {**vars_of(trial), **vars_of(outcome), "arch": self.space.to_str(trial.arch)}
+            row = {**vars(trial), **vars(outcome), "arch": self.space.to_str(trial.arch)}
             metrics = row.pop("metrics")
             if one_fidelity:
                 del row["epochs"]
@@ -415,8 +415,3 @@ def num_tabled(out: Location) -> int:
         return pq.read_metadata(pa.BufferReader((out / TABLE).read_bytes())).num_rows
     except (FileNotFoundError, pa.ArrowException):
         return 0
-
-
-def vars_of(record: Trial | Outcome) -> dict[str, Any]:
-    """The fields of a record, without copying their values."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
