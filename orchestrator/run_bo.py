@@ -4,7 +4,6 @@ import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
@@ -56,21 +55,16 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
         if earlier.path.resolve() == out.resolve():
             raise UserError(f"--prior {earlier.path} is the run itself")
     check_same_run(out, config)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     torch.set_num_threads(config.threads)
     runtime = replace(runtime, out=out)
     with console.status("preparing the evaluator"):
         evaluator = build_evaluator_here(config, runtime)
     with console.status("starting generator and workers"):
         executor = build_executor(config, runtime, evaluator)
-    try:
-        with closing(RunStore.open(out, config, find_space(config.space))) as store:
-            observers = build_observers(
-                out.resolve().name, config, runtime, executor, evaluator, store
-            )
-            return _search(config, plan, runtime.patience, executor, store, observers, console)
-    finally:
-        executor.close()
+    with closing(executor), closing(RunStore.open(out, config, find_space(config.space))) as store:
+        observers = build_observers(out.resolve().name, config, runtime, executor, evaluator, store)
+        return _search(config, plan, runtime.patience, executor, store, observers, console)
 
 
 def _search(
@@ -118,12 +112,6 @@ def _search(
 
     print_result(console, store, write_report(store), config.constraint)
     return 0 if store.best else 1
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM (sent to a job that is stopped) like Ctrl-C."""
-    del signum, frame
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
