@@ -27,7 +27,7 @@ from jobs import run_all
 from numpy.typing import NDArray
 from simulated import SimulatedWorkers, log_normal
 
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
@@ -107,7 +107,7 @@ def search(config: RunConfig, workers: int) -> Found:
     recorder = _Recorder(executor, [], [])
     with (
         tempfile.TemporaryDirectory() as out,
-        closing(RunStore.open(Path(out), config, find_space(config.space))) as store,
+        closing(RunStore.open(Path(out), config)) as store,
     ):
         run_study(build_optimizer(config, generator), executor, store, plan_of(config), (recorder,))
     best = np.maximum.accumulate(recorder.values)

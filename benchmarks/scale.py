@@ -237,7 +237,7 @@ def _search(config: RunConfig, workers: int, duration: Duration) -> SimulatedWor
     )
     with (
         tempfile.TemporaryDirectory() as out,
-        closing(RunStore.open(Path(out), config, MOBILENETV3)) as store,
+        closing(RunStore.open(Path(out), config)) as store,
     ):
         run_study(build_optimizer(config, generator), executor, store, plan_of(config))
     return executor

@@ -86,14 +86,14 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
 def _open(out: Location) -> tuple[float, float]:
     """Wall-clock seconds, and CPU seconds of this process."""
     started, used = perf_counter(), process_time()
-    store = RunStore.open(out, CONFIG, SPACE)
+    store = RunStore.open(out, CONFIG)
     seconds = perf_counter() - started, process_time() - used
     store.close()
     return seconds
 
 
 def _fill(out: Path, archs: Sequence[Architecture]) -> None:
-    with closing(RunStore.open(out, CONFIG, SPACE)) as store:
+    with closing(RunStore.open(out, CONFIG)) as store:
         for i in range(0, len(archs), ROUND):
             _round(store, archs[i : i + ROUND], 0.0)
 
@@ -101,7 +101,7 @@ def _fill(out: Path, archs: Sequence[Architecture]) -> None:
 def _add(out: Location, archs: Sequence[Architecture], rounds: int, worth: float) -> float:
     """Seconds per trial in the median round."""
     seconds = []
-    with closing(RunStore.open(out, CONFIG, SPACE)) as store:
+    with closing(RunStore.open(out, CONFIG)) as store:
         for i in range(rounds):
             started = perf_counter()
             _round(store, archs[ROUND * i : ROUND * (i + 1)], worth)

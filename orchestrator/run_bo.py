@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from nag.cli import command_line, find_space, plain_console, run
+from nag.cli import command_line, plain_console, run
 from nag.errors import UserError, counted
 from orchestrator.build import (
     build_evaluator_here,
@@ -62,7 +62,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
         evaluator = build_evaluator_here(config, runtime)
     with console.status("starting generator and workers"):
         executor = build_executor(config, runtime, evaluator)
-    with closing(executor), closing(RunStore.open(out, config, find_space(config.space))) as store:
+    with closing(executor), closing(RunStore.open(out, config)) as store:
         observers = build_observers(out.resolve().name, config, runtime, executor, evaluator, store)
         return _search(config, plan, runtime.patience, executor, store, observers, console)
 

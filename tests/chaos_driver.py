@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from nag.spaces import Architecture
-from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.build import build_optimizer, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
@@ -63,7 +62,7 @@ def main(kind: str, out: str, address: str | None = None) -> None:
         executor = RayExecutor(CONFIG, runtime, partial(make, Path(out), 0.3))
     with (
         closing(executor),
-        closing(RunStore.open(Path(out), CONFIG, MOBILENETV3)) as store,
+        closing(RunStore.open(Path(out), CONFIG)) as store,
     ):
         run_study(build_optimizer(CONFIG, executor.generator), executor, store, plan_of(CONFIG))
 

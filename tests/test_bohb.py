@@ -20,7 +20,7 @@ from acquisition.parzen import ParzenEstimator, kernels, log_density
 from nag.cli import run
 from nag.errors import UserError
 from nag.predictors.base import Observations
-from nag.spaces import SPACES, Architecture
+from nag.spaces import Architecture
 from nag.spaces.nasbench201 import INPUT, NASBENCH201, OUTPUT
 from nag.spaces.toy import TOY
 from orchestrator.build import (
@@ -87,7 +87,7 @@ def study(out, config, observers=()):
     """Open or reopen the run in `out`, go on with it, and return the closed store."""
     with (
         closing(build_executor(config, LOCAL, build_evaluator_here(config, LOCAL))) as executor,
-        closing(RunStore.open(out, config, SPACES[config.space])) as store,
+        closing(RunStore.open(out, config)) as store,
     ):
         run_study(
             build_optimizer(config, executor.generator),
@@ -330,7 +330,7 @@ def test_a_run_that_is_interrupted_anywhere_ends_the_same(tmp_path, config):
 
 def test_failures_of_a_rung_are_not_promoted(tmp_path, config):
     out = tmp_path / "run"
-    with closing(RunStore.open(out, config, NASBENCH201)) as store:
+    with closing(RunStore.open(out, config)) as store:
         cells = tuple(dict.fromkeys(NASBENCH201.sample(9, np.random.default_rng(0))))[:6]
         store.propose(Suggestion(cells[:3], "bohb", (None,) * 3, epochs=12))
         store.record(Outcome(0, "failed", error="EvaluationError: synthetic"))
@@ -369,7 +369,7 @@ def test_curves_are_over_cost_and_of_full_fidelity(tmp_path, config):
     cells = tuple(dict.fromkeys(NASBENCH201.sample(30, np.random.default_rng(0))))
     rounds = [(2, None), (3, 12), (1, None), (3, 12), (1, None)]
     values = iter([0.5, 0.6, 0.9, 0.95, 0.8, 0.7, 0.99, 0.99, 0.99, 0.8])
-    with closing(RunStore.open(out, replace(config, n_init=2, budget=3), NASBENCH201)) as store:
+    with closing(RunStore.open(out, replace(config, n_init=2, budget=3))) as store:
         first = 0
         for size, epochs in rounds:
             archs = cells[first : first + size]

@@ -274,7 +274,7 @@ def make(tmp_path: Path) -> Make:
         config = RunConfig(**{**defaults, **settings})
         space = SPACES[config.space]
         rng = np.random.default_rng(config.seed)
-        store = RunStore.open(tmp_path / "runs" / name, config, space)
+        store = RunStore.open(tmp_path / "runs" / name, config)
         archs = space.sample(len(values), rng)
         starts = [0, *range(config.n_init, len(values), config.batch_size), len(values)]
         for i, (start, stop) in enumerate(itertools.pairwise(starts)):
@@ -349,7 +349,7 @@ def test_reading_changes_nothing_and_needs_no_lock(make: Make, tmp_path: Path) -
     before = _files(tmp_path)
     assert len(read_run(path)) == 3
     assert _files(tmp_path) == before
-    store = RunStore.open(path, config, SPACES["toy"])  # holds the lock
+    store = RunStore.open(path, config)  # holds the lock
     assert len(read_run(path)) == 3
     store.close()
 

@@ -40,7 +40,7 @@ TEXTS = ("aa/aa", "ab/aa", "ac/aa", "ba/aa")
 @pytest.fixture
 def store(tmp_path):
     """Two whole trainings of three epochs and one that was stopped after the first; synthetic."""
-    with closing(RunStore.open(tmp_path / "run", CONFIG, TOY)) as opened:
+    with closing(RunStore.open(tmp_path / "run", CONFIG)) as opened:
         opened.propose(Suggestion(tuple(map(TOY.from_str, TEXTS)), "initial", (None,) * 4))
         for number, curve in enumerate([(0.1, 0.2, 0.5), (0.3,), (0.2, 0.3, 0.6)]):
             stopped = 1 if len(curve) == 1 else None
@@ -80,7 +80,7 @@ def test_the_best_learning_curve_is_that_of_a_whole_training(store, tmp_path):
     html = write_report(store).read_text()
     store.record(Outcome(3, "ok", 0.9, curve=(0.8, 0.9), stopped=2))
     assert shown_as_best(html) == shown_as_best(write_report(store).read_text()) == [3]
-    with closing(RunStore.open(tmp_path / "all stopped", CONFIG, TOY)) as other:
+    with closing(RunStore.open(tmp_path / "all stopped", CONFIG)) as other:
         other.propose(Suggestion((TOY.from_str("aa/aa"),), "initial", (None,)))
         other.record(Outcome(0, "ok", 0.9, curve=(0.8, 0.9), stopped=2))
         html = write_report(other).read_text()

@@ -23,7 +23,6 @@ from rich.console import Console
 
 from nag.errors import UserError
 from nag.locks import lock
-from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.experiment import main
 from orchestrator.experiments import jobs as experiment_jobs
@@ -427,7 +426,7 @@ class TestRuns:
         assert lines[0].startswith("[1/4 runs] toy-uncond+sort-ei-seed0-")
         assert lines[4] == f"4/4 runs finished, 56 of 56 trials, in {runs}"
         for job in read_experiment(toy, Data()).jobs:
-            RunStore.open(runs / job.label, job.config, TOY).close()
+            RunStore.open(runs / job.label, job.config).close()
 
         monkeypatch.setattr(experiment_jobs, "build_executor", None)  # nothing is loaded
         assert main(toy, out=runs, executor="local") == 0
@@ -618,7 +617,7 @@ class TestLocks:
 
     @pytest.fixture
     def store(self, job, tmp_path):
-        store = RunStore.open(tmp_path / job.label, job.config, TOY)
+        store = RunStore.open(tmp_path / job.label, job.config)
         yield store
         store.close()
 
@@ -794,7 +793,7 @@ RAY = ("--executor", "ray", "--auth", "disabled")
 def last_run_in_use(file, runs):
     """Meanwhile a command cannot end: it waits for the last of the runs, up to half a minute."""
     job = read_experiment(file, Data()).jobs[-1]
-    with closing(RunStore.open(runs / job.label, job.config, TOY)):
+    with closing(RunStore.open(runs / job.label, job.config)):
         yield
 
 

@@ -92,7 +92,7 @@ def _place(kind, tmp_path):
 
 
 def open_(out):
-    return RunStore.open(out, CONFIG, TOY)
+    return RunStore.open(out, CONFIG)
 
 
 def go_on(store, rounds, seconds=1.0):
@@ -684,7 +684,7 @@ def test_keys_are_neither_shown_nor_recorded(bucket):
     uri = bucket.format(f"{next(_numbers)}/run")
     out = locate(uri)
     assert "secret" not in f"{out} {out!r} {(out / 'x')!r}"
-    store = RunStore.open(out, CONFIG, TOY, ["python", "-m", "orchestrator.run_bo", "--out", uri])
+    store = RunStore.open(out, CONFIG, ["python", "-m", "orchestrator.run_bo", "--out", uri])
     store.close()
     record = (out / "config.json").read_text()
     assert "secret" not in record

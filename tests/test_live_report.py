@@ -23,7 +23,7 @@ OUTCOMES = (Outcome(0, "ok", 0.5, seconds=1.0), Outcome(1, "failed", error="Erro
 @pytest.fixture
 def store(tmp_path):
     """A run in which one of three initial trials has succeeded and one has failed."""
-    store = RunStore.open(tmp_path / "run", RunConfig(space="toy", score="exact"), TOY)
+    store = RunStore.open(tmp_path / "run", RunConfig(space="toy", score="exact"))
     archs = tuple(TOY.from_str(text) for text in ("aa/aa", "ab/c-", "c-/bb"))
     store.propose(Suggestion(archs, "initial", (None,) * 3))
     for outcome in OUTCOMES:

@@ -125,7 +125,7 @@ class Events:
 def study(out, config=CONFIG, executor=None, observers=(), optimizer=None):
     """Open or reopen the run in `out`, go on with it, and return the closed store."""
     executor = executor or local(config)
-    store = RunStore.open(out, config, TOY)
+    store = RunStore.open(out, config)
     try:
         run_study(
             optimizer or build_optimizer(config, executor.generator),
@@ -219,7 +219,7 @@ def test_a_prolonged_run_equals_a_long_one(tmp_path, strategy, batch_size):
 
 def test_more_initial_trials_than_the_budget_has_room_for(tmp_path):
     """The command line refuses it; the loop keeps to the budget."""
-    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store = RunStore.open(tmp_path / "run", CONFIG)
     executor = local()
     optimizer = build_optimizer(CONFIG, executor.generator)
     plan = Plan(budget=6, n_init=10, batch_size=3, seed=3)
@@ -237,7 +237,7 @@ def test_more_initial_trials_than_the_budget_has_room_for(tmp_path):
 def stopped(out, config, patience, order=lambda outcomes: outcomes):
     """Go on with the run in `out` until it stops; what it found, and what it ended by."""
     executor = Reordered(local(config), order)
-    with closing(RunStore.open(out, config, TOY)) as store:
+    with closing(RunStore.open(out, config)) as store:
         optimizer = build_optimizer(config, executor.generator)
         end = run_study(optimizer, executor, store, plan_of(config), patience=patience)
     return found(store), end
@@ -280,7 +280,7 @@ def test_failed_evaluations_try_the_patience_too(tmp_path):
 
     config = replace(CONFIG, **RANDOM, budget=40)
     executor, _ = faulty(fault, config)
-    with closing(RunStore.open(tmp_path / "run", config, TOY)) as store:
+    with closing(RunStore.open(tmp_path / "run", config)) as store:
         optimizer = build_optimizer(config, executor.generator)
         run_study(optimizer, executor, store, plan_of(config), patience=8)
     values = [-math.inf if value is None else value for _, value in found(store)]
@@ -292,7 +292,7 @@ def test_patience_where_every_evaluation_fails(tmp_path):
         raise EvaluationError("synthetic")
 
     executor, _ = faulty(fault)
-    with closing(RunStore.open(tmp_path / "run", CONFIG, TOY)) as store:
+    with closing(RunStore.open(tmp_path / "run", CONFIG)) as store:
         optimizer = build_optimizer(CONFIG, executor.generator)
         run_study(optimizer, executor, store, plan_of(CONFIG), patience=2)
     assert store.num_finished == 4 + 2
@@ -761,7 +761,7 @@ def test_an_exhausted_space_ends_the_run(tmp_path, strategy):
 
 
 def test_a_run_with_a_trial_pending_is_not_complete_though_its_space_is_exhausted(tmp_path):
-    with closing(RunStore.open(tmp_path / "run", CONFIG, TOY)) as store:
+    with closing(RunStore.open(tmp_path / "run", CONFIG)) as store:
         store.propose(Suggestion(tuple(ARCHS[:2]), "initial", (None,) * 2))
         store.exhaust()
         store.record(Outcome(0, "ok", 0.5))

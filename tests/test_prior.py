@@ -17,7 +17,6 @@ from nag.errors import UserError
 from nag.predictors.base import Observations
 from nag.predictors.gp import Features, GaussianProcess
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from nag.spaces.toy import TOY
 from orchestrator.comparison.panels import make_panels
 from orchestrator.config import RunConfig
 from orchestrator.experiments.file import Data, read_experiment
@@ -253,7 +252,7 @@ def test_a_run_that_goes_on_is_refused(earlier, capsys):
     config = RunConfig(
         space="toy", score="exact", n_init=4, pool_size=10, strategy="mutation", seed=1
     )
-    store = RunStore.open(earlier, config, TOY)
+    store = RunStore.open(earlier, config)
     try:
         assert "is in use by another process" in refusal(capsys, "--prior", earlier)
     finally:

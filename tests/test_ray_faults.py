@@ -110,7 +110,7 @@ def start(address: str) -> Iterator[Callable[..., RayExecutor]]:
 
 
 def _search(executor: Executor, out: Path) -> list[tuple[str, float | None]]:
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     run_study(
         build_optimizer(CONFIG, executor.generator),
         executor,

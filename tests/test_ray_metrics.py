@@ -55,7 +55,7 @@ def told(monkeypatch):
 
 @pytest.fixture
 def store(tmp_path):
-    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store = RunStore.open(tmp_path / "run", CONFIG)
     yield store
     store.close()
 

@@ -69,7 +69,7 @@ def search(tmp_path: Path) -> Iterator[Callable[..., tuple[RunStore, str]]]:
 
     def run(evaluator: Callable[[], Evaluator] | None = None, **settings) -> tuple[RunStore, str]:
         config = RunConfig(**{**vars(CONFIG), **settings})
-        stores.append(store := RunStore.open(tmp_path / "run", config, SPACES[config.space]))
+        stores.append(store := RunStore.open(tmp_path / "run", config))
         made = evaluator() if evaluator else make_evaluator(config)
         executor = LocalExecutor(config.generator("cpu"), made, retries=0)
         run_study(
@@ -357,7 +357,7 @@ def test_equal_stores_give_equal_reports(search) -> None:
     store, html = search()
     _check_page(html)
     store.close()
-    replayed = RunStore.open(store.out, CONFIG, TOY)
+    replayed = RunStore.open(store.out, CONFIG)
     assert write_report(replayed).read_text(encoding="utf-8") == html
     replayed.close()
 

@@ -371,7 +371,6 @@ def test_a_directory_that_is_in_use(tmp_path, capsys):
     store = RunStore.open(
         tmp_path / "run",
         RunConfig(space="toy", score="exact", budget=8, n_init=4, pool_size=10, steps=5),
-        TOY,
     )
     message = refusal(capsys, QUICK, out=tmp_path / "run")
     assert message == f"error: {tmp_path / 'run'} is in use by another process\n"
@@ -573,7 +572,7 @@ def test_another_constraint_is_another_run(capsys):
 def test_a_live_line_tells_how_much_of_the_pool_is_feasible(tmp_path):
     """On a terminal."""
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    store = RunStore.open(tmp_path / "run", RunConfig(space="toy", score="exact"), TOY)
+    store = RunStore.open(tmp_path / "run", RunConfig(space="toy", score="exact"))
     view = View(console, 10)
     with view.live(store):
         for diagnostics in ({"validity": 0.875, "feasible": 0.5}, {"validity": 0.75}, {"pool": 3}):

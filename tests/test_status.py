@@ -34,7 +34,7 @@ def batch(*archs, strategy="guided"):
 @pytest.fixture
 def store(tmp_path, clock):
     """A run that goes on: one of five trials failed, the last is running. 30 s between outcomes."""
-    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store = RunStore.open(tmp_path / "run", CONFIG)
     store.propose(batch("aa/aa", "ab/c-", "c-/bb", strategy="initial"))
     clock[0] += 30
     store.record(Outcome(0, "ok", 0.5, seconds=2.0))
@@ -77,7 +77,7 @@ def test_what_is_shown(store, clock):
 
 def test_a_target_is_shown(tmp_path, clock):
     config = replace(CONFIG, guidance_form="target", target=70.0, acq="target")
-    RunStore.open(tmp_path / "aimed", config, TOY).close()
+    RunStore.open(tmp_path / "aimed", config).close()
     lines = shown(tmp_path / "aimed", clock[0])
     assert "search toy, toy, gp, guided, target 70 %, seed 7" in lines
 
@@ -135,7 +135,7 @@ def test_a_run_whose_patience_is_exhausted_has_ended(store, clock):
 
 
 def test_a_run_that_has_only_begun(tmp_path, clock):
-    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store = RunStore.open(tmp_path / "run", CONFIG)
     assert "progress 0 of 12 evaluations, 0 failed" in shown(store.out, clock[0])
     store.propose(batch("aa/aa"))
     assert "pending 1, proposed: trial 0, 0 s ago" in shown(store.out, clock[0])

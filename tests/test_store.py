@@ -56,7 +56,7 @@ def out(tmp_path):
 @pytest.fixture
 def store(out):
     """A run of two rounds: one trial failed, the last one is still to run."""
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     store.propose(suggestion(*INITIAL))
     for outcome in (success(0, 0.5), FAILURE, success(2, 0.75, test=0.7, macs=1e6)):
         store.record(outcome)
@@ -68,7 +68,7 @@ def store(out):
 
 def reopen(store, config=CONFIG):
     store.close()
-    return RunStore.open(store.out, config, TOY)
+    return RunStore.open(store.out, config)
 
 
 def state(store):
@@ -79,7 +79,7 @@ def refusal(out, config=CONFIG):
     """The message with which a run is not opened; the directory stays as it was."""
     before = contents(out)
     with pytest.raises(UserError) as error:
-        RunStore.open(out, config, TOY)
+        RunStore.open(out, config)
     assert contents(out) == before
     message = str(error.value)
     assert "\n" not in message
@@ -96,7 +96,7 @@ def contents(folder):
 
 
 def test_a_new_run_is_empty(out):
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     assert state(store) == ([], {}, [])
     assert (store.num_finished, store.next_iteration, store.best) == (0, 0, None)
     assert store.pending() == []
@@ -116,14 +116,14 @@ def test_trials_are_numbered_and_belong_to_their_round(store):
 
 
 def test_the_seed_of_a_trial_depends_on_its_number_and_the_seed_of_the_run_alone(store, tmp_path):
-    one_by_one = RunStore.open(tmp_path / "other", CONFIG, TOY)
+    one_by_one = RunStore.open(tmp_path / "other", CONFIG)
     for arch in reversed([*INITIAL, *SECOND]):
         one_by_one.propose(suggestion(arch))
     seeds = [trial.seed for trial in store.trials]
     assert [trial.seed for trial in one_by_one.trials] == seeds
     assert len(set(seeds)) == len(seeds)
     one_by_one.close()
-    other = RunStore.open(tmp_path / "seed 8", replace(CONFIG, seed=8), TOY)
+    other = RunStore.open(tmp_path / "seed 8", replace(CONFIG, seed=8))
     assert set(seeds).isdisjoint(trial.seed for trial in other.propose(suggestion(*INITIAL)))
     other.close()
 
@@ -150,7 +150,7 @@ def test_an_event_is_on_disk_before_the_call_returns(store):
 
 
 def test_floats_survive_the_journal_bit_for_bit(out, rng):
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     store.propose(suggestion(*INITIAL))
     values = rng.random(3) ** 9
     for i, value in enumerate(values):
@@ -184,7 +184,7 @@ def test_everything_proposed_is_seen(store):
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
 def test_observations_are_the_successes_in_the_order_of_trials(out, order):
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     store.propose(suggestion(*INITIAL, SECOND[0]))
     outcomes = [success(0, 0.5), FAILURE, success(2, 0.75), success(3, 0.25)]
     for trial in order:
@@ -211,7 +211,7 @@ def test_what_was_known_before_a_round(store):
 
 
 def test_low_fidelity_before_a_round(out):
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     store.propose(suggestion(INITIAL[0]))
     for arch in INITIAL[1:]:
         store.propose(replace(suggestion(arch), epochs=12))
@@ -247,7 +247,7 @@ def test_what_was_seen_is_a_view(store):
 
 
 def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
-    store = RunStore.open(out, CONFIG, TOY)
+    store = RunStore.open(out, CONFIG)
     store.propose(suggestion(*INITIAL))
     store.record(FAILURE)
     assert store.best is None
@@ -261,7 +261,7 @@ def test_the_best_is_the_first_of_equals_and_never_a_failure(out):
 def test_the_best_of_a_search_for_a_target_is_the_nearest(out):
     """Of two as near the first; also where it is only looked at."""
     config = replace(CONFIG, guidance_form="target", target=50.0, acq="target")
-    store = RunStore.open(out, config, TOY)
+    store = RunStore.open(out, config)
     store.propose(suggestion(*INITIAL))
     store.record(success(0, 0.9))
     store.record(success(2, 0.25))
@@ -302,7 +302,7 @@ def _with_journal(out, journal):
     out.mkdir(exist_ok=True)
     (out / "config.json").write_text(_config_text())
     (out / "journal.jsonl").write_bytes(journal)
-    return RunStore.open(out, CONFIG, TOY)
+    return RunStore.open(out, CONFIG)
 
 
 def _state_after(lines, out):
@@ -333,7 +333,7 @@ def test_a_line_of_zeros_as_after_a_power_failure_is_dropped(store):
     store.close()
     with (store.out / "journal.jsonl").open("ab") as journal:
         journal.write(b"\0" * 200)
-    again = RunStore.open(store.out, CONFIG, TOY)
+    again = RunStore.open(store.out, CONFIG)
     assert state(again) == before
     again.close()
 
@@ -342,7 +342,7 @@ def test_a_run_killed_before_its_configuration_was_written_can_be_repeated(out):
     """`RunStore.open` makes the journal first: an empty one may be all there is."""
     out.mkdir()
     (out / "journal.jsonl").touch()
-    RunStore.open(out, CONFIG, TOY).close()
+    RunStore.open(out, CONFIG).close()
 
 
 def test_a_damaged_line_in_the_middle_does_not_delete_what_follows(store):
@@ -451,9 +451,9 @@ def test_accuracies_in_the_parquet_are_percent_and_the_rest_is_not(store):
 
 def test_column_types_do_not_depend_on_what_was_found(store, tmp_path):
     """A column of nothing but nulls keeps its type, so that runs can be concatenated."""
-    empty = RunStore.open(tmp_path / "empty", CONFIG, TOY)
+    empty = RunStore.open(tmp_path / "empty", CONFIG)
     empty.compact()
-    failed = RunStore.open(tmp_path / "failed", CONFIG, TOY)
+    failed = RunStore.open(tmp_path / "failed", CONFIG)
     failed.propose(suggestion(*INITIAL))
     failed.record(FAILURE)
     failed.compact()
@@ -541,7 +541,7 @@ def test_every_setting_but_the_budget_makes_another_run(store, name):
     before = state(store)
     store.close()
     if name == "budget":
-        again = RunStore.open(store.out, replace(CONFIG, budget=1000), TOY)
+        again = RunStore.open(store.out, replace(CONFIG, budget=1000))
         assert state(again) == before
         again.close()
         assert json.loads((store.out / "config.json").read_text())["config"]["budget"] == 1000
@@ -576,7 +576,7 @@ def test_every_setting_of_networks_makes_another_run(store, name):
 
 def test_what_brief_training_has_less_of_makes_another_run(out):
     config = RunConfig(space="nasbench201", evaluator="train", method="bohb")
-    RunStore.open(out, config, TOY).close()
+    RunStore.open(out, config).close()
     networks = NetworkOptions(fidelity="images")
     assert "fidelity is " in refusal(out, replace(config, networks=networks))
 
@@ -586,8 +586,8 @@ def test_other_images_make_another_run_wherever_they_are(out, tmp_path):
         data = pictures.folder(tmp_path / name / "pictures", classes=classes)
         return replace(CONFIG, networks=NetworkOptions(data=data))
 
-    RunStore.open(out, config("here", ("cat", "dog")), TOY).close()
-    RunStore.open(out, config("elsewhere", ("cat", "dog")), TOY).close()
+    RunStore.open(out, config("here", ("cat", "dog"))).close()
+    RunStore.open(out, config("elsewhere", ("cat", "dog"))).close()
     assert "(data has different content)" in refusal(out, config("new", ("cat", "owl")))
 
 
@@ -598,9 +598,9 @@ def test_several_differences_are_all_named(store):
 
 def test_the_way_a_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    RunStore.open(out, replace(CONFIG, table=Path("t.parquet")), TOY).close()
+    RunStore.open(out, replace(CONFIG, table=Path("t.parquet"))).close()
     for spelling in (tmp_path / "t.parquet", Path("run/../t.parquet")):
-        RunStore.open(out, replace(CONFIG, table=spelling), TOY).close()
+        RunStore.open(out, replace(CONFIG, table=spelling)).close()
 
 
 @pytest.mark.parametrize("setting", ["table", "score_weights", "latency_table"])
@@ -611,8 +611,8 @@ def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, s
         file.write_text(content)
         return replace(CONFIG, **{setting: str(file) if "latency" in setting else file})
 
-    RunStore.open(out, config("here", "1"), TOY).close()
-    RunStore.open(out, config("elsewhere", "1"), TOY).close()
+    RunStore.open(out, config("here", "1")).close()
+    RunStore.open(out, config("elsewhere", "1")).close()
     assert f"({setting} has different content)" in refusal(out, config("new", "2"))
 
 
@@ -631,18 +631,18 @@ def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
 
 def test_the_way_a_latency_table_is_spelled_does_not_matter(out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    RunStore.open(out, replace(CONFIG, latency_table="t.json:160"), TOY).close()
+    RunStore.open(out, replace(CONFIG, latency_table="t.json:160")).close()
     for spelling in (f"{tmp_path / 't.json'}:160", "run/../t.json:160"):
-        RunStore.open(out, replace(CONFIG, latency_table=spelling), TOY).close()
+        RunStore.open(out, replace(CONFIG, latency_table=spelling)).close()
     assert "latency_table is " in refusal(out, replace(CONFIG, latency_table="t.json:224"))
 
 
 def test_constraints_are_kept_as_they_were_typed(out):
     config = replace(CONFIG, constraint=("macs<=300e6", "params >= 5e6"))
-    RunStore.open(out, config, TOY).close()
+    RunStore.open(out, config).close()
     record = json.loads((out / "config.json").read_text())
     assert record["config"]["constraint"] == ["macs<=300e6", "params >= 5e6"]
-    RunStore.open(out, config, TOY).close()
+    RunStore.open(out, config).close()
 
 
 def test_asking_whether_it_is_the_same_run_makes_nothing(out):
@@ -652,7 +652,7 @@ def test_asking_whether_it_is_the_same_run_makes_nothing(out):
 
 def test_an_empty_directory_is_free(out):
     out.mkdir()
-    RunStore.open(out, CONFIG, TOY).close()
+    RunStore.open(out, CONFIG).close()
     assert (out / "config.json").exists()
 
 
@@ -718,7 +718,7 @@ def test_a_table_is_not_overwritten_from_less_of_its_journal(store):
     ):
         broken()
         with pytest.raises(UserError) as error:
-            RunStore.open(store.out, CONFIG, TOY)
+            RunStore.open(store.out, CONFIG)
         assert str(error.value) == (
             f"the journal of {store.out} is incomplete, with {left} of the 4 trials in "
             f"trials.parquet: restore it, remove {store.out}, or choose another --out"
@@ -736,7 +736,7 @@ def test_a_table_that_cannot_be_read_is_made_again(store):
     store.close()
     before = contents(store.out)
     (store.out / "trials.parquet").write_bytes(b"PAR1")
-    with closing(RunStore.open(store.out, CONFIG, TOY)) as again:
+    with closing(RunStore.open(store.out, CONFIG)) as again:
         again.compact()
     assert contents(store.out)["trials.parquet"] == before["trials.parquet"]
 
@@ -797,7 +797,7 @@ def test_a_process_that_was_killed_holds_no_lock(store):
         assert holder.stdout.readline() == b"locked\n"
         assert "is in use by another process" in refusal(store.out)
         holder.kill()
-    RunStore.open(store.out, CONFIG, TOY).close()
+    RunStore.open(store.out, CONFIG).close()
 
 
 def test_reading_does_not_need_the_lock(store):
@@ -841,7 +841,7 @@ def test_a_read_only_directory_cannot_be_written(folder, request):
 
 
 def test_a_directory_that_may_no_longer_be_written(folder, request):
-    store = RunStore.open(folder / "run", CONFIG, TOY)
+    store = RunStore.open(folder / "run", CONFIG)
     store.propose(suggestion(*INITIAL))
     store.record(success(0, 0.5))
     (folder / "run").chmod(0o555)
@@ -859,15 +859,15 @@ def test_a_closed_directory_cannot_be_written(folder, request):
     folder.chmod(0)
     request.getfixturevalue("unprivileged")
     with pytest.raises(UserError, match="Permission denied"):
-        RunStore.open(folder / "run", CONFIG, TOY)
+        RunStore.open(folder / "run", CONFIG)
 
 
 def test_a_name_that_is_too_long_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="File name too long"):
-        RunStore.open(tmp_path / ("x" * 300), CONFIG, TOY)
+        RunStore.open(tmp_path / ("x" * 300), CONFIG)
 
 
 def test_a_configuration_that_cannot_be_read(out):
     (out / "config.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json"):
-        RunStore.open(out, CONFIG, TOY)
+        RunStore.open(out, CONFIG)

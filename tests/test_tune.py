@@ -86,7 +86,7 @@ def fits(monkeypatch):
 
 def test_the_trials_are_those_of_run_bo(tmp_path):
     executor = LocalExecutor(CONFIG.generator("cpu"), ToyEvaluator(), retries=0)
-    store = RunStore.open(tmp_path / "run", CONFIG, TOY)
+    store = RunStore.open(tmp_path / "run", CONFIG)
     optimizer = build_optimizer(CONFIG, executor.generator)
     run_study(optimizer, executor, store, Plan(budget=12, n_init=4, batch_size=1, seed=3))
     store.close()

@@ -20,7 +20,6 @@ from typing import IO, Any, Protocol
 import numpy as np
 import torch
 
-from nag.cli import find_space
 from nag.errors import UserError, counted
 from nag.locks import lock
 from orchestrator.build import build_evaluator_here, build_executor, build_optimizer, plan_of
@@ -158,7 +157,7 @@ class Search:
         executor = build_executor(config, runtime, build_evaluator_here(config, runtime))
         with (
             closing(executor),
-            closing(RunStore.open(out, config, find_space(config.space), place.command)) as store,
+            closing(RunStore.open(out, config, place.command)) as store,
         ):
             try:
                 ended = run_study(

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from nag.cli import find_space
 from nag.errors import UserError, counted
 from nag.predictors.base import Observations
-from nag.spaces import Architecture, SearchSpace
+from nag.spaces import Architecture
 from orchestrator.config import RunConfig
 from orchestrator.history.record import DamagedRunError
 from orchestrator.history.trials import History, Outcome, Trial
@@ -45,7 +45,7 @@ from orchestrator.storage.journal import Journal, open_journal, read_journal
 from orchestrator.storage.location import Location, reason, write_whole
 from trainers.base import FULL_EPOCHS
 from trainers.build import unit_of
-from trainers.rows import Unit, to_parquet
+from trainers.rows import to_parquet
 
 TABLE = "trials.parquet"
 COLUMNS = (
@@ -71,22 +71,17 @@ class RunStore:
     What every round asks for is updated trial by trial, so rounds do not get slower as a run grows,
     except for the copy that `observations` makes.
 
+    config: of the run, as in config.json.
     unit: of the values, in files and where they are shown.
     history: the content of the journal.
     """
 
-    def __init__(
-        self,
-        out: Location,
-        space: SearchSpace,
-        seed: int,
-        unit: Unit,
-        target: float | None,
-        journal: Journal | None,
-    ) -> None:
-        self.out, self.space, self.seed, self.unit = out, space, seed, unit
-        self.history = History(space)
-        self._target = None if target is None else target / unit.times
+    def __init__(self, out: Location, config: Mapping[str, Any], journal: Journal | None) -> None:
+        self.out, self.config = out, config
+        self.space, self.unit = find_space(config["space"]), unit_of(config["evaluator"])
+        self.history = History(self.space)
+        target = config["target"]
+        self._target = None if target is None else target / self.unit.times
         self.best: tuple[Trial, float] | None = None  # of full fidelity; the first if tied
         self._pending: dict[int, Trial] = {}
         self._seen: dict[Architecture, None] = {}
@@ -98,11 +93,7 @@ class RunStore:
 
     @classmethod
     def open(
-        cls,
-        out: Location,
-        config: RunConfig,
-        space: SearchSpace,
-        command: Sequence[str] | None = None,
+        cls, out: Location, config: RunConfig, command: Sequence[str] | None = None
     ) -> "RunStore":
         """Create the run or continue it; raises UserError when `out` holds another run.
 
@@ -110,14 +101,14 @@ class RunStore:
         """
         check_same_run(out, config)
         try:
+            record = run_record(config, command or sys.orig_argv)
             journal = open_journal(out)
-            unit = unit_of(config.evaluator_name)
-            store = cls(out, space, config.seed, unit, config.target, journal)
+            store = cls(out, record["config"], journal)
             try:
                 check_same_run(out, config)  # locked now: nobody else can change it
                 store._replay(journal.replay())
-                store._check(config.budget)
-                write_record(out / "config.json", run_record(config, command or sys.orig_argv))
+                store._check()
+                write_record(out / "config.json", record)
             except BaseException:
                 store.close()
                 raise
@@ -125,8 +116,9 @@ class RunStore:
             raise UserError(f"cannot write to {out}: {reason(error)}") from error
         return store
 
-    def _check(self, budget: int) -> None:
+    def _check(self) -> None:
         """Raise UserError if going on would lose data that is there; called before any write."""
+        budget = self.config["budget"]
         if (tabled := num_tabled(self.out)) > self.num_finished:
             raise UserError(
                 f"the journal of {self.out} is incomplete, with {self.num_finished} of the "
@@ -143,9 +135,7 @@ class RunStore:
 
         Nothing is locked or written.
         """
-        config = record_of(out)["config"]
-        space, unit = find_space(config["space"]), unit_of(config["evaluator"])
-        store = cls(out, space, config["seed"], unit, config["target"], None)
+        store = cls(out, record_of(out)["config"], None)
         try:
             store._replay((str(out / file), events) for file, events in read_journal(out))
         except OSError as error:
@@ -265,7 +255,7 @@ class RunStore:
 
     def propose(self, suggestion: Suggestion) -> list[Trial]:
         """Turn a suggestion into trials; they are in the journal before this returns."""
-        first, iteration = len(self.trials), self.next_iteration
+        first, iteration, seed = len(self.trials), self.next_iteration, self.config["seed"]
         fidelity = {} if suggestion.epochs is None else {"epochs": suggestion.epochs}
         trials = [
             {
@@ -273,7 +263,7 @@ class RunStore:
                 "iteration": iteration,
                 "arch": self.space.to_str(arch),
                 "strategy": suggestion.strategy,
-                "seed": int(np.random.SeedSequence([self.seed, first + i]).generate_state(1)[0]),
+                "seed": int(np.random.SeedSequence([seed, first + i]).generate_state(1)[0]),
                 "predicted_mean": predicted[0] if predicted else None,
                 "predicted_std": predicted[1] if predicted else None,
                 **fidelity,
