@@ -1,10 +1,8 @@
 """`python -m orchestrator.status`: the progress of a run that another process drives."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,9 +12,8 @@ from rich.table import Table
 from nag.cli import command_line, plain_console, run
 from nag.errors import counted
 from orchestrator.reporting.view import after
-from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
-from orchestrator.storage.location import Location, PathOrURI
+from orchestrator.storage.location import PathOrURI
 
 app = command_line(
     "python -m orchestrator.status",
@@ -45,119 +42,104 @@ def main(out: PathOrURI, *, watch: bool = False) -> None:
     console = plain_console(stderr=False)
     if not console.is_terminal:
         console.width = _UNWRAPPED
-    state = Snapshot.read(out)
+    store = RunStore.read(out)
     if not watch:
-        console.print(state.shown(time.time()))
+        console.print(display(store, time.time()))
         return
-    with suppress(KeyboardInterrupt), Live(state.shown(time.time()), console=console) as live:
+    with suppress(KeyboardInterrupt), Live(display(store, time.time()), console=console) as live:
         pause = _POLL_SECONDS
-        while not state.finished:
+        while not finished(store):
             time.sleep(pause)
             started = time.perf_counter()
-            state = Snapshot.read(out)
-            live.update(state.shown(time.time()))
+            store = RunStore.read(out)
+            live.update(display(store, time.time()))
             pause = max(_POLL_SECONDS, (time.perf_counter() - started) / _SHARE)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A run at a moment: its store, and its configuration as recorded."""
+def finished(store: RunStore) -> bool:
+    """Whether the run has ended: by its budget, its space or its patience."""
+    exhausted = store.exhausted and not store.pending()
+    return _left(store) == 0 or exhausted or store.patience is not None
 
-    store: RunStore
-    config: Mapping[str, Any]
 
-    @classmethod
-    def read(cls, out: Location) -> "Snapshot":
-        """Raises UserError."""
-        config = record_of(out)["config"]
-        return cls(RunStore.read(out), config)
+def _left(store: RunStore) -> float:
+    """Evaluations until the budget is spent."""
+    return max(float(store.config["budget"] - store.spent), 0.0)
 
-    @property
-    def left(self) -> float:
-        """Evaluations until the budget is spent."""
-        return max(float(self.config["budget"] - self.store.spent), 0.0)
 
-    @property
-    def finished(self) -> bool:
-        store = self.store
-        exhausted = store.exhausted and not store.pending()
-        return self.left == 0 or exhausted or store.patience is not None
+def _rate(store: RunStore, now: float) -> float | None:
+    """Evaluations per second over the last few outcomes; None if there are too few."""
+    ends = sorted((at, trial) for trial, at in store.history.finished_at.items())[-_NUM_RATE:]
+    if len(ends) < 2 or now <= ends[0][0]:
+        return None
+    return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
 
-    def rate(self, now: float) -> float | None:
-        """Evaluations per second over the last few outcomes; None if there are too few."""
-        store = self.store
-        ends = sorted((at, trial) for trial, at in store.history.finished_at.items())[-_NUM_RATE:]
-        if len(ends) < 2 or now <= ends[0][0]:
-            return None
-        return float(sum(store.trials[trial].cost for _, trial in ends[1:])) / (now - ends[0][0])
 
-    def shown(self, now: float) -> RenderableType:
-        """The whole display, with times relative to `now`, in seconds since the epoch."""
-        facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="bold")
-        facts.add_column(overflow="fold")
-        for name, fact in self._facts(now):
-            facts.add_row(name, fact)
-        return Group(facts, *([self._last(now)] if self.store.outcomes else []))
+def display(store: RunStore, now: float) -> RenderableType:
+    """Everything about a run, with times relative to `now`, in seconds since the epoch."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, fact in _facts(store, now):
+        facts.add_row(name, fact)
+    return Group(facts, *([_last(store, now)] if store.outcomes else []))
 
-    def _facts(self, now: float) -> Iterator[tuple[str, RenderableType]]:
-        store, config = self.store, self.config
-        names = ("space", "evaluator", "dataset", "surrogate", "strategy", "acq")
-        parts = [str(config[name]) for name in names if config[name] not in (None, "none")]
-        if config["target"] is not None:
-            parts[-1] += f" {config['target']:g} {store.unit.sign}".rstrip()
-        yield "run", str(store.out)
-        yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
-        failed = sum(outcome.value is None for outcome in store.outcomes.values())
-        budget = counted(config["budget"], "evaluation")
-        yield "progress", f"{float(store.spent):.10g} of {budget}, {failed} failed"
-        if store.exhausted:
-            yield "", "the space is exhausted"
-        if store.patience is not None:
-            without = counted(store.patience, "evaluation")
-            yield "", f"ended after {without} without a better one"
-        yield "", ProgressBar(config["budget"], float(store.spent), width=40)
-        if store.best is not None:
-            trial, value = store.best
-            when = _ago(store.history.finished_at[trial.trial], now)
-            yield (
-                "best",
-                f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy}), {when}",
-            )
-            yield "", store.space.to_str(trial.arch)
-        rate = self.rate(now)
-        if rate and not self.finished:
-            left = duration(self.left / rate)
-            yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at this rate"
-        if pending := store.pending():
-            since = [
-                f"trial {trial.trial}, {_ago(store.history.proposed_at[trial.iteration], now)}"
-                for trial in pending[:_NUM_LAST]
-            ]
-            more = ["…"] if len(pending) > _NUM_LAST else []
-            yield "pending", f"{len(pending)}, proposed: " + "; ".join(since + more)
-        phases = store.history.seconds().items()
-        yield "seconds", ", ".join(f"{phase} {spent.sum():.1f}" for phase, spent in phases)
-        if events := [*store.history.proposed_at, *store.history.finished_at.values()]:
-            yield "last event", _ago(max(events), now)
 
-    def _last(self, now: float) -> Table:
-        """The last outcomes, in order of arrival."""
-        store = self.store
-        values = map(store.unit.label, ("value", "predicted"))
-        table = Table("trial", "strategy", *values, "seconds", "ended", "error")
-        for trial, outcome in list(store.outcomes.items())[-_NUM_LAST:]:
-            proposal = store.trials[trial]
-            table.add_row(
-                str(trial),
-                proposal.strategy,
-                f"{store.unit.number(outcome.value)}{after(proposal, outcome)}",
-                store.unit.number(proposal.predicted_mean),
-                f"{outcome.seconds:.3g}",
-                _ago(store.history.finished_at[trial], now),
-                outcome.error or "",
-            )
-        return table
+def _facts(store: RunStore, now: float) -> Iterator[tuple[str, RenderableType]]:
+    config = store.config
+    names = ("space", "evaluator", "dataset", "surrogate", "strategy", "acq")
+    parts = [str(config[name]) for name in names if config[name] not in (None, "none")]
+    if config["target"] is not None:
+        parts[-1] += f" {config['target']:g} {store.unit.sign}".rstrip()
+    yield "run", str(store.out)
+    yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
+    failed = sum(outcome.value is None for outcome in store.outcomes.values())
+    budget = counted(config["budget"], "evaluation")
+    yield "progress", f"{float(store.spent):.10g} of {budget}, {failed} failed"
+    if store.exhausted:
+        yield "", "the space is exhausted"
+    if store.patience is not None:
+        without = counted(store.patience, "evaluation")
+        yield "", f"ended after {without} without a better one"
+    yield "", ProgressBar(config["budget"], float(store.spent), width=40)
+    if store.best is not None:
+        trial, value = store.best
+        found = f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy})"
+        yield "best", f"{found}, {_ago(store.history.finished_at[trial.trial], now)}"
+        yield "", store.space.to_str(trial.arch)
+    rate = _rate(store, now)
+    if rate and not finished(store):
+        left = duration(_left(store) / rate)
+        yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at this rate"
+    if pending := store.pending():
+        since = [
+            f"trial {trial.trial}, {_ago(store.history.proposed_at[trial.iteration], now)}"
+            for trial in pending[:_NUM_LAST]
+        ]
+        more = ["…"] if len(pending) > _NUM_LAST else []
+        yield "pending", f"{len(pending)}, proposed: " + "; ".join(since + more)
+    phases = store.history.seconds().items()
+    yield "seconds", ", ".join(f"{phase} {spent.sum():.1f}" for phase, spent in phases)
+    if events := [*store.history.proposed_at, *store.history.finished_at.values()]:
+        yield "last event", _ago(max(events), now)
+
+
+def _last(store: RunStore, now: float) -> Table:
+    """The last outcomes, in order of arrival."""
+    values = map(store.unit.label, ("value", "predicted"))
+    table = Table("trial", "strategy", *values, "seconds", "ended", "error")
+    for trial, outcome in list(store.outcomes.items())[-_NUM_LAST:]:
+        proposal = store.trials[trial]
+        table.add_row(
+            str(trial),
+            proposal.strategy,
+            f"{store.unit.number(outcome.value)}{after(proposal, outcome)}",
+            store.unit.number(proposal.predicted_mean),
+            f"{outcome.seconds:.3g}",
+            _ago(store.history.finished_at[trial], now),
+            outcome.error or "",
+        )
+    return table
 
 
 def duration(seconds: float) -> str:

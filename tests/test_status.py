@@ -12,7 +12,7 @@ from orchestrator.config import RunConfig
 from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
-from orchestrator.status import Snapshot, app, duration
+from orchestrator.status import app, display, duration, finished
 
 CONFIG = RunConfig(space="toy", score="exact", budget=12, n_init=3, batch_size=2, seed=7)
 ERROR = "EvaluationError: does not fit"
@@ -51,7 +51,7 @@ def store(tmp_path, clock):
 
 def shown(out, now, width=160):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(Snapshot.read(out).shown(now))
+    console.print(display(RunStore.read(out), now))
     return [" ".join(line.split()) for line in console.export_text().splitlines()]
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_has_ended(store, clock):
     for i, arch in enumerate(archs):
         store.propose(batch(arch))
         store.record(Outcome(5 + i, "ok", 0.5))
-    assert Snapshot.read(store.out).finished
+    assert finished(RunStore.read(store.out))
     names = {line.split(" ")[0] for line in shown(store.out, clock[0])}
     assert "best" in names
     assert not names & {"rate", "pending"}
@@ -114,9 +114,9 @@ def test_a_run_that_has_ended(store, clock):
 
 def test_a_run_whose_space_is_exhausted_has_ended(store, clock):
     store.exhaust()
-    assert not Snapshot.read(store.out).finished, "trial 4 is pending"
+    assert not finished(RunStore.read(store.out)), "trial 4 is pending"
     store.record(Outcome(4, "ok", 0.5))
-    assert Snapshot.read(store.out).finished
+    assert finished(RunStore.read(store.out))
     lines = shown(store.out, clock[0])
     assert "the space is exhausted" in lines
     assert not [line for line in lines if line.startswith("rate")]
