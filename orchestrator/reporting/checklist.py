@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from nag.errors import counted
-from orchestrator.history.run import known_config
 from trainers.build import unit_of
 from trainers.rows import PLAIN
 
@@ -60,44 +59,6 @@ def reported(config: Mapping[str, Any], has_test: bool) -> str:
     if config["objective"] == "test":
         return "test accuracy, which was also the search objective and is therefore optimistic"
     return "the search objective, and the test accuracy of the architecture with the best value"
-
-
-def run_checklist(
-    record: Mapping[str, Any],
-    *,
-    evaluations: float,
-    failed: int,
-    low_fidelity: int,
-    search_seconds: float,
-    evaluation_seconds: float,
-    has_test: bool,
-) -> list[Answer]:
-    """The checklist of one run, in brief.
-
-    record: its config.json, which the report also shows.
-    evaluations: how many it has spent; failed, low_fidelity: numbers of trials.
-    """
-    config = known_config(record)
-    return [
-        Answer("Search objective", searched_on(config)),
-        Answer("Reported", reported(config, has_test)),
-        Answer("Seed", f"{config['seed']}; one run does not show the spread over seeds"),
-        Answer(
-            "Budget",
-            f"{counted(config['budget'], 'evaluation')}, including the initial design of "
-            f"{config['n_init']}",
-        ),
-        Answer(
-            "Cost, evaluations",
-            f"{evaluations:.10g}, {failed} of them failed" + of_low_fidelity(low_fidelity),
-        ),
-        Answer(
-            "Cost, seconds",
-            f"{search_seconds:,.1f} of search (fit, propose, select), "
-            f"{evaluation_seconds:,.1f} of evaluation",
-        ),
-        Answer("Hardware", record["machine"]),
-    ]
 
 
 def of_low_fidelity(trials: int) -> str:

@@ -9,11 +9,17 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.spaces import Architecture, SearchSpace
-from orchestrator.history.run import best_so_far
+from orchestrator.history.run import best_so_far, known_config
 from orchestrator.history.trials import SEARCH, Outcome, Trial
-from orchestrator.reporting.checklist import WHAT_VALUES_ARE, Answer, run_checklist
+from orchestrator.reporting.checklist import (
+    WHAT_VALUES_ARE,
+    Answer,
+    of_low_fidelity,
+    reported,
+    searched_on,
+)
 from orchestrator.reporting.drawing import draw, legend
 from orchestrator.reporting.figures import (
     draw_calibration,
@@ -136,6 +142,7 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         if trial.trial in store.outcomes
     ]
     full = [pair for pair in finished if pair.is_full]
+    spent = store.history.seconds()
     limits = [Limit(*parse_constraint(text)) for text in record["config"]["constraint"]]
     return page_template(
         "run.html", percent=_percent, seconds=_seconds, value=store.unit.number
@@ -158,9 +165,9 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         progress=_progress(store, full),
         curves=_curves(store, finished),
         strategies=_by_strategy(store, full),
-        checklist=_checklist(record, store, finished),
+        checklist=_checklist(record, store, finished, spent),
         **_calibration(Calibration.of(full), store.unit),
-        **_phases(store.history.seconds()),
+        **_phases(spent),
         **_pools([found["diagnostics"] for found in store.rounds]),
     )
 
@@ -287,18 +294,37 @@ def _phases(spent: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def _checklist(
-    record: Mapping[str, Any], store: RunStore, finished: Sequence[Finished]
+    record: Mapping[str, Any],
+    store: RunStore,
+    finished: Sequence[Finished],
+    spent: Mapping[str, NDArray[np.float64]],
 ) -> list[Answer]:
-    spent = {phase: float(found.sum()) for phase, found in store.history.seconds().items()}
-    return run_checklist(
-        record,
-        evaluations=float(store.spent),
-        failed=sum(outcome.value is None for _, outcome in finished),
-        low_fidelity=sum(not pair.is_full for pair in finished),
-        search_seconds=sum(spent[phase] for phase in SEARCH),
-        evaluation_seconds=spent["evaluate"],
-        has_test=any("test" in outcome.metrics for _, outcome in finished),
-    )
+    """The checklist of one run, in brief; the report also shows its record."""
+    config = known_config(record)
+    failed = sum(outcome.value is None for _, outcome in finished)
+    low_fidelity = sum(not pair.is_full for pair in finished)
+    has_test = any("test" in outcome.metrics for _, outcome in finished)
+    search = sum(float(spent[phase].sum()) for phase in SEARCH)
+    return [
+        Answer("Search objective", searched_on(config)),
+        Answer("Reported", reported(config, has_test)),
+        Answer("Seed", f"{config['seed']}; one run does not show the spread over seeds"),
+        Answer(
+            "Budget",
+            f"{counted(config['budget'], 'evaluation')}, including the initial design of "
+            f"{config['n_init']}",
+        ),
+        Answer(
+            "Cost, evaluations",
+            f"{float(store.spent):.10g}, {failed} of them failed" + of_low_fidelity(low_fidelity),
+        ),
+        Answer(
+            "Cost, seconds",
+            f"{search:,.1f} of search (fit, propose, select), "
+            f"{spent['evaluate'].sum():,.1f} of evaluation",
+        ),
+        Answer("Hardware", record["machine"]),
+    ]
 
 
 def _pools(diagnostics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
