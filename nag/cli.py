@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import (
     App,
@@ -23,6 +23,9 @@ from rich.console import Console
 
 from nag.errors import UserError, choose, one_line
 from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 INVALID = "INVALID"  # marks an invalid sample in a list of architectures
 
@@ -62,9 +65,8 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     )
 
 
-@contextmanager
-def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to report progress to: draws a bar on a terminal, nothing elsewhere."""
+def terminal_bar(console: Console, note: str = "", **options: bool) -> "Progress":
+    """A bar that is drawn only on a terminal: description, bar, count, `note`, time left."""
     from rich.progress import (  # not needed for --help
         BarColumn,
         MofNCompleteColumn,
@@ -74,13 +76,17 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
     )
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    notes = [TextColumn(note)] if note else []
+    disable = not console.is_terminal
+    return Progress(
+        *columns, *notes, TimeRemainingColumn(), console=console, disable=disable, **options
+    )
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function to report progress to: draws a bar on a terminal, nothing elsewhere."""
+    with terminal_bar(console, transient=True) as bar:
         yield partial(bar.advance, bar.add_task(title, total=total))
 
 

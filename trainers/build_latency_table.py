@@ -14,9 +14,16 @@ import scipy
 import torch
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nag.cli import WholeNumber, check_output, command_line, difference, plain_console, run
+from nag.cli import (
+    WholeNumber,
+    check_output,
+    command_line,
+    difference,
+    plain_console,
+    run,
+    terminal_bar,
+)
 from nag.devices import resolve_device
 from nag.errors import UserError, counted
 from nag.files import write_json
@@ -212,15 +219,8 @@ def _measure(
 ) -> None:
     """Measure until there are `repeats` passes, after one that only warms up."""
     done = passes.count(resolution)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        auto_refresh=False,  # the timings would include a refresh thread
-    ) as bar:
+    # without auto_refresh, whose thread the timings would include
+    with terminal_bar(console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(f"{resolution} pixels", total=repeats, completed=done)
         for number in range(done, repeats):
             if number == done:

@@ -1,13 +1,13 @@
 """What the user sees while an experiment runs."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nag.cli import terminal_bar
 from nag.errors import counted
 from orchestrator.experiments.jobs import Job, Result
 from orchestrator.history.trials import Outcome
@@ -27,7 +27,8 @@ class Board:
         self._trials = {label: trials for label, (trials, _) in found.items()}
         self._finished = {label for label, (_, finished) in found.items() if finished}
         self._started, self._before = time.monotonic(), self._done
-        self._bar: Progress | None = None
+        self._bar = terminal_bar(console, "trials, time left")
+        self._task = self._bar.add_task(self._runs, total=self._total, completed=self._done)
 
     @property
     def unfinished(self) -> list[Job]:
@@ -37,36 +38,21 @@ class Board:
     def num_finished(self) -> int:
         return len(self._finished)
 
-    @contextmanager
-    def live(self) -> Iterator[None]:
+    def live(self) -> AbstractContextManager[object]:
         """Show a progress bar if there is a terminal for it."""
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("trials, time left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task(self._runs, total=self._total, completed=self._done)
-            yield
-        self._bar = None
+        return self._bar
 
     def watch(self, going: Collection[Job]) -> None:
         """Look how far the running jobs have got."""
         for job in going:
             self._trials[job.label], _ = job.progress(self._root)
-        if self._bar:
-            self._bar.update(self._task, description=self._runs, completed=self._done)
+        self._bar.update(self._task, description=self._runs, completed=self._done)
 
     def ended(self, job: Job, result: Result) -> None:
         if not result.failed:
             self._finished.add(job.label)
         self.watch([job])
-        left = "" if self._bar else self._time_left()
+        left = "" if self._console.is_terminal else self._time_left()
         outcome = f"failed: {result.text}" if result.failed else result.text
         self._console.print(f"[{self._runs}] {job.label}: {outcome}, {result.seconds:.0f} s{left}")
 

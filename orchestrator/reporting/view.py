@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nag.cli import terminal_bar
 from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
@@ -62,47 +62,34 @@ class View:
     def __init__(self, console: Console, budget: int) -> None:
         self._console, self._budget = console, budget
         self._started = time.monotonic()
-        self._progress: Progress | None = None
+        self._progress = terminal_bar(console)
+        self._task = self._progress.add_task("searching", total=budget)
 
     @contextmanager
     def live(self, store: RunStore) -> Iterator[None]:
         """Show a progress bar during the run if there is a terminal for it."""
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console) as self._progress:
-            self._task = self._progress.add_task("searching", total=self._budget)
-            self._progress.update(self._task, completed=float(store.spent))
+        self._progress.update(self._task, completed=float(store.spent))
+        with self._progress:
             yield
 
     def proposed(self, store: RunStore, suggestion: Suggestion) -> None:
-        if self._progress:
-            shares = [
-                f"{label} {100 * suggestion.diagnostics[name]:.1f} %"
-                for name, label in (("validity", "valid"), ("feasible", "feasible"))
-                if name in suggestion.diagnostics
-            ]
-            note = f"  pool {', '.join(shares)}" if shares else ""
-            self._progress.update(self._task, description=f"{_best(store)}{note}")
+        shares = [
+            f"{label} {100 * suggestion.diagnostics[name]:.1f} %"
+            for name, label in (("validity", "valid"), ("feasible", "feasible"))
+            if name in suggestion.diagnostics
+        ]
+        note = f"  pool {', '.join(shares)}" if shares else ""
+        self._progress.update(self._task, description=f"{_best(store)}{note}")
 
     def finished(self, store: RunStore, outcome: Outcome) -> None:
-        trial = store.trials[outcome.trial]
-        if self._progress:
-            self._progress.update(
-                self._task, completed=float(store.spent), description=_best(store)
-            )
+        trial, best = store.trials[outcome.trial], _best(store)
+        self._progress.update(self._task, completed=float(store.spent), description=best)
         if outcome.value is None:
             self._console.print(f"trial {trial.trial} failed: {outcome.error}")
-        elif not self._progress:
+        elif not self._console.is_terminal:
             self._console.print(
                 f"[{float(store.spent):.10g}/{self._budget}] trial {trial.trial} {trial.strategy}  "
-                f"value {store.unit.text(outcome.value)}{after(trial, outcome)}  {_best(store)}  "
+                f"value {store.unit.text(outcome.value)}{after(trial, outcome)}  {best}  "
                 f"{time.monotonic() - self._started:.0f} s"
             )
 
