@@ -28,6 +28,7 @@ _DASHES = ("-", "--", ":", "-.")
 _CROWD = 8  # methods that one pair of axes can hold
 _MANY = 5  # methods whose intervals can be told apart
 _LABEL = 0.062  # height of a label relative to the axes
+_ZERO = 1e-9  # regret up to which none is drawn
 
 
 class Look(NamedTuple):
@@ -95,22 +96,14 @@ def facets(
 
 def draw_curves(lines: Facets, name: str, *, ylabel: str, unit: Unit, watermark: str = "") -> str:
     """Best so far over evaluations: means and intervals; dotted where seeds are missing."""
+    shown = _changed(lines, lambda curve: _in_unit(curve, unit))
+    limits = _range(shown, unit)
 
-    def one(axes: Axes, line: Line) -> None:
-        x, mean, half, whole = line.curve
-        mean, half = unit.times * mean, unit.times * half
-        _band(axes, line.look, x, mean - half, mean + half)
-        _line(axes, line, x[:whole], mean[:whole])
-        _line(axes, line, x[max(whole - 1, 0) :], mean[max(whole - 1, 0) :], dashes=":")
+    def scale(axes: Axes) -> None:
+        axes.set(ylim=limits)
+        _evaluations_along_x(axes)
 
-    def scale(all_axes: Sequence[Axes]) -> None:
-        low, high = _range(lines, unit)
-        for axes in all_axes:
-            axes.set(xlabel="evaluations", ylim=(low, high))
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        all_axes[0].set(ylabel=ylabel)
-
-    return _draw(lines, name, one, scale, watermark)
+    return _draw(shown, name, scale, ylabel, watermark)
 
 
 def draw_regret(
@@ -118,51 +111,37 @@ def draw_regret(
 ) -> str:
     """Simple regret over evaluations on a logarithmic scale; zero is below the axis."""
 
-    def one(axes: Axes, line: Line) -> None:
-        x, mean, half, whole = line.curve
-        regret = unit.times * (optimum - mean)
-        shown = np.where(regret > 1e-9, regret, np.nan)
-        half = unit.times * half
-        _band(axes, line.look, x, np.fmax(shown - half, 1e-9), shown + half)
-        _line(axes, line, x[:whole], shown[:whole])
-        _line(axes, line, x[max(whole - 1, 0) :], shown[max(whole - 1, 0) :], dashes=":")
+    def regret(curve: Curve) -> Curve:
+        found = unit.times * (optimum - curve.mean)
+        return _in_unit(curve, unit)._replace(mean=np.where(found > _ZERO, found, np.nan))
 
-    def scale(all_axes: Sequence[Axes]) -> None:
-        seen = np.concatenate([unit.times * (optimum - r.curve.mean) for r in _flat(lines)])
-        seen = seen[np.isfinite(seen) & (seen > 1e-9)]
-        for axes in all_axes:
-            if len(seen):
-                axes.set(yscale="log", ylim=(0.7 * seen.min(), 1.5 * seen.max()))
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-                axes.yaxis.set_minor_formatter("{x:g}")
-            axes.set(xlabel="evaluations")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        all_axes[0].set(ylabel=unit.of_differences("simple regret"))
+    shown = _changed(lines, regret)
+    seen = np.concatenate([line.curve.mean for line in _flat(shown)])
+    seen = seen[np.isfinite(seen)]
 
-    return _draw(lines, name, one, scale, watermark)
+    def scale(axes: Axes) -> None:
+        if len(seen):
+            axes.set(yscale="log", ylim=(0.7 * seen.min(), 1.5 * seen.max()))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter("{x:g}")
+        _evaluations_along_x(axes)
+
+    return _draw(shown, name, scale, unit.of_differences("simple regret"), watermark, least=_ZERO)
 
 
 def draw_clock(
     lines: Facets, name: str, *, ylabel: str, unit: Unit, workers: int, watermark: str = ""
 ) -> str:
     """Best so far over simulated seconds of training on `workers` workers."""
+    shown = _changed(lines, lambda curve: _in_unit(curve, unit)._replace(x=curve.x / 1000))
+    limits, where = _range(shown, unit), "1 GPU" if workers == 1 else f"{workers} GPUs"
 
-    def one(axes: Axes, line: Line) -> None:
-        x, mean, half, _ = line.curve
-        mean, half = unit.times * mean, unit.times * half
-        _band(axes, line.look, x / 1000, mean - half, mean + half)
-        _line(axes, line, x / 1000, mean)
+    def scale(axes: Axes) -> None:
+        axes.set(xlabel=f"simulated time on {where}, 1000 s", ylim=limits)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
 
-    def scale(all_axes: Sequence[Axes]) -> None:
-        low, high = _range(lines, unit)
-        where = "1 GPU" if workers == 1 else f"{workers} GPUs"
-        for axes in all_axes:
-            axes.set(xlabel=f"simulated time on {where}, 1000 s", ylim=(low, high))
-            axes.xaxis.set_major_locator(MaxNLocator(6))
-        all_axes[0].set(ylabel=ylabel)
-
-    return _draw(lines, name, one, scale, watermark)
+    return _draw(shown, name, scale, ylabel, watermark)
 
 
 def draw_diagnostics(
@@ -196,8 +175,7 @@ def draw_diagnostics(
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, fontsize=9)
         for axes in grid[-1]:
-            axes.set_xlabel("evaluations")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _evaluations_along_x(axes)
         _watermark(figure, watermark)
         _key(figure, list(grid.flat))
         return to_svg(figure, name, wide=len(titles) > 1)
@@ -253,25 +231,37 @@ def draw_ranking(
 def _draw(
     lines: Facets,
     name: str,
-    one: Callable[[Axes, Line], None],
-    scale: Callable[[Sequence[Axes]], None],
+    scale: Callable[[Axes], None],
+    ylabel: str,
     watermark: str,
+    least: float = -np.inf,
 ) -> str:
+    """Curves on axes side by side: `scale` sets up each of them; no band goes below `least`."""
     with rc_context(STYLE):
         size = (5.8, 3.4) if len(lines) == 1 else (2.75 * len(lines), 2.9)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
         for axes, (title, members) in zip(grid, lines.items(), strict=True):
             for line in members:
-                one(axes, line)
+                x, mean, half, whole = line.curve
+                _band(axes, line.look, x, np.maximum(mean - half, least), mean + half)
+                _line(axes, line, x[:whole], mean[:whole])
+                _line(axes, line, x[max(whole - 1, 0) :], mean[max(whole - 1, 0) :], dashes=":")
             axes.set_title(title, fontsize=9)
-        scale(grid)
+        for axes in grid:
+            scale(axes)
+        grid[0].set(ylabel=ylabel)
         _watermark(figure, watermark)
         if len(lines) == 1:
             _name_at_end(grid[0], next(iter(lines.values())))
         else:
             _key(figure, grid)
         return to_svg(figure, name, wide=len(lines) > 1)
+
+
+def _evaluations_along_x(axes: Axes) -> None:
+    axes.set(xlabel="evaluations")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _band(axes: Axes, look: Look, x: Numbers, low: Numbers, high: Numbers) -> None:
@@ -352,10 +342,21 @@ def _flat(lines: Facets) -> list[Line]:
     return [line for members in lines.values() for line in members]
 
 
+def _changed(lines: Facets, change: Callable[[Curve], Curve]) -> Facets:
+    return {
+        title: [line._replace(curve=change(line.curve)) for line in members]
+        for title, members in lines.items()
+    }
+
+
+def _in_unit(curve: Curve, unit: Unit) -> Curve:
+    return curve._replace(mean=unit.times * curve.mean, half=unit.times * curve.half)
+
+
 def _range(lines: Facets, unit: Unit) -> tuple[float, float]:
     """Limits of an axis that shows the means and everything above them."""
     curves = [line.curve for line in _flat(lines)]
-    seen = [unit.times * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
+    seen = [edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
     numbers = np.concatenate([*seen, [np.nan]])
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
