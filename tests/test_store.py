@@ -206,31 +206,22 @@ def test_what_was_known_before_a_round(store):
         assert known[:3] == [[], [0.5, 0.75], [0.5, 0.75, 0.625, 0.375]]
         assert known[3] == known[4] == opened.observations().values.tolist()
         assert known[3] == [0.5, 0.75, 0.625, 0.375, 0.875]
-        assert len(opened.low_fidelity(before=2)) == len(opened.rung(before=2)) == 0
+        assert len(opened.low_fidelity()) == len(opened.rung()) == 0
     opened.close()
 
 
-def test_low_fidelity_before_a_round(out):
+def test_low_fidelity_after_each_round(out):
     store = RunStore.open(out, CONFIG)
-    store.propose(suggestion(INITIAL[0]))
-    for arch in INITIAL[1:]:
-        store.propose(replace(suggestion(arch), epochs=12))
-    store.propose(suggestion(SECOND[0]))
-    for trial, value in enumerate((0.5, 0.25, 0.75, 0.625)):
+    assert len(store.rung()) == 0
+    low, rungs = [], []
+    rounds = zip((*INITIAL, SECOND[0]), (0.5, 0.25, 0.75, 0.625), (None, 12, 12, None), strict=True)
+    for trial, (arch, value, epochs) in enumerate(rounds):
+        store.propose(replace(suggestion(arch), epochs=epochs))
         store.record(success(trial, value))
-    assert [store.low_fidelity(before=n).values.tolist() for n in (1, 2, 3)] == [
-        [],
-        [0.25],
-        [0.25, 0.75],
-    ]
-    assert [store.rung(before=n).values.tolist() for n in (0, 1, 2, 3, 4)] == [
-        [],
-        [],
-        [0.25],
-        [0.75],
-        [],
-    ]
-    assert store.rung().values.tolist() == []
+        low.append(store.low_fidelity().values.tolist())
+        rungs.append(store.rung().values.tolist())
+    assert low == [[], [0.25], [0.25, 0.75], [0.25, 0.75]]
+    assert rungs == [[], [0.25], [0.75], []]
     assert store.observations().values.tolist() == [0.5, 0.625]
     assert store.spent == 2 + Fraction(2 * 12, 200)
     store.close()

@@ -220,14 +220,13 @@ class RunStore:
         archs = tuple(self.trials[number].arch for number, _ in found)
         return Observations(archs, np.array([value for _, value in found], dtype=float))
 
-    def low_fidelity(self, before: int | None = None) -> Observations:
+    def low_fidelity(self) -> Observations:
         """The successful low-fidelity trials, in the same order as `observations`."""
-        return self._low.between(0, self._end(before))
+        return self._low.between(0, len(self.trials))
 
-    def rung(self, before: int | None = None) -> Observations:
+    def rung(self) -> Observations:
         """Those of the last round, if that was one of low fidelity."""
-        last = (len(self.rounds) if before is None else before) - 1
-        return self._low.between(self._end(last), self._end(before))
+        return self._low.between(self._end(len(self.rounds) - 1), len(self.trials))
 
     def since_best(self, first: int, before: int | None = None) -> int:
         """How many full-fidelity trials come after the best of them and after the first `first`.
