@@ -106,16 +106,7 @@ def _attempts(
         try:
             with _deadline(timeout, last_resort):
                 found = at_epochs(evaluator, trial.epochs).evaluate(trial.arch, seed=trial.seed)
-            if not isinstance(found, Measurement):
-                what = type(found).__name__
-                raise EvaluationError(f"the evaluator returned a {what}, not a Measurement")
-            value = float(found.value)
-            metrics = {name: float(number) for name, number in found.metrics.items()}
-            if taken := sorted(_TAKEN & metrics.keys()):
-                raise EvaluationError(f"metrics cannot be called {', '.join(taken)}")
-            seconds = float(found.seconds)
-            curve = tuple(float(number) for number in found.curve)
-            device = str(found.device)
+            return _success(trial, found, attempt)
         except (EvaluationError, MemoryError, torch.OutOfMemoryError) as error:
             return _failed(trial, error, started, attempt)
         except _DeadlineExceeded:
@@ -126,21 +117,29 @@ def _attempts(
                 return _failed(trial, MemoryError(str(error)), started, attempt)
             if attempt > retries:
                 return _failed(trial, error, started, attempt, where=_place(error))
-        else:
-            if not math.isfinite(value):
-                not_finite = EvaluationError(f"the value is {value}")
-                return _failed(trial, not_finite, started, attempt)
-            return Outcome(
-                trial=trial.trial,
-                status="ok",
-                value=value,
-                metrics=metrics,
-                seconds=seconds,
-                attempts=attempt,
-                curve=curve,
-                device=device,
-            )
     raise AssertionError("unreachable")
+
+
+def _success(trial: Trial, found: Measurement, attempts: int) -> Outcome:
+    """The outcome of a trial; checks the measurement, because evaluators may be the user's own."""
+    if not isinstance(found, Measurement):
+        what = type(found).__name__
+        raise EvaluationError(f"the evaluator returned a {what}, not a Measurement")
+    value = float(found.value)
+    if not math.isfinite(value):
+        raise EvaluationError(f"the value is {value}")
+    if taken := sorted(_TAKEN & found.metrics.keys()):
+        raise EvaluationError(f"metrics cannot be called {', '.join(taken)}")
+    return Outcome(
+        trial=trial.trial,
+        status="ok",
+        value=value,
+        metrics={name: float(number) for name, number in found.metrics.items()},
+        seconds=float(found.seconds),
+        attempts=attempts,
+        curve=tuple(map(float, found.curve)),
+        device=str(found.device),
+    )
 
 
 class _DeadlineExceeded(BaseException):
