@@ -94,6 +94,7 @@ def main(
         auth=auth,
         workers=jobs,
         retries=retries,
+        gpus_per_eval=gpu,
         dashboard=False,
     )
     console = plain_console(stderr=False)
@@ -105,7 +106,7 @@ def main(
     refuse_missing(experiment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     place = JobPlace(out.resolve(), "cuda" if gpu else "cpu", retries, tuple(sys.orig_argv))
-    return run_experiment(console, experiment, place, runtime, gpu)
+    return run_experiment(console, experiment, place, runtime)
 
 
 def list_jobs(console: Console, experiment: Experiment, out: Path) -> list[Job]:
@@ -165,7 +166,7 @@ def write_manifest(console: Console, experiment: Experiment, root: Path) -> None
 
 
 def run_experiment(
-    console: Console, experiment: Experiment, place: JobPlace, runtime: Runtime, gpu: float
+    console: Console, experiment: Experiment, place: JobPlace, runtime: Runtime
 ) -> int:
     """Run what is not finished; returns the exit code."""
     board = Board(console, experiment.jobs, place.root)
@@ -180,9 +181,13 @@ def run_experiment(
         place.root.mkdir(parents=True, exist_ok=True)
         write_manifest(console, experiment, place.root)
         if todo:
-            work = run_here if here else partial(run_on_ray, gpu=gpu)
+            results = (
+                run_here(todo, place, board.watch)
+                if here
+                else run_on_ray(todo, place, runtime, board.watch)
+            )
             with board.live():
-                for job, result in work(todo, place, runtime, board.watch):
+                for job, result in results:
                     board.ended(job, result)
                     failures += [(job, result)] if result.failed else []
     except KeyboardInterrupt:
@@ -195,23 +200,20 @@ def run_experiment(
     return 1 if failures else 0
 
 
-def run_here(
-    jobs: Sequence[Job], place: JobPlace, runtime: Runtime, watch: Watch
-) -> Iterator[tuple[Job, Result]]:
+def run_here(jobs: Sequence[Job], place: JobPlace, watch: Watch) -> Iterator[tuple[Job, Result]]:
     """One after the other in this process."""
-    del runtime
     for job in jobs:
         yield job, execute(job, place, (Heartbeat(partial(watch, [job])),))
 
 
 def run_on_ray(
-    jobs: Sequence[Job], place: JobPlace, runtime: Runtime, watch: Watch, *, gpu: float
+    jobs: Sequence[Job], place: JobPlace, runtime: Runtime, watch: Watch
 ) -> Iterator[tuple[Job, Result]]:
     """One Ray task each."""
     from orchestrator.executors.cluster import ClusterError  # Ray is slow to import
     from orchestrator.executors.tasks import RayTasks
 
-    with closing(RayTasks(runtime, gpu)) as tasks:
+    with closing(RayTasks(runtime)) as tasks:
         for running, ended in tasks.run([partial(execute, job, place) for job in jobs]):
             watch([jobs[i] for i in running])
             for i, result in ended:

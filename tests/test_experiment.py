@@ -852,7 +852,7 @@ class TestOnRay:
         assert isinstance(found[0], ClusterError)
         assert str(found[0]) == "the worker was lost (WorkerCrashedError)"
         with pytest.raises(ClusterError, match=r"a task needs 1 CPU, 0\.5 GPU; the cluster has"):
-            RayTasks(runtime, gpu=0.5)
+            RayTasks(replace(runtime, gpus_per_eval=0.5))
 
     def test_a_killed_worker_costs_nothing(self, toy, tmp_path, expected):
         runs = tmp_path / "runs"

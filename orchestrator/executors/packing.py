@@ -42,10 +42,16 @@ class Room:
     """Room for evaluations on the machines that are there now; machines may come and go.
 
     held: what is reserved in addition to the evaluations.
+    what: what an evaluation is called where there is no room for one.
     """
 
-    def __init__(self, runtime: Runtime, held: Sequence[Mapping[str, float]] = ()) -> None:
-        self._runtime, self._held = runtime, held
+    def __init__(
+        self,
+        runtime: Runtime,
+        held: Sequence[Mapping[str, float]] = (),
+        what: str = "an evaluation",
+    ) -> None:
+        self._runtime, self._held, self._what = runtime, held, what
         self._share = GPUShare(runtime.gpus_per_eval)
         self._looked = -math.inf
         self.look()
@@ -58,7 +64,7 @@ class Room:
         request = evaluation_request(machines.total, self._runtime, self._share.now())
         self.machines, self.request = machines, request
         self.size = machines.room(request, self._held)  # of evaluations at a time
-        self.lack = machines.lack("an evaluation", request, self._held)  # why it is 0
+        self.lack = machines.lack(self._what, request, self._held)  # why it is 0
         self._looked = monotonic()
 
     def saw(self, outcome: Outcome) -> None:

@@ -8,14 +8,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.executors.bell import Bell, interruptible
-from orchestrator.executors.cluster import (
-    ClusterError,
-    Machines,
-    Patience,
-    connect,
-    is_own,
-    options_of,
-)
+from orchestrator.executors.cluster import ClusterError, Patience, connect, is_own, options_of
+from orchestrator.executors.packing import Room
 from orchestrator.runtime import Runtime
 
 _HEARTBEAT_SECONDS = 1.0
@@ -30,30 +24,24 @@ def _call(function: Callable[[], Any]) -> Any:
 class RayTasks:
     """Starts or joins a cluster and calls functions on it. Raises ClusterError at start.
 
-    Each call takes one CPU and the share `gpu` of a GPU. At most `runtime.workers` run at a time,
-    by default as many as there is room for. On a cluster, by default as many again are queued, so
-    that an autoscaler sees that it could use more machines.
+    Each call reserves what an evaluation does. At most `runtime.workers` run at a time, by default
+    as many as there is room for. On a cluster, by default as many again are queued, so that an
+    autoscaler sees that it could use more machines.
     """
 
-    def __init__(self, runtime: Runtime, gpu: float = 0.0) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         connect(runtime)
-        self._runtime, self._gpu = runtime, gpu
-        self._look()
-        if is_own(runtime) and self._lack:
+        self._runtime, self._room = runtime, Room(runtime, what="a task")
+        if is_own(runtime) and self._room.lack:
             ray.shutdown()
-            raise ClusterError(self._lack)
+            raise ClusterError(self._room.lack)
         self._bell = Bell()
         self._running: dict[Any, int] = {}
 
-    def _look(self) -> None:
-        """Look at the machines, which may come and go."""
-        machines, request = Machines.now(), {"CPU": 1.0}
-        request |= {"GPU": self._gpu} if self._gpu else {}
-        request |= {"evaluator": 1.0} if "evaluator" in machines.total else {}
-        room = machines.room(request)
-        self._lack = machines.lack("a task", request)
-        self._limit = self._runtime.workers or (room if is_own(self._runtime) else 2 * max(room, 1))
-        self._options = {**options_of(request), "max_retries": self._runtime.retries}
+    def _limit(self) -> int:
+        """How many calls may be submitted at a time."""
+        queue = 1 if is_own(self._runtime) else 2
+        return self._runtime.workers or queue * max(self._room.size, 1)
 
     def run(
         self, functions: Sequence[Callable[[], Any]]
@@ -68,12 +56,14 @@ class RayTasks:
         waiting = deque(enumerate(functions))
         running = self._running
         while waiting or running:
-            while waiting and len(running) < self._limit:
+            while waiting and len(running) < self._limit():
                 number, function = waiting.popleft()
-                running[_call.options(**self._options).remote(function)] = number
+                options = options_of(self._room.request)
+                call = _call.options(**options, max_retries=self._runtime.retries)
+                running[call.remote(function)] = number
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
-            self._look()
-            patience.look(None if done else self._lack)
+            self._room.look()
+            patience.look(None if done else self._room.lack)
             ended = [(running.pop(reference), _result(reference)) for reference in done]
             yield list(running.values()), ended
 
