@@ -143,19 +143,10 @@ def main(
         steps=steps,
         threads=threads,
     )
-    evaluator = build_evaluator(
-        search_space,
-        config.evaluator_name,
-        EvaluatorSettings(table=table, dataset=dataset),
-    )
+    settings = EvaluatorSettings(table=table, dataset=dataset)
+    evaluator = build_evaluator(search_space, config.evaluator_name, settings)
     generator = DiffusionGenerator(config.generator(device))
-    bench = Benchmark(
-        search_space,
-        evaluator,
-        generator,
-        Calibrated(progress, progress),
-        num,
-    )
+    bench = Benchmark(search_space, evaluator, generator, Calibrated(progress, progress), num)
     out.mkdir(parents=True, exist_ok=True)
     console = plain_console()
     stem = out / "-".join(["guided-quality", space, *([dataset] if dataset else [])])
@@ -203,33 +194,6 @@ def main(
 
 
 @dataclass(frozen=True)
-class Group:
-    """Architectures from one source, duplicates included."""
-
-    archs: Sequence[Architecture]
-    accuracies: NDArray[np.float64]  # fractions
-    validity: float
-    score_evaluations: int  # calls of the score per architecture kept
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The row of the table, and the accuracies it is made of."""
-        return {"row": self._row(), "accuracies": self.accuracies.tolist()}
-
-    def _row(self) -> dict[str, float]:
-        percent = 100 * self.accuracies
-        return {
-            "max": float(percent.max()),
-            "mean": float(percent.mean()),
-            "min": float(percent.min()),
-            "validity": self.validity,
-            "uniqueness": len(set(self.archs)) / len(self.archs),
-            "score_evaluations": self.score_evaluations,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """Makes the groups, which depend on (number of labels, seed) and nothing else."""
 
@@ -261,7 +225,7 @@ class Benchmark:
 
         random = self.space.sample(self.num, np.random.default_rng([seed, 1]))
         found = (
-            Group(random, self._accuracies(random), 1.0, 0, 0.0),
+            self._record(random),
             self._group(plain, lambda archs: archs[: self.num]),
             self._group(plain, lambda archs: self._best(predictor, archs)),
             self._group(self.generator.generate(self.num, seed=seed, guidance=guidance)),
@@ -269,7 +233,7 @@ class Benchmark:
             self._group(plain, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
             self._group(wide, lambda archs: self._best(predictor, list(dict.fromkeys(archs)))),
         )
-        return {name: group.to_json() for name, group in zip(GROUPS, found, strict=True)}
+        return dict(zip(GROUPS, found, strict=True))
 
     def oracle(self) -> NDArray[np.float64] | None:
         """The best `num` accuracies of a space that is small enough to evaluate completely."""
@@ -288,14 +252,40 @@ class Benchmark:
         self,
         samples: Samples,
         keep: Callable[[Sequence[Architecture]], Sequence[Architecture]] = lambda archs: archs,
-    ) -> Group:
+    ) -> dict[str, Any]:
+        """A group of those valid samples that `keep` returns."""
         if not samples.valid:
             raise UserError(
                 f"none of {counted(len(samples.archs), 'sample')} is valid: raise --steps"
             )
         kept = keep(samples.valid)
-        evaluations = samples.score_evaluations * len(samples.archs) // max(len(kept), 1)
-        return Group(kept, self._accuracies(kept), samples.validity, evaluations, samples.seconds)
+        evaluations = samples.score_evaluations * len(samples.archs) // len(kept)
+        return self._record(kept, samples.validity, evaluations, samples.seconds)
+
+    def _record(
+        self,
+        archs: Sequence[Architecture],
+        validity: float = 1.0,
+        score_evaluations: int = 0,
+        seconds: float = 0.0,
+    ) -> dict[str, Any]:
+        """A group as JSON: its row of the table, and the accuracies that it summarises.
+
+        archs: from one source, duplicates included.
+        score_evaluations: calls of the score per architecture kept.
+        """
+        accuracies = self._accuracies(archs)
+        percent = 100 * accuracies
+        row = {
+            "max": float(percent.max()),
+            "mean": float(percent.mean()),
+            "min": float(percent.min()),
+            "validity": validity,
+            "uniqueness": len(set(archs)) / len(archs),
+            "score_evaluations": score_evaluations,
+            "seconds": seconds,
+        }
+        return {"row": row, "accuracies": accuracies.tolist()}
 
     def _accuracies(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
         """(B,) test accuracies, or values if there is no test accuracy."""
