@@ -36,7 +36,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
     search = sum(spent[phase] for phase in SEARCH)
     trained = sum(float(np.nansum(run.columns["train_seconds"])) for run in runs)
     random = [m.label for m in panel.methods if m.family == "random-search"]
-    answers = [
+    return [
         Answer("Search objective", searched_on(config)),
         Answer("Reported", reported(config, summary.has_test)),
         Answer("Search space", f"{config['space']}{_limits(config)}"),
@@ -61,7 +61,6 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer("Settings shared by all runs", _shared(runs)),
         Answer("Versions", "; ".join(dict.fromkeys(_versions(run.record) for run in runs))),
     ]
-    return answers
 
 
 def _initial(summary: Summary) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.comparison.panels import Method
 from orchestrator.comparison.statistics import Comparison, mean_interval
 from orchestrator.comparison.summary import Level, Settings, Summary
 from orchestrator.history.find import CommandSource, Skipped
@@ -98,11 +99,6 @@ def manifest(
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the report was made from, so that it can be reproduced."""
-    runs = [
-        _run_record(summary, label, run)
-        for summary in summaries
-        for label, run in _by_label(summary)
-    ]
     return {
         "schema": 1,
         "command": command,
@@ -126,7 +122,12 @@ def manifest(
             for summary in summaries
         ],
         "data": data_checksums([run for summary in summaries for run in summary.panel.runs]),
-        "runs": runs,
+        "runs": [
+            _run_record(summary, method, run)
+            for summary in summaries
+            for method in summary.panel.methods
+            for run in method.runs.values()
+        ],
         "commands": [
             {"path": str(source.path), "panel": source.group, "finished": source.finished}
             for source in commands
@@ -142,17 +143,11 @@ def _level(summary: Summary, level: Level | None) -> dict[str, Any] | None:
     return {"percent" if unit.sign else "value": unit.times * level.value, "source": level.source}
 
 
-def _by_label(summary: Summary) -> Iterator[tuple[str, Run]]:
-    for method in summary.panel.methods:
-        for run in method.runs.values():
-            yield method.label, run
-
-
-def _run_record(summary: Summary, label: str, run: Run) -> dict[str, Any]:
+def _run_record(summary: Summary, method: Method, run: Run) -> dict[str, Any]:
     return {
         "path": str(run.path),
         "panel": summary.panel.name,
-        "method": label,
+        "method": method.label,
         "seed": run.seed,
         "hash": run.record["hash"],
         "budget": run.budget,
