@@ -125,12 +125,12 @@ def test_a_run_whose_space_is_exhausted_has_ended(store, clock):
 def test_a_run_whose_patience_is_exhausted_has_ended(store, clock):
     store.record(Outcome(4, "ok", 0.5))
     store.lose_patience(2)
-    assert Snapshot.read(store.out).finished
+    assert finished(RunStore.read(store.out))
     lines = shown(store.out, clock[0])
     assert "ended after 2 evaluations without a better one" in lines
     assert not [line for line in lines if line.startswith("rate")]
     store.propose(batch("ab/bc"))  # the command was repeated with more patience
-    assert not Snapshot.read(store.out).finished
+    assert not finished(RunStore.read(store.out))
     assert "ended after" not in "".join(shown(store.out, clock[0]))
 
 
