@@ -11,10 +11,8 @@ Reported are the evaluations until the mean best value over seeds reaches that o
 search after 50 or 100, and the simulated time until then relative to the sequential search.
 """
 
-import platform
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 from jobs import run_all
 from numpy.typing import NDArray
+from publish import machine, publish
 from simulated import SimulatedWorkers, log_normal
 
 from nag.cli import command_line, run
@@ -36,7 +35,6 @@ from orchestrator.history.trials import Outcome, Trial
 from orchestrator.search.loop import run_study
 from orchestrator.search.store import RunStore
 
-RESULTS = Path(__file__).parent / "results"
 GOALS = (50, 100)  # evaluations of the sequential search
 
 app = command_line("python benchmarks/asynchronous.py")
@@ -166,35 +164,29 @@ def main(
         one = partial(kept, keep=keep.resolve())
     searches = [partial(one, config.absolute(), mode.workers) for _, mode, config in cases]
     found = run_all(searches, jobs, "runs")
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{seeds} seeds, {budget} evaluations; {platform.machine()}, torch {torch.__version__}.",
-        "",
+    results: dict[str, dict[str, list[Found]]] = {
+        problem: {mode.name: [] for mode in MODES} for problem in problems
+    }
+    for (problem, mode, _), result in zip(cases, found, strict=True):
+        results[problem][mode.name].append(result)
+    about = f"{seeds} seeds, {budget} evaluations; {machine()}."
+    publish("asynchronous", about, _table(results))
+
+
+def _table(results: dict[str, dict[str, list[Found]]]) -> Iterator[str]:
+    """Results by problem and mode."""
+    yield (
         "| problem | mode | goal: the sequential best of | evaluations | ratio "
-        "| simulated time, sequential = 1 | utilisation, % |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for problem in problems:
-        by_mode = {
-            mode.name: [
-                result
-                for (name, other, _), result in zip(cases, found, strict=True)
-                if (name, other) == (problem, mode)
-            ]
-            for mode in MODES
-        }
-        lines += _rows(problem, by_mode)
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "asynchronous.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+        "| simulated time, sequential = 1 | utilisation, % |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for problem, by_mode in results.items():
+        yield from _rows(problem, by_mode)
 
 
-def _rows(problem: str, by_mode: dict[str, list[Found]]) -> list[str]:
+def _rows(problem: str, by_mode: dict[str, list[Found]]) -> Iterator[str]:
     curves = {name: np.mean([f.best for f in runs], axis=0) for name, runs in by_mode.items()}
     times = {name: np.mean([f.at for f in runs], axis=0) for name, runs in by_mode.items()}
-    rows = []
     for evaluations in GOALS:
         goal = curves["sequential"][evaluations - 1]
         needed = {name: int(np.argmax(curve >= goal)) + 1 for name, curve in curves.items()}
@@ -205,8 +197,7 @@ def _rows(problem: str, by_mode: dict[str, list[Found]]) -> list[str]:
             if curve[-1] >= goal:
                 time = times[name][needed[name] - 1] / times["sequential"][one - 1]
                 found = f"{needed[name]} | {needed[name] / one:.2f} | {time:.3f}"
-            rows.append(f"| {problem} | {name} | {evaluations} | {found} | {use:.0f} |")
-    return rows
+            yield f"| {problem} | {name} | {evaluations} | {found} | {use:.0f} |"
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ the benchmark and compared to the table. CIFAR-10 as lossy JPEGs is a little har
 original.
 """
 
-import platform
-import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from jobs import run_all
+from publish import machine, publish
 
 from nag.cli import command_line, run
 from nag.errors import UserError
@@ -25,7 +26,6 @@ from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.training.recipe import Precision
 from trainers.training.task import NetworkOptions, Place
 
-RESULTS = Path(__file__).parent / "results"
 QUANTILES = (0.1, 0.3, 0.5, 0.8, 0.99)
 
 app = command_line("python benchmarks/cells.py")
@@ -86,35 +86,32 @@ def main(
     )
     build_evaluator(NASBENCH201, "train", settings)
     found = run_all([partial(train, row["arch"], settings) for row in chosen], jobs, "cells")
-    ours = np.array([100 * one.value for one in found])
-    theirs = np.array([row["c10_valid_12"] for row in chosen])
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{epochs} epochs on 25,000 training images (lossy JPEGs), {precision}, one seed; "
-        f"the table: 12 epochs; "
-        f"{platform.machine()}, torch {torch.__version__}.",
-        "",
+    about = (
+        f"{epochs} epochs on 25,000 training images (lossy JPEGs), {precision}, one seed; the "
+        f"table: 12 epochs; {machine()}."
+    )
+    publish("cells", about, _comparison(chosen, found))
+
+
+def _comparison(chosen: Sequence[pd.Series], found: Sequence[Measurement]) -> Iterator[str]:
+    """Rows of the table with our trainings of the same cells."""
+    yield (
         "| cell | parameters | table: validation, test, % | ours: held out, val, % | difference "
-        "| hours |",
-        "|---|---|---|---|---|---|",
-    ]
+        "| hours |"
+    )
+    yield "|---|---|---|---|---|---|"
     for row, one in zip(chosen, found, strict=True):
-        lines.append(
+        yield (
             f"| `{row['arch'].replace('|', chr(92) + '|')}` | {row['c10_params']:,.0f} "
             f"| {row['c10_valid_12']:.2f}, {row['c10_test_12']:.2f} "
             f"| {100 * one.value:.2f}, {100 * one.metrics['test']:.2f} "
             f"| {100 * one.value - row['c10_valid_12']:+.2f} | {one.seconds / 3600:.2f} |"
         )
-    same = bool((np.argsort(ours) == np.argsort(theirs)).all())
-    lines += [
-        "",
-        f"The table and our trainings rank the cells {'equally' if same else 'differently'}.",
-    ]
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "cells.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    ours = np.argsort([one.value for one in found])
+    theirs = np.argsort([row["c10_valid_12"] for row in chosen])
+    same = np.array_equal(ours, theirs)
+    yield ""
+    yield f"The table and our trainings rank the cells {'equally' if same else 'differently'}."
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ samples with as many score evaluations and discards the infeasible ones.
 Feasible: share of the valid samples. Values: surrogate values of the feasible samples.
 """
 
-import platform
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
+from publish import machine, publish
 
 from nag.calibration import Calibrated
 from nag.cli import command_line, find_space, run
@@ -33,7 +30,6 @@ from orchestrator.config import RunConfig
 from trainers.constraints import build_constraints
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
-RESULTS = Path(__file__).parent / "results"
 SPACE = find_space("mobilenetv3")
 OBSERVATIONS = 100
 CONSTRAINTS = (
@@ -92,19 +88,24 @@ def main(
         )
         for score in scores
     }
+    about = (
+        f"{num} samples, {steps} levels, means over {seeds} seeds (best: mean of the best of each "
+        f"seed); uniform feasible: share of {draws:,} uniform samples; {machine()}, {threads} "
+        "thread(s)."
+    )
+    publish("constraints", about, _table(generators, num, seeds, draws))
+
+
+def _table(
+    generators: dict[str, DiffusionGenerator], num: int, seeds: int, draws: int
+) -> Iterator[str]:
+    yield (
+        "| constraint | uniform feasible, % | score | scale | validity, % | feasible, % "
+        "| distinct feasible | mean value, % | best value, % | seconds |"
+    )
+    yield "|" + "---|" * 10
     uniform = SPACE.sample(draws, np.random.default_rng(0))
     fitted = [_fit(seed) for seed in range(seeds)]
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{num} samples, {steps} levels, means over {seeds} seeds (best: mean of the best of each "
-        f"seed); uniform feasible: share of {draws:,} uniform samples; {platform.machine()}, torch "
-        f"{torch.__version__}, {threads} thread(s).",
-        "",
-        "| constraint | uniform feasible, % | score | scale | validity, % | feasible, % "
-        "| distinct feasible | mean value, % | best value, % | seconds |",
-        "|" + "---|" * 10,
-    ]
     for texts in CONSTRAINTS:
         constraints = build_constraints(SPACE, texts, None, None)
         share = satisfied(constraints, uniform).mean()
@@ -114,15 +115,10 @@ def main(
                     _batch(generator, observations, predictor, constraints, scale, num, seed)
                     for seed, (observations, predictor) in enumerate(fitted)
                 ]
-                lines.append(
+                yield (
                     f"| {', '.join(texts)} | {100 * share:.3g} | {score} | {scale} "
                     f"| {_cells(batches)} |"
                 )
-                sys.stderr.write(lines[-1] + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "constraints.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
 
 
 def _fit(seed: int) -> tuple[Observations, FittedPredictor]:

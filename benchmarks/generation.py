@@ -16,7 +16,6 @@ one round of the search, including fits and the pilot that finds the scales.
 """
 
 import multiprocessing
-import platform
 import resource
 import sys
 from collections import defaultdict
@@ -31,6 +30,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from publish import machine, publish
 
 from nag.checkpoint import load_network
 from nag.cli import command_line, find_space, run
@@ -56,10 +56,14 @@ from nag.sde import VESDE, ScoreFn
 from orchestrator.config import RunConfig
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
-RESULTS = Path(__file__).parent / "results"
 PAPER_WEIGHTS = Path(__file__).parent / "networks" / "mobilenetv3-paper.safetensors"
 SPACE = find_space("mobilenetv3")
 REFERENCE = "predictor-corrector"
+OURS: tuple[tuple[str, Literal["network", "exact"]], ...] = (
+    ("(b) default network", "network"),
+    ("(c) exact score", "exact"),
+)
+KINDS: tuple[GuidanceKind, ...] = ("denoised", "noise-aware")
 STEPS = RunConfig().steps
 OBSERVATIONS = 100
 FULL_BATCH = 256  # for the full reference
@@ -136,13 +140,10 @@ def main(
     if weights and load_network(weights, SPACE).config != preset("paper", SPACE):
         raise UserError(f"{weights} does not hold a network of the paper preset")
     common: dict[str, Any] = {"device": str(chosen), "threads": threads}
-    kinds: tuple[GuidanceKind, ...] = ("denoised", "noise-aware")
     ours = [
-        *(
-            Case("(b) default network", "network", kind, 0, repeats=repeats, **common)
-            for kind in kinds
-        ),
-        *(Case("(c) exact score", "exact", kind, 0, repeats=repeats, **common) for kind in kinds),
+        Case(name, score, kind, 0, repeats=repeats, **common)
+        for name, score in OURS
+        for kind in KINDS
     ]
     reference = Case(
         "(a) reference",
@@ -160,52 +161,46 @@ def main(
         full = replace(reference, name="(a) in full", timed=reference.levels, batch=FULL_BATCH)
         after = max((i for i, c in enumerate(cases) if c.batch == FULL_BATCH), default=-1)
         cases.insert(after + 1, full)
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{_machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference run "
-        f"once. Guided by {OBSERVATIONS} observations. (a): the `paper` network "
-        + (
-            f"({weights.name})"
-            if weights
-            else "with random weights, which do not affect the timing"
-        )
-        + f", {REFERENCE}, noise-aware guidance: {reference.timed} of {reference.levels:,} levels "
-        "timed and extrapolated, assuming a validity of 100 %. (b), (c): "
-        f"{DEFAULT_SAMPLER}, {STEPS} levels. MB: peak memory before and after sampling, of "
-        + (
-            "tensors on the GPU."
-            if chosen.type == "cuda"
-            else "the process including its libraries."
-        ),
-        "",
+    which = (
+        f"({weights.name})" if weights else "with random weights, which do not affect the timing"
+    )
+    whose = "tensors on the GPU" if chosen.type == "cuda" else "the process including its libraries"
+    about = (
+        f"{machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference run once. "
+        f"Guided by {OBSERVATIONS} observations. (a): the `paper` network {which}, {REFERENCE}, "
+        f"noise-aware guidance: {reference.timed} of {reference.levels:,} levels timed and "
+        f"extrapolated, assuming a validity of 100 %. (b), (c): {DEFAULT_SAMPLER}, {STEPS} levels. "
+        f"MB: peak memory before and after sampling, of {whose}."
+    )
+    publish("generation", about, _tables(cases, reference, str(chosen), threads, repeats))
+
+
+def _tables(
+    cases: list[Case], reference: Case, device: str, threads: int, repeats: int
+) -> Iterator[str]:
+    """Both tables, row by row."""
+    yield (
         "| case | guidance | batch | score evaluations | seconds | seconds per valid | speed-up "
         "| validity, % | mean value, % | MB before | peak MB | score, % | guidance, % | sampler, % "
-        "| decode + dedupe, % |",
-        "|" + "---|" * 15,
-    ]
+        "| decode + dedupe, % |"
+    )
+    yield "|" + "---|" * 15
     found: dict[Case, Measured] = {}
     for case in cases:
         found[case] = _alone(measure, case)
-        baseline = found.get(replace(reference, batch=case.batch))
-        lines.append(_row(case, found[case], baseline))
-        sys.stderr.write(lines[-1] + "\n")
-    lines += [
-        "",
+        yield _row(case, found[case], found.get(replace(reference, batch=case.batch)))
+    yield ""
+    yield (
         f"A proposal of {PROPOSED} with {OBSERVATIONS} observations, seconds; {threads} thread(s), "
-        f"median of {repeats} after one warm-up.",
-        "",
+        f"median of {repeats} after one warm-up."
+    )
+    yield ""
+    yield (
         "| score | guidance | fit GP | fit noise-aware | find scales, generate | decode | dedupe "
-        "| all | valid, % | distinct |",
-        "|" + "---|" * 10,
-    ]
-    for row in _alone(proposals, str(chosen), threads, repeats):
-        lines.append(row)
-        sys.stderr.write(row + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "generation.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+        "| all | valid, % | distinct |"
+    )
+    yield "|" + "---|" * 10
+    yield from _alone(proposals, device, threads, repeats)
 
 
 def _alone(function: Callable[..., Any], *args: Any) -> Any:
@@ -213,11 +208,6 @@ def _alone(function: Callable[..., Any], *args: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *args).result()
-
-
-def _machine(device: torch.device) -> str:
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return f"{platform.machine()}{gpu}, torch {torch.__version__}"
 
 
 def _row(case: Case, found: Measured, baseline: Measured | None) -> str:
@@ -416,7 +406,7 @@ def proposals(device: str, threads: int, repeats: int) -> list[str]:
         generators[score].space = TimedSpace(watch)  # type: ignore[assignment]
     for seed in range(repeats + 1):
         for score, generator in generators.items():
-            for kind in ("denoised", "noise-aware"):
+            for kind in KINDS:
                 done = _propose(generator, surrogate, observations, kind, seed, watch)
                 rounds[score, kind].append(done)
     return list(_proposal_rows(rounds))

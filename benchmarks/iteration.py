@@ -7,13 +7,12 @@ warm-up. The cost of evaluations is not included: they run elsewhere. A round of
 guided-gen after an improvement, and one of mutation otherwise.
 """
 
-import platform
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from statistics import median
 
 import numpy as np
 import torch
+from publish import machine, publish
 
 from nag.cli import command_line, find_space, run
 from nag.generator import DiffusionGenerator
@@ -22,7 +21,7 @@ from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
-RESULTS = Path(__file__).parent / "results"
+SPACE = find_space("mobilenetv3")
 STRATEGIES = (
     ("guided-gen", "denoised"),
     ("guided-gen", "noise-aware"),
@@ -39,13 +38,15 @@ def main(
 ) -> None:
     """Time iterations on MobileNetV3 with the embedded surrogate, pool of 100."""
     torch.set_num_threads(threads)
-    space = find_space("mobilenetv3")
-    archs = tuple(space.sample(max(observations), np.random.default_rng(0)))
+    about = f"{machine()}, {threads} thread(s); median of {repeats}."
+    publish("iteration", about, _rows(observations, repeats, threads))
+
+
+def _rows(observations: tuple[int, ...], repeats: int, threads: int) -> Iterator[str]:
+    archs = tuple(SPACE.sample(max(observations), np.random.default_rng(0)))
     values = SurrogateEvaluator().predict(archs)
-    machine = f"{platform.machine()}, torch {torch.__version__}, {threads} thread(s)"
-    lines = [f"`{' '.join(['python', *sys.argv])}`", "", f"{machine}; median of {repeats}.", ""]
-    lines += ["| strategy | guidance | observations | fit s | propose s | score s | all s |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    yield "| strategy | guidance | observations | fit s | propose s | score s | all s |"
+    yield "|---|---|---|---|---|---|---|"
     for strategy, guidance in STRATEGIES:
         config = RunConfig(strategy=strategy, guidance=guidance, threads=threads)  # type: ignore[arg-type]
         optimizer = build_optimizer(config, DiffusionGenerator(config.generator("auto")))
@@ -58,11 +59,7 @@ def main(
             phases = [median(r[p] for r in rounds) for p in ("fit", "propose", "select")]
             times = " | ".join(f"{s:.2f}" for s in (*phases, sum(phases)))
             shown = guidance if strategy == "guided-gen" else ""
-            lines.append(f"| {strategy} | {shown} | {n} | {times} |")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "iteration.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+            yield f"| {strategy} | {shown} | {n} | {times} |"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ process. All take turns; medians over the rounds. There are 512 synthetic images
 
 import os
 import platform
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from io import BytesIO
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -24,14 +24,13 @@ from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
+from publish import publish
 
 from nag.cli import command_line, run
 from nag.errors import UserError
 from trainers.images import Crop, Loader, open_images
 from trainers.images import decode as decoding
 from trainers.images.sets import Split
-
-RESULTS = Path(__file__).parent / "results"
 
 app = command_line("python benchmarks/loader.py")
 
@@ -56,17 +55,21 @@ def main(
     if min(pictures, rounds, workers) < 1:
         raise UserError("--pictures, --rounds and --workers must be at least 1")
     names = " ".join(f"--data {path.name}" for path in data)
-    lines = [
-        f"`{' '.join(filter(None, ['python benchmarks/loader.py', names]))}`",
-        "",
+    about = (
         f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, Pillow "
         f"{version('pillow')}, torch {version('torch')}; {os.cpu_count()} CPUs, load "
-        f"{os.getloadavg()[0]:.0f}; {workers} workers, medians of {rounds} rounds.",
-        "",
+        f"{os.getloadavg()[0]:.0f}; {workers} workers, medians of {rounds} rounds."
+    )
+    command = f"python benchmarks/loader.py {names}".strip()
+    publish("loader", about, _table(data, pictures, rounds, workers), command)
+
+
+def _table(data: tuple[Path, ...], pictures: int, rounds: int, workers: int) -> Iterator[str]:
+    yield (
         "| images | resolution | Pillow decoding alone, 1/s | loader, 1/s | share, % "
-        "| loader without simplejpeg, 1/s | share, % | cached, 1/s |",
-        "|" + "---|" * 8,
-    ]
+        "| loader without simplejpeg, 1/s | share, % | cached, 1/s |"
+    )
+    yield "|" + "---|" * 8
     with tempfile.TemporaryDirectory() as folder:
         made = _make(Path(folder, "made"))
         for path in (made, *data):
@@ -75,12 +78,7 @@ def main(
             title = "made, 500 x 375, like ImageNet's" if path == made else path.name
             resolution = 224 if path == made else height
             rows = np.arange(pictures) % len(split)
-            lines.append(_row(title, split, rows, resolution, rounds, workers, Path(folder)))
-            sys.stderr.write(lines[-1] + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "loader.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+            yield _row(title, split, rows, resolution, rounds, workers, Path(folder))
 
 
 def _row(
@@ -129,7 +127,7 @@ def _row(
 
 def _epochs(loader: Loader) -> Callable[[], None]:
     """A function that runs one epoch per call; a first one, run now, starts the workers."""
-    number = iter(range(1_000_000))
+    number = count()
 
     def through() -> None:
         for _ in loader.epoch(next(number)):

@@ -14,17 +14,15 @@ variation of a node's operator, averaged over nodes.
 """
 
 import math
-import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from publish import machine, publish
 from torch import Tensor
 
 from nag.cli import command_line, find_space, run
@@ -38,7 +36,6 @@ from nag.samplers import SAMPLERS, SCHEDULES
 from nag.sde import VESDE, ScoreFn
 from nag.spaces import Architecture
 
-RESULTS = Path(__file__).parent / "results"
 SPACE = find_space("mobilenetv3")
 REFERENCE = "predictor-corrector"
 QUICK = ("ancestral", "heun", "dpm++2m", "dpm++2m-sde")
@@ -74,22 +71,12 @@ def main(*, score: Literal["exact", "network"] = "exact", num: int = 10_000, see
         raise UserError("--num must be at least 20")
     torch.set_num_threads(1)
     fn, sde = load_score(GeneratorConfig(SPACE.name, score), SPACE, torch.device("cpu"))
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{'Closed form' if score == 'exact' else 'Shipped network'}; {platform.machine()}, torch "
-        f'{torch.__version__}, 1 thread. "× noise": ratio to the distance of the same number of '
-        "independent draws.",
-        "",
-    ]
-    for row in _tables(fn, sde, score, num, seed):
-        lines.append(row)
-        sys.stderr.write(row + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
+    about = (
+        f"{'Closed form' if score == 'exact' else 'Shipped network'}; {machine()}, 1 thread. "
+        '"× noise": ratio to the distance of the same number of independent draws.'
+    )
     name = "sampling" if score == "exact" else "sampling-network"
-    (RESULTS / f"{name}.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    publish(name, about, _tables(fn, sde, score, num, seed))
 
 
 def _tables(

@@ -14,8 +14,6 @@ have work until the last trial begins.
 
 import heapq
 import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from publish import machine, publish
 from simulated import Duration, SimulatedWorkers, log_normal
 
 from nag.cli import command_line, run
@@ -46,7 +45,6 @@ from orchestrator.search.store import RunStore
 from trainers.base import Measurement
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
-RESULTS = Path(__file__).parent / "results"
 MEAN_SECONDS = 60.0
 SIGMAS = (0.28, 0.5, 1.0)
 _STARTING = 20  # at most this many rounds until all processes have started
@@ -95,30 +93,34 @@ def main(
     if min(*workers, *real, per_worker, samples) < 1 or seconds <= 0:
         raise UserError("all numbers must be at least 1")
     torch.set_num_threads(1)
-    machine = f"{platform.machine()}, torch {torch.__version__}, 1 thread"
-    lines = [f"`{' '.join(['python', *sys.argv])}`", "", f"{machine}.", ""]
-    lines += ["| Ray tasks | evaluations | ms per evaluation beyond sleep | utilisation, % |"]
-    lines += ["|---|---|---|---|", *_real(real, per_worker, seconds), ""]
-    lines += ["| generators | samples | seconds | times as fast as one |", "|---|---|---|---|"]
-    lines += [*_generators(samples), ""]
-    lines += ["| workers | schedule | durations, sigma | evaluations | utilisation, % "]
-    lines[-1] += "| driver, % of the time | driver, s per evaluation |"
-    lines += ["|---|---|---|---|---|---|---|"]
+    rows = _tables(workers, real, per_worker, seconds, samples)
+    publish("scale", f"{machine()}, 1 thread.", rows)
+
+
+def _tables(
+    workers: tuple[int, ...], real: tuple[int, ...], per_worker: int, seconds: float, samples: int
+) -> Iterator[str]:
+    yield "| Ray tasks | evaluations | ms per evaluation beyond sleep | utilisation, % |"
+    yield "|---|---|---|---|"
+    yield from _real(real, per_worker, seconds)
+    yield ""
+    yield "| generators | samples | seconds | times as fast as one |"
+    yield "|---|---|---|---|"
+    yield from _generators(samples)
+    yield ""
+    yield (
+        "| workers | schedule | durations, sigma | evaluations | utilisation, % "
+        "| driver, % of the time | driver, s per evaluation |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     for count in workers:
-        for row in _simulated(count, max(60, per_worker * count)):
-            lines.append(row)
-            sys.stderr.write(row + "\n")
-    lines += [
-        "",
-        "Utilisation, %, of N workers by round size, if the driver took no time:",
-        "",
-    ]
-    lines += ["| rounds of | window | " + " | ".join(f"sigma {s:g}" for s in SIGMAS) + " |"]
-    lines += ["|---|---|" + "---|" * len(SIGMAS), *_waiting(64)]
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scale.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+        yield from _simulated(count, max(60, per_worker * count))
+    yield ""
+    yield "Utilisation, %, of N workers by round size, if the driver took no time:"
+    yield ""
+    yield "| rounds of | window | " + " | ".join(f"sigma {s:g}" for s in SIGMAS) + " |"
+    yield "|---|---|" + "---|" * len(SIGMAS)
+    yield from _waiting(64)
 
 
 def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[str]:

@@ -24,6 +24,7 @@ from statistics import median
 from time import perf_counter, process_time
 
 import numpy as np
+from publish import publish
 
 from nag.cli import command_line, find_space, run
 from nag.spaces import Architecture
@@ -35,7 +36,6 @@ from orchestrator.storage.local_journal import FILE
 from orchestrator.storage.location import URI, Location, locate
 from orchestrator.storage.segment_journal import FOLDER, Segment
 
-RESULTS = Path(__file__).parent / "results"
 CONFIG = RunConfig(space="mobilenetv3")
 SPACE = find_space("mobilenetv3")
 ROUND = 8
@@ -47,17 +47,17 @@ app = command_line("python benchmarks/store.py")
 @app.default
 def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40) -> None:
     """Fill runs, open them, and add rounds of trials to them."""
+    about = (
+        f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}; "
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.0f}."
+    )
+    publish("store", about, _table(trials, rounds))
+
+
+def _table(trials: tuple[int, ...], rounds: int) -> Iterator[str]:
     archs = SPACE.sample(max(trials) + 3 * ROUND * rounds, np.random.default_rng(0))
-    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    load, cores = os.getloadavg()[0], os.cpu_count()
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{machine}; {cores} CPUs, load {load:.0f}.",
-        "",
-    ]
-    lines += ["| store | trials | open, s | CPU, s | a trial, ms | ratio | files | a write, ms |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    yield "| store | trials | open, s | CPU, s | a trial, ms | ratio | files | a write, ms |"
+    yield "|---|---|---|---|---|---|---|---|"
     first: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, _bucket() as bucket:
         for number in trials:
@@ -72,15 +72,10 @@ def main(*, trials: tuple[int, ...] = (1_000, 10_000, 100_000), rounds: int = 40
                 adding = _add(out, archs[number:], rounds, worth)
                 first.setdefault(kind, adding)
                 files = sum(1 for _ in (out / FOLDER).iterdir()) if kind == "S3" else 1
-                lines.append(
+                yield (
                     f"| {kind} | {number:,} | {opened:.2f} | {used:.2f} | {1e3 * adding:.3f} | "
                     f"{adding / first[kind]:.1f} | {files} | {1e3 * _write(out):.2f} |"
                 )
-                sys.stderr.write(lines[-1] + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "store.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
 
 
 def _open(out: Location) -> tuple[float, float]:

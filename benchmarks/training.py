@@ -8,10 +8,7 @@ of each preset. A second, instrumented run shows where the time of a step goes: 
 EMA). Medians over steps, not counting the first ones, which warm up.
 """
 
-import platform
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -19,6 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from publish import machine, publish
 from torch import nn
 
 from nag.cli import command_line, find_space, run
@@ -34,7 +32,6 @@ from nag.training import (
     train,
 )
 
-RESULTS = Path(__file__).parent / "results"
 SPACES = ("mobilenetv3", "nasbench201")
 PRESETS = {"default": TrainingConfig(), "paper": PAPER_TRAINING}
 
@@ -65,26 +62,23 @@ def main(
     if min(steps, *threads) < 1 or warm_up < 0:
         raise UserError("--steps and --threads must be at least 1, --warm-up at least 0")
     chosen = resolve_device(device)
-    gpu = f", {torch.cuda.get_device_name(chosen)}" if chosen.type == "cuda" else ""
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{platform.machine()}{gpu}, torch {torch.__version__}; medians of {steps} steps.",
-        "",
+    about = f"{machine(chosen)}; medians of {steps} steps."
+    publish("training", about, _table(steps, warm_up, threads, chosen))
+
+
+def _table(
+    steps: int, warm_up: int, threads: tuple[int, ...], device: torch.device
+) -> Iterator[str]:
+    yield (
         "| space | preset | parameters | batch | threads | steps / s | architectures / s "
-        "| drawing data, % | forward + backward, % | optimiser + EMA, % |",
-        "|" + "---|" * 10,
-    ]
+        "| drawing data, % | forward + backward, % | optimiser + EMA, % |"
+    )
+    yield "|" + "---|" * 10
     for space in SPACES:
         for name in PRESETS:
             for count in threads:
                 torch.set_num_threads(count)
-                lines.append(_row(space, name, count, steps, warm_up, chosen))
-                sys.stderr.write(lines[-1] + "\n")
-    text = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "training.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+                yield _row(space, name, count, steps, warm_up, device)
 
 
 def _row(
