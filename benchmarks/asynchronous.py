@@ -24,7 +24,7 @@ import torch
 from jobs import run_all
 from numpy.typing import NDArray
 from publish import machine, publish
-from simulated import SimulatedWorkers, log_normal
+from simulated import SimulatedWorkers, log_normal, utilisation
 
 from nag.cli import command_line, run
 from nag.errors import UserError
@@ -109,7 +109,7 @@ def search(config: RunConfig, workers: int) -> Found:
     ):
         run_study(build_optimizer(config, generator), executor, store, plan_of(config), (recorder,))
     best = np.maximum.accumulate(recorder.values)
-    return Found(best, np.array(recorder.at), executor.utilisation())
+    return Found(best, np.array(recorder.at), utilisation(executor.spans, workers))
 
 
 @app.default

@@ -30,6 +30,7 @@ from nag.errors import UserError
 from nag.predictors.base import FittedPredictor, Observations, Prediction
 from nag.predictors.gp import GaussianProcess
 from nag.spaces import Architecture
+from nag.spaces.mobilenetv3 import stage_numbers
 from trainers.evaluators.surrogate import SurrogateEvaluator
 
 SPACE = find_space("mobilenetv3")
@@ -75,9 +76,8 @@ class Features:
 
 
 def _stages(archs: Sequence[Architecture]) -> Floats:
-    """Depth, sum of kernel ranks and sum of expand ranks of each stage, (B, 15)."""
-    groups = SPACE.features(SPACE.encode(archs).double())
-    return next(group.numpy() for group in groups if group.shape[1] == 15)
+    """`stage_numbers` of networks, (B, 15)."""
+    return stage_numbers(SPACE.encode(archs).double()).numpy()
 
 
 @dataclass(frozen=True)

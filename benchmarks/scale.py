@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from publish import machine, publish
-from simulated import Duration, SimulatedWorkers, log_normal
+from simulated import Duration, SimulatedWorkers, log_normal, utilisation
 
 from nag.cli import command_line, run
 from nag.errors import UserError
@@ -140,10 +140,7 @@ def _real(counts: tuple[int, ...], per_worker: int, seconds: float) -> Iterator[
                 if len({pid for *_, pid in _evaluate(executor, 2 * count)}) == count:
                     break
             spans = [(start, end) for start, end, _ in _evaluate(executor, n)]
-        starts = sorted(start for start, _ in spans)
-        first, last = starts[count - 1], starts[-1]
-        busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans)
-        use = 100 * busy / (count * (last - first))
+        use = 100 * utilisation(spans, count)
         yield f"| {count} | 1000 and {n} | {idle:.1f} | {use:.1f} |"
 
 
@@ -195,7 +192,8 @@ def _simulated(workers: int, n: int) -> Iterator[str]:
         config = RunConfig(score="exact", budget=n, pool_size=pool, **settings_of)  # type: ignore[arg-type]
         found = _search(config, workers, log_normal(MEAN_SECONDS, sigma))
         yield (
-            f"| {workers} | {name} | {sigma:g} | {n} | {100 * found.utilisation():.1f} "
+            f"| {workers} | {name} | {sigma:g} | {n} "
+            f"| {100 * utilisation(found.spans, workers):.1f} "
             f"| {100 * found.driver / found.clock:.2f} | {found.driver / n:.3f} |"
         )
 

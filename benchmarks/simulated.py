@@ -2,7 +2,8 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -83,35 +84,27 @@ class SimulatedWorkers:
         self.spans.append((start, end))
         heapq.heappush(running, (end, trial.trial, outcome))
 
-    def _working(self) -> "_Stopwatch":
-        return _Stopwatch(self)
-
-    def utilisation(self) -> float:
-        """Share of the workers' time spent evaluating, while there is work for all.
-
-        From when all workers have begun their first evaluation until the last evaluation begins.
-        """
-        starts = sorted(start for start, _ in self.spans)
-        first, last = starts[self.workers - 1], starts[-1]
-        busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in self.spans)
-        return busy / (self.workers * (last - first))
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Count the time spent in the block as the driver's."""
+        started = perf_counter()
+        yield
+        seconds = perf_counter() - started
+        self.driver += seconds
+        if self.driver_works:
+            self.clock += seconds
 
     def close(self) -> None:
         """Nothing to release."""
 
 
-@dataclass
-class _Stopwatch:
-    """Adds the time spent in its block to the clock."""
+def utilisation(spans: Sequence[tuple[float, float]], workers: int) -> float:
+    """Share of the workers' time spent evaluating, while there is work for all.
 
-    workers: SimulatedWorkers
-    started: float = 0.0
-
-    def __enter__(self) -> None:
-        self.started = perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = perf_counter() - self.started
-        self.workers.driver += seconds
-        if self.workers.driver_works:
-            self.workers.clock += seconds
+    From when all workers have begun their first evaluation until the last evaluation begins.
+    spans: begin and end of each evaluation.
+    """
+    starts = sorted(start for start, _ in spans)
+    first, last = starts[workers - 1], starts[-1]
+    busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in spans)
+    return busy / (workers * (last - first))
