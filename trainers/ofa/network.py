@@ -58,26 +58,6 @@ class Network(nn.Module):
         return self.classifier(self.feature_mix_layer(x).flatten(1))
 
 
-def assemble(
-    arch: Architecture,
-    *,
-    num_classes: int,
-    width: float = 1.0,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-) -> Network:
-    """The network `arch`, with uninitialised weights.
-
-    drop_path: rate at which images skip a block; block i of n, counted from 0, has i / n of it.
-    """
-    parts = layers(arch, width)
-    blocks = [
-        Block(part.slot, part.kernel, part.expand, drop_path * i / len(parts))
-        for i, part in enumerate(parts)
-    ]
-    return Network(blocks, num_classes=num_classes, width=width, dropout=dropout)
-
-
 def build_network(
     arch: Architecture,
     *,
@@ -86,10 +66,16 @@ def build_network(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Network:
-    """Like `assemble`, but to train from scratch: weights from torch's random generator."""
-    network = assemble(
-        arch, num_classes=num_classes, width=width, dropout=dropout, drop_path=drop_path
-    )
+    """The network `arch`, initialised from torch's random generator to train from scratch.
+
+    drop_path: rate at which images skip a block; block i of n, counted from 0, has i / n of it.
+    """
+    parts = layers(arch, width)
+    blocks = [
+        Block(part.slot, part.kernel, part.expand, drop_path * i / len(parts))
+        for i, part in enumerate(parts)
+    ]
+    network = Network(blocks, num_classes=num_classes, width=width, dropout=dropout)
     initialise(network)
     return network
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import KERNELS, LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES
 from trainers.ofa.layers import Block
-from trainers.ofa.network import Layer, Network, assemble, initialise, layers
+from trainers.ofa.network import Layer, Network, build_network, initialise, layers
 
 LARGEST = Architecture(MOBILENETV3.name, (LAYERS.index((7, 6)),) * (NUM_STAGES * MAX_DEPTH))
 TRANSFORMS = tuple(pairwise(sorted(KERNELS, reverse=True)))  # 7 -> 5, 5 -> 3
@@ -41,8 +41,7 @@ class Supernet(nn.Module):
         if width != round(width, 2):
             raise ValueError(f"the width of a supernet must be a multiple of 0.01, not {width}")
         self.num_classes, self.width, self.dropout, self.meta = num_classes, width, dropout, {}
-        largest = assemble(LARGEST, num_classes=num_classes, width=width, dropout=dropout)
-        initialise(largest)
+        largest = build_network(LARGEST, num_classes=num_classes, width=width, dropout=dropout)
         for name, module in largest.named_children():
             self.add_module(name, module)
         for block in self.blocks[1:]:
@@ -76,7 +75,7 @@ class Supernet(nn.Module):
         drop_path: as for `build_network`.
         """
         with torch.device("meta"):
-            network = assemble(
+            network = build_network(
                 arch,
                 num_classes=self.num_classes,
                 width=self.width,
