@@ -14,28 +14,18 @@ from trainers.base import EvaluatorConfigError
 from trainers.images.sets import Split
 
 
-def hold_out(
-    split: Split, count_or_fraction: int | float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out the same fraction of each class: (rest, held out), sorted indices.
-
-    count_or_fraction: an int is a number of images, a float a fraction of each class.
+def hold_out(split: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out images, the same fraction of each class: (rest, held out), sorted indices.
 
     Raises EvaluatorConfigError if a class would be left without an image.
     """
     sizes = np.bincount(split.labels, minlength=len(split.classes))
-    if isinstance(count_or_fraction, int):
-        taken = _apportion(sizes, count_or_fraction)
-    else:
-        _check_fraction(count_or_fraction, below=1)
-        taken = np.floor(count_or_fraction * sizes + 0.5).astype(np.int64)
-    for name, size, count in zip(split.classes, sizes, taken, strict=True):
-        if count >= size:
+    taken = _apportion(sizes, count)
+    for name, size, some in zip(split.classes, sizes, taken, strict=True):
+        if some >= size:
             raise EvaluatorConfigError(
-                f"cannot hold out {count} of the {counted(size, 'image')} of class {name}"
+                f"cannot hold out {some} of the {counted(size, 'image')} of class {name}"
             )
-    if not taken.any():
-        raise EvaluatorConfigError(f"a fraction of {count_or_fraction} holds out no image")
     held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
     return np.setdiff1d(np.arange(len(split)), held, assume_unique=True), held
 
@@ -45,7 +35,8 @@ def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarr
 
     Smaller fractions with the same seed are subsets of larger ones.
     """
-    _check_fraction(f, below=None)
+    if not 0 < f <= 1:
+        raise EvaluatorConfigError(f"a fraction must lie in (0, 1], not {f}")
     sizes = np.bincount(split.labels[indices], minlength=len(split.classes))
     taken = np.maximum(np.floor(f * sizes + 0.5).astype(np.int64), np.minimum(sizes, 1))
     return _first(split, indices, taken, f"fraction {seed}")
@@ -94,9 +85,3 @@ def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
         taken[label] += 1
         heappush(later, (taken[label] * total // size, label, size))
     return np.array(taken)
-
-
-def _check_fraction(f: float, below: int | None) -> None:
-    if not 0 < f <= 1 or f == below:
-        allowed = "lie between 0 and 1" if below else "lie in (0, 1]"
-        raise EvaluatorConfigError(f"a fraction must {allowed}, not {f}")
