@@ -288,7 +288,7 @@ def measure(case: Case) -> Measured:
     score, sde = _load(case, device)
     log_density, scale = _guidance(case, sde, device)
     watch = Stopwatch(device)
-    gpu, long = device.type == "cuda", case.sampler == REFERENCE
+    gpu = device.type == "cuda"
 
     def sample(steps: int, watched: bool) -> tuple[Samples, float]:
         wrap = watch.wrap if watched else lambda name, function: function
@@ -303,7 +303,7 @@ def measure(case: Case) -> Measured:
             steps=steps,
             batch_size=case.batch,
             device=device,
-            progress=_progress(case) if long and steps == case.levels else None,
+            progress=_progress(case, steps),
         )
         started = perf_counter()
         _ = samples.unique
@@ -353,14 +353,14 @@ def _mean_value(samples: Samples) -> float:
     return float(SurrogateEvaluator().predict(samples.valid).mean()) if samples.valid else np.nan
 
 
-def _progress(case: Case) -> Callable[[int], None]:
-    """Reports progress at every tenth of a long run."""
-    done = 0
+def _progress(case: Case, steps: int) -> Callable[[int], None]:
+    """Reports progress at every tenth of a run of the reference in full."""
+    done, full = 0, case.sampler == REFERENCE and steps == case.levels
 
     def report(samples: int) -> None:
         nonlocal done
         done += 1
-        if done % (case.levels // 10) == 0:
+        if full and done % (case.levels // 10) == 0:
             sys.stderr.write(f"{case.name}: {done} of {case.levels} levels\n")
 
     return report

@@ -60,7 +60,7 @@ def generate(
     schedule: str = "geometric",
     batch_size: int = 512,
     device: str | torch.device = "cpu",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda more: None,
 ) -> Samples:
     """Draw n samples; equal arguments give equal samples on the same machine.
 
@@ -88,7 +88,7 @@ def generate(
             sde.prior(size, generator),
             levels,
             generator,
-            progress=partial(progress, size) if progress else None,
+            progress=partial(progress, size),
         )
         v = uncentre(x).cpu()
         archs += space.decode(v)

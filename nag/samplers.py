@@ -28,7 +28,7 @@ class Sampler(Protocol):
         x: Tensor,
         levels: Sequence[float],
         generator: torch.Generator,
-        progress: Callable[[], None] | None = None,
+        progress: Callable[[], object] = lambda: None,
     ) -> Tensor: ...
 
 
@@ -47,7 +47,7 @@ def predictor_corrector(
     x: Tensor,
     levels: Sequence[float],
     generator: torch.Generator,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] = lambda: None,
     snr: float = 0.16,
 ) -> Tensor:
     """Langevin corrector, then Euler-Maruyama predictor, at each of the levels.
@@ -68,8 +68,7 @@ def predictor_corrector(
         g = sde.diffusion(now[0])
         mean = x + g**2 * span * score(x, now)
         x = mean + g * math.sqrt(span) * _noise_like(x, generator)
-        if progress:
-            progress()
+        progress()
     return mean
 
 
@@ -96,7 +95,7 @@ class DPMSolver:
         x: Tensor,
         levels: Sequence[float],
         generator: torch.Generator,
-        progress: Callable[[], None] | None = None,
+        progress: Callable[[], object] = lambda: None,
     ) -> Tensor:
         previous: tuple[Tensor, float] | None = None  # D and log-step of the previous step
         for sigma, after in pairwise(levels):
@@ -112,11 +111,9 @@ class DPMSolver:
                 spread = after * math.sqrt(1 - (after / sigma) ** (2 * self.eta**2))
                 x = x + spread * _noise_like(x, generator)
             previous = denoised, log_step
-            if progress:
-                progress()
-        denoised = _denoised(score, sde, x, levels[-1])
-        if progress:
             progress()
+        denoised = _denoised(score, sde, x, levels[-1])
+        progress()
         return denoised
 
 
@@ -126,7 +123,7 @@ def heun(
     x: Tensor,
     levels: Sequence[float],
     generator: torch.Generator,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Heun's method on the probability-flow ODE dx / dsigma = (x - D(x, sigma)) / sigma.
 
@@ -139,11 +136,9 @@ def heun(
         euler = x + (after - sigma) * slope
         ahead = (euler - _denoised(score, sde, euler, after)) / after
         x = x + (after - sigma) * (slope + ahead) / 2
-        if progress:
-            progress()
-    denoised = _denoised(score, sde, x, levels[-1])
-    if progress:
         progress()
+    denoised = _denoised(score, sde, x, levels[-1])
+    progress()
     return denoised
 
 
