@@ -137,7 +137,10 @@ class DiffusionGenerator:
         predictor = guidance.predictor
         if predictor is not None:
             if guidance.kind == "noise-aware" and guidance.noise_aware is None:
-                fitted = self._fit(guidance.observations, predictor, seed)
+                rng = np.random.default_rng([seed, 1])
+                fitted = fit_noise_aware(
+                    self.space, self.sde, guidance.observations, predictor, rng
+                )
                 guidance = replace(guidance, noise_aware=fitted)
             log_density = self._log_density(guidance, predictor)
             scale = self._scale(guidance, log_density, seed)
@@ -187,12 +190,6 @@ class DiffusionGenerator:
             norms=norms,
         )
 
-    def _fit(
-        self, observations: Observations, predictor: DifferentiablePredictor, seed: int
-    ) -> NoiseAwarePredictor:
-        rng = np.random.default_rng([seed, 1])
-        return fit_noise_aware(self.space, self.sde, observations, predictor, rng)
-
     def _log_density(self, guidance: Guidance, predictor: DifferentiablePredictor) -> LogDensity:
         reading = denoised(predictor)
         if guidance.noise_aware is not None:
@@ -235,11 +232,8 @@ def load_score(
     config: GeneratorConfig, space: SearchSpace, device: torch.device
 ) -> tuple[ScoreFn, VESDE]:
     """The score that `config` asks for; raises UserError, also if the weights do not fit."""
-    for kind, name, allowed in (
-        ("sampler", config.sampler, SAMPLERS),
-        ("schedule", config.schedule, SCHEDULES),
-    ):
-        choose(kind, name, allowed)
+    choose("sampler", config.sampler, SAMPLERS)
+    choose("schedule", config.schedule, SCHEDULES)
     if config.score == "exact":
         if config.weights is not None:
             raise UserError(f"the exact score takes no weights, but {config.weights} was given")

@@ -25,7 +25,7 @@ from nag.laws import LARGEST_EXACT, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import distances, noise, pack, summary
 from nag.quality_report import report
 from nag.samplers import SAMPLERS
-from nag.score_net import ScoreNetConfig, preset, without_positions
+from nag.score_net import ScoreNetConfig, preset
 from nag.sde import VESDE, ScoreFn, centre
 from nag.spaces import SearchSpace, StagedSpace
 from nag.train import train_network
@@ -57,7 +57,7 @@ class Recipe:
 
     def network(self, space: SearchSpace) -> ScoreNetConfig:
         config = preset(self.preset, space)
-        return config if self.positions else without_positions(config)
+        return config if self.positions else replace(config, positions="none")
 
 
 _SAMPLED = TrainingConfig(exact_target=False)

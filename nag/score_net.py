@@ -12,7 +12,7 @@ has to learn what the *other* nodes say about node i, whatever the law of the da
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -81,11 +81,6 @@ def preset(name: str, space: SearchSpace) -> ScoreNetConfig:
         positions="slot" if staged else "absolute",
         mask="upper_triangular",
     )
-
-
-def without_positions(config: ScoreNetConfig) -> ScoreNetConfig:
-    """The ablation of the paper's Table 4."""
-    return replace(config, positions="none")
 
 
 def attention_mask(space: SearchSpace, kind: MaskKind) -> Tensor:

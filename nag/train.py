@@ -31,7 +31,7 @@ from nag.files import sha256_of
 from nag.generate import generate
 from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_of
 from nag.metrics import pack, summary
-from nag.score_net import ScoreNetConfig, ScoreNetwork, preset, without_positions
+from nag.score_net import ScoreNetConfig, ScoreNetwork, preset
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE
 from nag.spaces import StagedSpace
 from nag.training import (
@@ -153,7 +153,7 @@ def main(
         raise UserError(f"--learning-rate {config.learning_rate:g} must be above 0 and at most 1")
     net_config = preset(preset_name, search_space)
     if not positions:
-        net_config = without_positions(net_config)
+        net_config = replace(net_config, positions="none")
     train_network(
         law,
         net_config,
@@ -206,6 +206,7 @@ def train_network(
         **asdict(config),
         "seed": seed,
     }
+    configuration = json.loads(json.dumps(configuration))  # as it will be read: without tuples
     if _is_there(out, configuration):
         console.print(f"{out} already exists, trained with these settings")
         return
@@ -260,8 +261,7 @@ def _is_there(out: Path, configuration: dict[str, Any]) -> bool:
         raise UserError(
             f"{out} does not match the hash in its JSON: remove it or choose another --out"
         )
-    asked = json.loads(json.dumps(configuration))
-    if changes := difference({key: known.get(key) for key in asked}, asked):
+    if changes := difference({key: known.get(key) for key in configuration}, configuration):
         raise UserError(f"{out} was trained with other settings ({changes}): choose another --out")
     return True
 
@@ -275,8 +275,7 @@ def _resume(state: TrainingState, restart: Path, configuration: dict[str, Any]) 
         tensors = load_file(restart)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{restart} does not hold an interrupted training: {remedy}") from error
-    asked = json.loads(json.dumps(configuration))
-    if changes := difference(stored, asked):
+    if changes := difference(stored, configuration):
         raise UserError(f"{restart} has other settings ({changes}): {remedy}")
     state.load(tensors)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +10,7 @@ from torch import nn
 
 from nag.generator import accelerated
 from nag.laws import UniformLaw, sde_of
-from nag.score_net import (
-    ScoreNetConfig,
-    ScoreNetwork,
-    attention_mask,
-    preset,
-    without_positions,
-)
+from nag.score_net import ScoreNetConfig, ScoreNetwork, attention_mask, preset
 from nag.sde import per_sample, uncentre
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -47,7 +42,7 @@ def inputs(space, n=5):
 def test_paper_preset_has_the_published_size(space, count):
     net = ScoreNetwork(space, sde_of(UniformLaw(space)), preset("paper", space))
     assert net.num_parameters() == count
-    without = ScoreNetwork(space, net.sde, without_positions(net.config))
+    without = ScoreNetwork(space, net.sde, replace(net.config, positions="none"))
     assert without.num_parameters() == count  # fixed tables hold no parameters
     default = ScoreNetwork(space, net.sde, preset("default", space))
     assert default.num_parameters() < count / 15

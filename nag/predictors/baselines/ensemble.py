@@ -8,7 +8,6 @@ Shapes: M members, D entries of the encoding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise, product
 
 import numpy as np
@@ -136,13 +135,10 @@ class Ensemble:
 
     space: SearchSpace
 
-    @cached_property
-    def _encode(self) -> Callable[[Sequence[Architecture]], Tensor]:
-        return lambda archs: (
-            path_encoding(self.space, archs)
-            if has_paths(self.space)
-            else one_hot(self.space, archs).float()
-        )
+    def _encode(self, archs: Sequence[Architecture]) -> Tensor:
+        if has_paths(self.space):
+            return path_encoding(self.space, archs)
+        return one_hot(self.space, archs).float()
 
     def fit(self, observations: Observations, rng: np.random.Generator) -> FittedEnsemble:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
