@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain, pairwise, product
+from math import prod
 from operator import contains
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -186,13 +187,10 @@ class StagedSpace:
     @cached_property
     def size(self) -> int:
         """Number of distinct architectures."""
-        total = 1
-        for stage in self.stages:
-            total *= sum(
-                int(np.prod([len(c) for c in stage.choices[:depth]], dtype=object))
-                for depth in stage.depths
-            )
-        return total
+        return prod(
+            sum(prod(map(len, stage.choices[:depth])) for depth in stage.depths)
+            for stage in self.stages
+        )
 
     @cached_property
     def adjacency(self) -> Tensor:
@@ -224,25 +222,24 @@ class StagedSpace:
 
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         ops = list(arch.ops)
-        moves = [  # (first node, stage, slot); slot None stands for the depth of the stage
-            (nodes.start, stage, j)
-            for nodes, stage in zip(self.nodes, self.stages, strict=True)
-            for j in (*range(len(stage.choices)), None)
-            if (len(stage.depths) > 1 if j is None else len(stage.choices[j]) > 1)
-            and (j is None or ops[nodes.start + j] != ABSENT)
-        ]
-        first, stage, j = moves[rng.integers(len(moves))]
-        if j is not None:
-            ops[first + j] = int(rng.choice([o for o in stage.choices[j] if o != ops[first + j]]))
+        moves: list[tuple[slice, Stage, int | None]] = []  # None: the depth, else an operator
+        for nodes, stage in zip(self.nodes, self.stages, strict=True):
+            for j, choices in enumerate(stage.choices):
+                if len(choices) > 1 and ops[nodes.start + j] != ABSENT:
+                    moves.append((nodes, stage, j))
+            if len(stage.depths) > 1:
+                moves.append((nodes, stage, None))
+        nodes, stage, slot = moves[rng.integers(len(moves))]
+        own = ops[nodes]
+        if slot is not None:
+            own[slot] = int(rng.choice([op for op in stage.choices[slot] if op != own[slot]]))
         else:
-            width = len(stage.choices)
-            depth = sum(op != ABSENT for op in ops[first : first + width])
+            depth = sum(op != ABSENT for op in own)
             new_depth = int(rng.choice([d for d in stage.depths if d != depth]))
-            for slot in range(width):
-                if slot >= new_depth:
-                    ops[first + slot] = ABSENT
-                elif slot >= depth:
-                    ops[first + slot] = int(rng.choice(stage.choices[slot]))
+            own[new_depth:] = [ABSENT] * (len(own) - new_depth)
+            new = [int(rng.choice(choices)) for choices in stage.choices[depth:new_depth]]
+            own[depth:new_depth] = new  # nothing if the stage becomes shallower
+        ops[nodes] = own
         return Architecture(self.name, tuple(ops))
 
     def neighbours(self, arch: Architecture) -> list[Architecture]:
@@ -261,8 +258,8 @@ class StagedSpace:
         on = x > 0.5
         code = torch.zeros(len(on), dtype=torch.int64, device=on.device)
         code[(on & ~self._allowed.to(on.device)).flatten(1).any(1)] = 3
-        sizes = [len(stage.choices) for stage in self.stages]
-        for stage, present in zip(self.stages, on.any(-1).split(sizes, dim=1), strict=True):
+        for nodes, stage in zip(self.nodes, self.stages, strict=True):
+            present = on[:, nodes].any(-1)
             hole = (present[:, 1:] & ~present[:, :-1]).any(1)
             depths = torch.tensor(stage.depths, device=on.device)
             code[hole | ~torch.isin(present.sum(1), depths)] = 2
@@ -313,9 +310,7 @@ class StagedSpace:
 
     def _names(self, ops: tuple[int, ...]) -> list[list[str]]:
         """Names of the present operators of each stage."""
-        rows = iter(ops)
-        stages = [[next(rows) for _ in stage.choices] for stage in self.stages]
-        return [[self.operators[op] for op in stage if op != ABSENT] for stage in stages]
+        return [[self.operators[op] for op in ops[nodes] if op != ABSENT] for nodes in self.nodes]
 
     def _parse_names(self, text: str) -> tuple[int, ...]:
         stages = [part.split(",") if part else [] for part in text.split("/")]
