@@ -21,7 +21,7 @@ from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
 from trainers.base import EvaluatorConfigError
 from trainers.build import EvaluatorSettings, build_evaluator
-from trainers.build_latency_table import Passes, app, report
+from trainers.build_latency_table import app, report, tables
 from trainers.evaluate import evaluate_row
 from trainers.latency import timing
 from trainers.latency.block_times import BlockTimer
@@ -234,14 +234,17 @@ def test_a_table_that_is_there_is_not_overwritten(clock, tmp_path, monkeypatch):
 def test_medians_and_spreads_are_those_of_all_passes(tmp_path):
     path = tmp_path / "T.json.partial"
     partial = Partial(path, ABOUT)
-    passes = Passes(partial)
     for i in range(5):
-        passes.add(32, {"a": [float(i), 10.0 * i]}, {"n": [1.0]})
-    passes.add(48, {"a": [7.0]}, {})
+        times = {"a": [float(i), 10.0 * i]}
+        partial.add({"resolution": 32, "layers": times, "networks": {"n": [1.0 + i]}})
+    partial.add({"resolution": 48, "layers": {"a": [7.0]}, "networks": {}})
     partial.close()
-    again = Passes(Partial(path, ABOUT))
-    assert (again.count(32), again.count(48), again.count(64)) == (5, 1, 0)
-    assert sorted(again.samples(32, "layers")["a"]) == [0, 0, 1, 2, 3, 4, 10, 20, 30, 40]
+    assert tables(Partial(path, ABOUT), (32, 48, 64)) == {
+        "passes": {"32": 5, "48": 1, "64": 0},
+        "tables": {"32": {"a": 3.5}, "48": {"a": 7.0}, "64": {}},
+        "spread": {"32": {"a": 16.25}, "48": {"a": 0.0}, "64": {}},
+        "networks": {"32": {"n": 3.0}, "48": {}, "64": {}},
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,13 +170,12 @@ def _build(
     width, batch_size = about["width"], about["batch_size"]
     partial = Partial(out.with_name(f"{out.name}.partial"), {**about, "networks": len(archs)})
     with closing(partial):
-        passes = Passes(partial)
         try:
             for side in sides:
                 timer = BlockTimer(
                     archs, resolution=side, width=width, batch_size=batch_size, device=place
                 )
-                _measure(timer, side, repeats, passes, console)
+                _measure(timer, side, repeats, partial, console)
         except KeyboardInterrupt:
             console.print("interrupted: repeat the command to continue")
             sys.exit(130)
@@ -186,74 +185,55 @@ def _build(
             raise UserError(
                 f"not enough memory for batches of {batch_size}: lower --batch-size"
             ) from None
-        write_json(out, {**about, **_tables(passes, sides)})
+        write_json(out, {**about, **tables(partial, sides)})
         partial.remove()
 
 
-class Passes:
-    """The passes measured so far."""
-
-    def __init__(self, kept: Partial) -> None:
-        self._kept = kept
-
-    def add(self, resolution: int, layers: Samples, networks: Samples) -> None:
-        self._kept.add({"resolution": resolution, "layers": layers, "networks": networks})
-
-    def count(self, resolution: int) -> int:
-        return len(self._at(resolution))
-
-    def samples(self, resolution: int, kind: str) -> Samples:
-        """All measurements; `kind` is layers or networks."""
-        found: defaultdict[str, list[float]] = defaultdict(list)
-        for line in self._at(resolution):
-            for name, times in line[kind].items():
-                found[name] += times
-        return found
-
-    def _at(self, resolution: int) -> list[dict[str, Any]]:
-        return [line for line in self._kept.found if line["resolution"] == resolution]
+def _passes(partial: Partial, resolution: int) -> list[dict[str, Any]]:
+    """The passes measured so far at a resolution."""
+    return [line for line in partial.found if line["resolution"] == resolution]
 
 
 def _measure(
-    timer: BlockTimer, resolution: int, repeats: int, passes: Passes, console: Console
+    timer: BlockTimer, resolution: int, repeats: int, partial: Partial, console: Console
 ) -> None:
     """Measure until there are `repeats` passes, after one that only warms up."""
-    done = passes.count(resolution)
+    done = len(_passes(partial, resolution))
     # without auto_refresh, whose thread the timings would include
     with terminal_bar(console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(f"{resolution} pixels", total=repeats, completed=done)
         for number in range(done, repeats):
             if number == done:
                 timer.measure(np.random.default_rng(repeats))
-            passes.add(resolution, *timer.measure(np.random.default_rng([resolution, number])))
+            layers, networks = timer.measure(np.random.default_rng([resolution, number]))
+            partial.add({"resolution": resolution, "layers": layers, "networks": networks})
             bar.update(task, completed=number + 1, refresh=True)
 
 
-def _tables(passes: Passes, resolutions: Sequence[int]) -> dict[str, Any]:
+def tables(partial: Partial, resolutions: Sequence[int]) -> dict[str, Any]:
     """By resolution: medians and spreads of layers, and medians of the timed networks."""
-    layers = {str(side): passes.samples(side, "layers") for side in resolutions}
-    networks = {str(side): passes.samples(side, "networks") for side in resolutions}
-    return {
-        "passes": {str(side): passes.count(side) for side in resolutions},
-        "tables": {
-            side: {layer: round(float(np.median(ms)), 5) for layer, ms in sorted(times.items())}
-            for side, times in layers.items()
-        },
-        "spread": {
-            side: {layer: round(_spread(ms), 5) for layer, ms in sorted(times.items())}
-            for side, times in layers.items()
-        },
-        "networks": {
-            side: {arch: round(float(np.median(ms)), 5) for arch, ms in times.items()}
-            for side, times in networks.items()
-        },
-    }
+    found: dict[str, Any] = {"passes": {}, "tables": {}, "spread": {}, "networks": {}}
+    for side in resolutions:
+        passes = _passes(partial, side)
+        layers = dict(sorted(_samples(passes, "layers").items()))
+        found["passes"][str(side)] = len(passes)
+        found["tables"][str(side)] = _rounded(np.median, layers)
+        found["spread"][str(side)] = _rounded(scipy.stats.iqr, layers)
+        found["networks"][str(side)] = _rounded(np.median, _samples(passes, "networks"))
+    return found
 
 
-def _spread(times: Sequence[float]) -> float:
-    """Interquartile range, ms."""
-    low, high = np.quantile(times, (0.25, 0.75))
-    return float(high - low)
+def _samples(passes: Sequence[Mapping[str, Any]], kind: str) -> Samples:
+    """All measurements of some passes; `kind` is layers or networks."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for one in passes:
+        for name, times in one[kind].items():
+            found[name] += times
+    return found
+
+
+def _rounded(statistic: Callable[[Any], Any], measured: Samples) -> dict[str, float]:
+    return {name: round(float(statistic(ms)), 5) for name, ms in measured.items()}
 
 
 def report(path: Path, resolution: int) -> Iterator[str]:
