@@ -61,11 +61,6 @@ class Unit:
 PERCENT, PLAIN = Unit("%", 100), Unit("", 1)
 
 
-def percent(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Measurements as written to files: accuracies in percent, the rest unchanged."""
-    return PERCENT.written(numbers)
-
-
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str], path: Path) -> None:
     """Write rows to a parquet file atomically; raises OSError."""
     write_bytes(path, to_parquet(rows, columns))

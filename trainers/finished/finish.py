@@ -14,7 +14,6 @@ from nag.spaces import Architecture
 from trainers.base import Measurement
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
-from trainers.finished.classifier import Classifier, Spec
 from trainers.training.augment import Normalisation
 from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe
@@ -77,23 +76,6 @@ def _of(training: Training, measurements: list[Measurement]) -> Finished:
     normalise = training.images.normalise
     assert isinstance(normalise, Normalisation)
     return Finished(weights, normalise, tuple(measurements))
-
-
-def classifier_of(
-    finished: Finished, task: ImageTask, recipe: Recipe, space: str, arch: str, width: float
-) -> Classifier:
-    """The network with the preprocessing used in its measurements."""
-    spec = Spec(
-        space=space,
-        arch=arch,
-        classes=task.classes,
-        resolution=task.resolution,
-        crop_ratio=recipe.centre.ratio,
-        width=width,
-        mean=finished.normalise.mean,
-        std=finished.normalise.std,
-    )
-    return Classifier(finished.network, spec)
 
 
 def some_images(task: ImageTask, recipe: Recipe) -> Tensor:

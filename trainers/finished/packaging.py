@@ -18,19 +18,18 @@ from nag.spaces import SearchSpace
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.card import accuracy, model_card
-from trainers.finished.classifier import CONFIG, save_classifier
+from trainers.finished.classifier import CONFIG, Classifier, Spec, save_classifier
 from trainers.finished.export import ONNX, PACKAGES, PROGRAM, ExportError, can_write_onnx, export
 from trainers.finished.finalists import Finalist, Search
 from trainers.finished.finish import (
     Finished,
-    classifier_of,
     some_images,
     take_from_search,
     take_from_supernet,
     train_anew,
 )
 from trainers.ofa import Supernet
-from trainers.rows import percent
+from trainers.rows import PERCENT
 from trainers.training.loop import Epoch
 
 How = Literal["train", "search", "supernet"]
@@ -69,15 +68,11 @@ class Packaging:
         if there is not None and ((folder / ONNX).exists() or not can_write_onnx()):
             return f"{_summary(there)}: {folder} already exists"
         finished = self._finish(rank, finalist, console)
-        task, recipe = self.evaluator.task, self.evaluator.recipe
-        text = self.space.to_str(finalist.arch)
-        classifier = classifier_of(
-            finished, task, recipe, self.space.name, text, self.evaluator.width
-        )
+        classifier = self._classifier(finalist, finished)
         aside = self.out / f".{rank}.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        images = some_images(task, recipe)
+        images = some_images(self.evaluator.task, self.evaluator.recipe)
         differences, problem = export(classifier, images, aside)
         about = {
             "rank": rank,
@@ -129,6 +124,21 @@ class Packaging:
 
         return train_anew(evaluator, arch, self.seeds, self.checkpoints, progress)
 
+    def _classifier(self, finalist: Finalist, finished: Finished) -> Classifier:
+        """The network with the preprocessing used in its measurements."""
+        task = self.evaluator.task
+        spec = Spec(
+            space=self.space.name,
+            arch=self.space.to_str(finalist.arch),
+            classes=task.classes,
+            resolution=task.resolution,
+            crop_ratio=self.evaluator.recipe.centre.ratio,
+            width=self.evaluator.width,
+            mean=finished.normalise.mean,
+            std=finished.normalise.std,
+        )
+        return Classifier(finished.network, spec)
+
     def _asked(self, finalist: Finalist) -> dict[str, Any]:
         """Everything that determines the result: equal for equal work."""
         evaluator = self.evaluator
@@ -170,7 +180,7 @@ class Packaging:
     def _results(self, finished: Finished) -> dict[str, Any]:
         """Accuracies (percent) and seconds of each training; `macs` and `params`."""
         first = finished.measurements[0].metrics
-        metrics = [percent(one.metrics) for one in finished.measurements]
+        metrics = [PERCENT.written(one.metrics) for one in finished.measurements]
         found: dict[str, Any] = {name: first[name] for name in ("macs", "params")}
         found["seconds"] = [one.seconds for one in finished.measurements]
         if self.measured_by_held_out:
