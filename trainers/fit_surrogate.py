@@ -32,7 +32,6 @@ from nag.spaces.mobilenetv3 import (
     DEPTHS,
     EXPANDS,
     KERNELS,
-    LAYERS,
     MAX_DEPTH,
     MOBILENETV3,
     NUM_STAGES,
@@ -42,6 +41,7 @@ from nag.spaces.mobilenetv3 import (
 from trainers.base import EvaluatorConfigError
 from trainers.evaluators.surrogate import WEIGHTS, features, operator_matrix
 from trainers.latency.tables import numbers, once_for_all_networks
+from trainers.ofa import LARGEST
 from trainers.rows import read_columns
 
 Array = NDArray[np.float64]
@@ -145,15 +145,15 @@ def themed(n: int, rng: np.random.Generator) -> list[Architecture]:
 
 def local_search(
     predict: Callable[[Sequence[Architecture]], Array], steps: int, rng: np.random.Generator
-) -> tuple[Architecture, float]:
-    """Hill climbing from a random network: keep a mutation that is no worse."""
+) -> float:
+    """The value reached from a random network by keeping mutations that are no worse."""
     (arch,) = MOBILENETV3.sample(1, rng)
     value = float(predict([arch])[0])
     for _ in range(steps):
         neighbour = MOBILENETV3.mutate(arch, rng)
         if (new := float(predict([neighbour])[0])) >= value:
             arch, value = neighbour, new
-    return arch, value
+    return value
 
 
 def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
@@ -230,10 +230,9 @@ def errors(
     slope, intercept = np.polyfit(label(archs), y, 1)
     mapped = slope * label(archs) + intercept
     uniform = MOBILENETV3.sample(NUM_TEST, np.random.default_rng(2))
-    largest = Architecture(MOBILENETV3.name, (LAYERS.index((7, 6)),) * (NUM_STAGES * MAX_DEPTH))
     climbs = []
     for seed in range(CLIMBS):
-        _, top = local_search(predict, CLIMB_STEPS, np.random.default_rng(seed))
+        top = local_search(predict, CLIMB_STEPS, np.random.default_rng(seed))
         _say(f"  local search {seed + 1}/{CLIMBS}: {top:.3f} % after {CLIMB_STEPS} steps")
         climbs.append(top)
     return {
@@ -251,7 +250,7 @@ def errors(
             predict(uniform), label(uniform)
         ),
         "local_search_best_percent": max(climbs),
-        "largest_network_percent": float(predict([largest])[0]),
+        "largest_network_percent": float(predict([LARGEST])[0]),
     }
 
 
