@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,22 +199,18 @@ def _state(out: Path) -> Path:
 def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: str) -> Training:
     torch.manual_seed(options.seed)
     supernet = Supernet(len(task.classes), options.width).to(task.device)
-
-    def measure(network: nn.Module) -> float:
-        return _accuracy(task, recipe, network, LARGEST)
-
     return Training(
         supernet,
         recipe,
         task.training_set(recipe, options.seed),
         options.seed,
         backward=sandwich(options.random, recipe.label_smoothing),
-        measure=measure,
+        measure=partial(_accuracy, task, recipe, LARGEST),
         identity=identity,
     )
 
 
-def _accuracy(task: ImageTask, recipe: Recipe, network: nn.Module, arch: Architecture) -> float:
+def _accuracy(task: ImageTask, recipe: Recipe, arch: Architecture, network: nn.Module) -> float:
     assert isinstance(network, Supernet)
     return SupernetEvaluator(task, recipe, network).held_out_accuracy(arch)
 
@@ -221,7 +218,7 @@ def _accuracy(task: ImageTask, recipe: Recipe, network: nn.Module, arch: Archite
 def _report(epoch: Epoch, training: Training, task: ImageTask, out: Path, console: Console) -> None:
     """Write a line to OUT.jsonl, and one to the console."""
     with training.averaged() as network:
-        smallest = _accuracy(task, training.recipe, network, SMALLEST)
+        smallest = _accuracy(task, training.recipe, SMALLEST, network)
     line = {
         "epoch": epoch.epoch,
         "loss": round(epoch.loss, 4),
