@@ -8,6 +8,7 @@ class, in order of names and among the indices; it is listed in `skipped`.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -180,29 +181,23 @@ class Loader:
             ) from None
 
 
+@dataclass(frozen=True, eq=False)
 class _Stream:
     """Decodes batches into slots: memory shared by all processes and used in turn.
 
     Sending batches through a pipe or in their own shared memory would cost a tenth of decoding.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        indices: np.ndarray,
-        crop: Crop,
-        resolution: int,
-        seed: int,
-        slots: Tensor,
-    ) -> None:
-        """slots: (n, B, R, R, 3) uint8."""
-        self.split, self.indices, self.crop = split, indices, crop
-        self.resolution, self.seed = resolution, seed
-        self._slots = slots
+    split: Split
+    indices: np.ndarray
+    crop: Crop
+    resolution: int
+    seed: int
+    slots: Tensor  # (n, B, R, R, 3) uint8
 
     def slot(self, key: _Key) -> Tensor:
         """(B, 3, R, R): memory of a batch, until later batches have used all other slots."""
-        slot = self._slots[key.number % len(self._slots), : len(key.rows)]
+        slot = self.slots[key.number % len(self.slots), : len(key.rows)]
         return slot.permute(0, 3, 1, 2)
 
     def __getitem__(self, key: _Key) -> list[str] | EvaluatorConfigError:
@@ -236,38 +231,39 @@ class _Stream:
         raise _none_left(self.split, row)
 
 
+@dataclass(frozen=True, eq=False)
 class _Cached:
     """Cuts a batch out of cached squares."""
 
-    def __init__(
-        self,
-        split: Split,
-        indices: np.ndarray,
-        crop: Crop,
-        resolution: int,
-        seed: int,
-        pixels: Pixels,
-        device: torch.device,
-    ) -> None:
-        self.split, self.crop, self.resolution, self.seed = split, crop, resolution, seed
-        self.squares, self.corrupt, self.device = pixels.squares, pixels.corrupt, device
-        side = self.squares.shape[-1]
-        if side > 2 * resolution:
+    split: Split
+    indices: np.ndarray
+    crop: Crop
+    resolution: int
+    seed: int
+    pixels: Pixels
+    device: torch.device
+    instead: dict[int, int] = field(default_factory=dict, init=False)  # of corrupt pictures
+
+    def __post_init__(self) -> None:
+        side, size = self.pixels.squares.shape[-1], self.resolution
+        if side > 2 * size:
+            fit = self.crop.cached_size(size)
             raise EvaluatorConfigError(
-                f"cached pixels of {side} x {side} are too large for {resolution} x {resolution}: "
-                f"cache {crop.cached_size(resolution)} x {crop.cached_size(resolution)}"
+                f"cached pixels of {side} x {side} are too large for {size} x {size}: "
+                f"cache {fit} x {fit}"
             )
-        self.instead: dict[int, int] = {}
-        for row in pixels.corrupt & set(indices.tolist()):
-            spares = (i for i in _spares(split, indices, row) if i not in pixels.corrupt)
-            if (spare := next(spares, None)) is None:
-                raise _none_left(split, row)
+        corrupt = self.pixels.corrupt
+        for row in corrupt & set(self.indices.tolist()):
+            spares = _spares(self.split, self.indices, row)
+            spare = next((other for other in spares if other not in corrupt), None)
+            if spare is None:
+                raise _none_left(self.split, row)
             self.instead[row] = spare
 
     def read(self, key: _Key) -> Tensor:
         """(B, 3, S, S) uint8 squares of a batch, for a GPU in pinned memory."""
         used = [self.instead.get(row, row) for row in key.rows.tolist()]
-        squares = torch.from_numpy(np.asarray(self.squares[used]))
+        squares = torch.from_numpy(np.asarray(self.pixels.squares[used]))
         if self.device.type != "cuda":
             return squares
         with torch.cuda.device(self.device):  # a thread would default to the first GPU
