@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,15 @@ def prepared_folder(data: Path) -> Path:
     return data / ".prepared" if data.is_dir() else data.with_name(f"{data.name}.prepared")
 
 
+def used_splits(exists: Callable[[str], bool]) -> dict[str, str]:
+    """The names by which a data set calls train and val, and which of the two each is."""
+    found = {split: next(filter(exists, names), None) for split, names in SPLITS.items()}
+    return {name: split for split, name in found.items() if name is not None}
+
+
 def split_folders(root: Path) -> dict[str, str]:
-    """Names of the existing folders of train and val."""
-    found = {s: [name for name in names if (root / name).is_dir()] for s, names in SPLITS.items()}
-    return {split: names[0] for split, names in found.items() if names}
+    """`used_splits` of the folders in `root`."""
+    return used_splits(lambda name: (root / name).is_dir())
 
 
 def newest(root: Path, watched: tuple[str, ...]) -> int:
@@ -105,7 +110,7 @@ def load(folder: Path, root: Path | None = None) -> Listing:
             f"{data} has changed since it was prepared: {error.filename}: {error.strerror}"
         ) from None
     if data.is_dir():
-        now = {*split_folders(data).values()} or {path.name for path in data.glob("*.tar")}
+        now = {*split_folders(data)} or {path.name for path in data.glob("*.tar")}
         changed |= now != {name for name in watched if "/" not in name}
     if changed:
         raise EvaluatorConfigError(f"{data} has changed since it was prepared: {again}")

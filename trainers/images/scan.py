@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from nag.errors import counted
 from trainers.base import EvaluatorConfigError
-from trainers.images.index import SPLITS, Listing, newest, split_folders
+from trainers.images.index import SPLITS, Listing, newest, split_folders, used_splits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "expected train/CLASS/*.jpeg and val/CLASS/*.jpeg"
@@ -52,12 +52,12 @@ def is_picture(name: str) -> bool:
 def _listing(
     kind: str,
     root: Path,
-    columns: dict[str, Sequence[object] | pa.Array],
+    pictures: pa.Table,
     watched: Sequence[str],
     changed: int,
     classes: Sequence[str] | None = None,
 ) -> Listing:
-    pictures = pa.table(columns).sort_by("name")
+    pictures = pictures.sort_by("name")
     names = pictures["name"]
     if len(names) != pc.count_distinct(names).as_py():
         twice = Counter(names.to_pylist()).most_common(1)[0][0]
@@ -79,7 +79,7 @@ def _scan_folder(root: Path) -> Listing:
 
     tops: list[tuple[str, str, str]] = []  # split, class, folder of the class inside root
     watched: list[str] = []
-    for split, folder in folders.items():
+    for folder, split in folders.items():
         watched.append(folder)
         for entry in os.scandir(root / folder):
             if entry.name.startswith("."):
@@ -100,7 +100,7 @@ def _scan_folder(root: Path) -> Listing:
         columns["name"] += pictures
         columns["split"] += [split] * len(pictures)
         columns["class"] += [name] * len(pictures)
-    return _listing("folder", root, dict(columns), watched, newest(root, tuple(watched)))
+    return _listing("folder", root, pa.table(columns), watched, newest(root, tuple(watched)))
 
 
 def _walk(root: Path, top: str) -> tuple[list[str], list[str]]:
@@ -181,7 +181,7 @@ def _scan_parquet(path: Path) -> Listing:
     except pa.ArrowInvalid:
         raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
     splits = [str(split) for split in table["split"]]
-    used = _used(splits)
+    used = used_splits({*splits}.__contains__)
     if not used:
         raise EvaluatorConfigError(
             f"{path}: column split must hold train and val; it holds "
@@ -213,21 +213,10 @@ def _scan_parquet(path: Path) -> Listing:
     return _listing("parquet", path, _keep_splits(columns), ("",), changed, classes)
 
 
-def _used(splits: Iterable[str]) -> dict[str, str]:
-    """Map the existing split names (train; the first of val, validation, test) to train or val."""
-    there = set(splits)
-    return {
-        name: split
-        for split, names in SPLITS.items()
-        if (name := next((n for n in names if n in there), None))
-    }
-
-
-def _keep_splits(columns: dict[str, list]) -> dict[str, Sequence[object] | pa.Array]:
-    """Keep only the images of used splits."""
-    used = _used(columns["split"])
+def _keep_splits(columns: dict[str, list]) -> pa.Table:
+    """Only the images of train and val, under these names."""
+    used = used_splits({*columns["split"]}.__contains__)
     table = pa.table(columns)
     table = table.filter(pc.is_in(table["split"], pa.array(list(used))))
     split = pa.array([used[name] for name in table["split"].to_pylist()], pa.string())
-    table = table.set_column(table.column_names.index("split"), "split", split)
-    return {name: table[name] for name in table.column_names}
+    return table.set_column(table.column_names.index("split"), "split", split)
