@@ -65,8 +65,14 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     )
 
 
-def terminal_bar(console: Console, note: str = "", **options: bool) -> "Progress":
-    """A bar that is drawn only on a terminal: description, bar, count, `note`, time left."""
+def terminal_bar(
+    console: Console, note: str = "", *, transient: bool = False, auto_refresh: bool = True
+) -> "Progress":
+    """A bar that is drawn only on a terminal: description, bar, count, `note`, time left.
+
+    transient: the bar disappears at the end.
+    auto_refresh: a thread redraws it.
+    """
     from rich.progress import (  # not needed for --help
         BarColumn,
         MofNCompleteColumn,
@@ -77,9 +83,14 @@ def terminal_bar(console: Console, note: str = "", **options: bool) -> "Progress
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     notes = [TextColumn(note)] if note else []
-    disable = not console.is_terminal
     return Progress(
-        *columns, *notes, TimeRemainingColumn(), console=console, disable=disable, **options
+        *columns,
+        *notes,
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        auto_refresh=auto_refresh,
+        disable=not console.is_terminal,
     )
 
 

@@ -242,7 +242,7 @@ class _Cached:
     seed: int
     pixels: Pixels
     device: torch.device
-    instead: dict[int, int] = field(default_factory=dict, init=False)  # of corrupt pictures
+    instead: dict[int, int] = field(default_factory=dict, init=False)  # of corrupt images
 
     def __post_init__(self) -> None:
         side, size = self.pixels.squares.shape[-1], self.resolution
