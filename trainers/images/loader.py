@@ -163,7 +163,6 @@ class Loader:
                 batch_size=None,
                 sampler=cast(Any, self._keys),
                 num_workers=self.workers,
-                collate_fn=_as_it_is,
                 prefetch_factor=PREFETCH,
                 persistent_workers=True,
                 timeout=TIMEOUT,
@@ -317,7 +316,3 @@ def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
 def _none_left(split: Split, row: int) -> EvaluatorConfigError:
     name = split.classes[split.labels[row]]
     return EvaluatorConfigError(f"no image of class {name} can be decoded")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
