@@ -39,7 +39,7 @@ from nag.spaces.mobilenetv3 import (
     ops_from_ofa,
 )
 from trainers.base import EvaluatorConfigError
-from trainers.evaluators.surrogate import WEIGHTS, features, operator_matrix
+from trainers.evaluators.surrogate import WEIGHTS, features
 from trainers.latency.tables import numbers, once_for_all_networks
 from trainers.ofa import LARGEST
 from trainers.rows import read_columns
@@ -169,7 +169,7 @@ def load_predictor(path: Path) -> Callable[[Sequence[Architecture]], Array]:
         raise UserError(f"{path} is not the accuracy predictor: expected shapes {shapes}")
 
     def predict(archs: Sequence[Architecture]) -> Array:
-        ops = operator_matrix(archs)
+        ops = np.array([arch.ops for arch in archs])  # (B, 20)
         present = (ops != ABSENT)[..., None]
         kernel, expand = np.moveaxis(np.array(RANKS)[ops], -1, 0)  # (B, 20) each
         resolution = np.zeros((len(archs), 8))
@@ -225,7 +225,7 @@ def errors(
     """Every number the surrogate is judged by; percentages and percentage points."""
 
     def predict(archs: Sequence[Architecture]) -> Array:
-        return model(features(operator_matrix(archs)))
+        return model(features(archs))
 
     slope, intercept = np.polyfit(label(archs), y, 1)
     mapped = slope * label(archs) + intercept
@@ -274,7 +274,7 @@ def main(*, table: Path, ofa_predictor: Path, out: Path) -> None:
 
     rng = np.random.default_rng(1)
     random = MOBILENETV3.sample(NUM_LABELLED // 2, rng) + themed(NUM_LABELLED // 2, rng)
-    x, x_random = features(operator_matrix(archs)), features(operator_matrix(random))
+    x, x_random = features(archs), features(random)
     data = x, y, label(archs), x_random, label(random)
     _say(f"{len(random)} random networks labelled; {FOLDS}-fold cross-validation:")
     held_out = cross_validate(*data, np.random.default_rng(0).permutation(len(y)) % FOLDS)

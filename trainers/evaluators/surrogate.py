@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
 
 from nag.spaces import Architecture
-from nag.spaces.mobilenetv3 import LAYERS, MAX_DEPTH, MOBILENETV3, NUM_STAGES, stage_numbers
+from nag.spaces.mobilenetv3 import MOBILENETV3, NUM_STAGES, stage_numbers
 from trainers.base import EvaluatorConfigError, Measurement
 from trainers.cost import cost
 
@@ -31,27 +30,21 @@ _CENTRE = np.tile((3.0, 0.0, 0.0), NUM_STAGES)
 _PAIRS = np.triu_indices(3 * NUM_STAGES)
 
 
-def operator_matrix(archs: Sequence[Architecture]) -> NDArray[np.int64]:
-    """(B, 20) operators, -1 for an absent layer; raises EvaluatorConfigError for other spaces."""
+def features(archs: Sequence[Architecture]) -> NDArray[np.float64]:
+    """(B, 300): the encoding, then the 120 products z_p z_q.
+
+    z: the `stage_numbers`, depths minus 3. Centring keeps the products small for ordinary networks.
+    Raises EvaluatorConfigError for other spaces.
+    """
     for arch in archs:
         if arch.space != MOBILENETV3.name:
             raise EvaluatorConfigError(
                 f"the surrogate supports the space {MOBILENETV3.name}, not {arch.space}"
             )
-    return np.array([arch.ops for arch in archs], dtype=np.int64).reshape(-1, MOBILENETV3.shape[0])
-
-
-def features(ops: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(B, 20) operators -> (B, 300): 180 one-hot entries, then the 120 products z_p z_q.
-
-    z: the `stage_numbers`, depths minus 3. Centring keeps the products small for ordinary networks.
-    """
-    one_hot = (ops[..., None] == np.arange(len(LAYERS))).astype(np.float64)  # (B, 20, 9)
-    z = stage_numbers(torch.from_numpy(one_hot)).numpy() - _CENTRE  # (B, 15)
+    v = MOBILENETV3.encode(archs).double()  # (B, 20, 9)
+    z = stage_numbers(v).numpy() - _CENTRE  # (B, 15)
     products = z[:, _PAIRS[0]] * z[:, _PAIRS[1]]
-    return np.concatenate(
-        [one_hot.reshape(len(ops), NUM_STAGES * MAX_DEPTH * len(LAYERS)), products], axis=1
-    )
+    return np.concatenate([v.flatten(1).numpy(), products], axis=1)
 
 
 class SurrogateEvaluator:
@@ -67,7 +60,7 @@ class SurrogateEvaluator:
 
     def predict(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
         """(B,) estimated top-1 as fractions."""
-        return self._offset + features(operator_matrix(archs)) @ self._coefficients
+        return self._offset + features(archs) @ self._coefficients
 
     def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
         """Estimate one sub-network; `seed` is ignored."""
