@@ -40,9 +40,9 @@ from nag.spaces.mobilenetv3 import (
 )
 from trainers.base import EvaluatorConfigError
 from trainers.evaluators.surrogate import WEIGHTS, features
-from trainers.latency.tables import numbers, once_for_all_networks
+from trainers.latency.tables import once_for_all_networks
 from trainers.ofa import LARGEST
-from trainers.rows import read_columns
+from trainers.rows import numbers, read_columns
 
 Array = NDArray[np.float64]
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from nag.cli import parse_architectures, read_architectures
 from nag.files import write_bytes
@@ -102,6 +104,13 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
         return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
     except (pa.ArrowInvalid, OSError):
         raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+
+
+def numbers(path: Path, column: str, values: Sequence[object]) -> NDArray[np.float64]:
+    """(n,) numbers of a column, nan for null; raises EvaluatorConfigError for anything else."""
+    if not all(x is None or isinstance(x, int | float) for x in values):
+        raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
+    return np.array(values, np.float64)
 
 
 def read_texts(path: Path) -> list[str | None]:

@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import NASBENCH201
 from trainers.base import FULL_EPOCHS, EvaluationError, EvaluatorConfigError, Measurement
 from trainers.cost import cost
-from trainers.rows import column_names, read_columns, read_texts
+from trainers.rows import column_names, numbers, read_columns, read_texts
 
 COLUMN_PREFIXES = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
 OBJECTIVES = ("valid", "test")
@@ -57,16 +56,14 @@ class TableEvaluator:
                 f"accuracies it has: {', '.join(usable) or 'none'}"
             )
         optional = [name for name in (test, seconds) if name in available and name != value]
-        columns = read_columns(path, [value, *optional])
-        for name in (value, *optional):
-            if not all(x is None or isinstance(x, int | float) for x in columns[name]):
-                raise EvaluatorConfigError(f"{path}: column {name} does not hold numbers")
+        read = read_columns(path, [value, *optional])
+        columns = {name: numbers(path, name, read[name]) for name in (value, *optional)}
         self._rows = {arch: row for row, arch in enumerate(read_texts(path))}
-        self._values = _numbers(columns[value])
+        self._values = columns[value].tolist()
         if not any(map(math.isfinite, self._values)):
             raise EvaluatorConfigError(f"{path}: column {value} has no number")
         self._metrics = {
-            metric: [scale * x for x in _numbers(columns[name])]
+            metric: (scale * columns[name]).tolist()
             for metric, name, scale in (
                 ("test", test, 0.01),
                 ("train_seconds", seconds, epochs / FULL_EPOCHS),
@@ -104,7 +101,3 @@ class TableEvaluator:
         metrics = {name: x for name, x in found.items() if math.isfinite(x)}
         metrics |= cost(arch, self.dataset)
         return Measurement(value, metrics, seconds=time.perf_counter() - start)
-
-
-def _numbers(column: Sequence[float | None]) -> list[float]:
-    return [math.nan if x is None else x for x in column]

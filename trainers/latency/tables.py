@@ -30,7 +30,7 @@ from nag.spaces.mobilenetv3 import (
 from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
 from trainers.plans import MAX_WIDTH, MobileNetV3Plan, Slot, mobilenetv3_plan
-from trainers.rows import column_names, read_columns
+from trainers.rows import column_names, numbers, read_columns
 
 Array = NDArray[np.float64]
 
@@ -289,13 +289,6 @@ def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Archi
             f"{path} has a row that is not a network: allowed are ks in {KERNELS}, e in {EXPANDS} "
             f"and d in {DEPTHS}"
         ) from None
-
-
-def numbers(path: Path, column: str, values: list) -> Array:
-    """(n,) numbers of a column, nan for null; raises EvaluatorConfigError for anything else."""
-    if not all(x is None or isinstance(x, int | float) for x in values):
-        raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
-    return np.array(values, np.float64)
 
 
 def _ridge(x: Array, y: Array) -> tuple[Array, Array]:
