@@ -5,7 +5,6 @@ epoch was resumed there. An image that cannot be decoded is replaced by the next
 class, in order of names and among the indices; it is listed in `skipped`.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -282,13 +281,13 @@ class _Cached:
 def _one_ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Yield function(item) in turn; a thread computes the next one while one is in use."""
     with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[T]] = deque()
+        coming: Future[T] | None = None
         for item in items:
-            coming.append(thread.submit(function, item))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        for future in coming:
-            yield future.result()
+            ready, coming = coming, thread.submit(function, item)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def _spares(split: Split, indices: np.ndarray, row: int) -> Iterator[int]:
