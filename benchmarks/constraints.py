@@ -20,7 +20,7 @@ from publish import machine, publish
 
 from nag.calibration import Calibrated
 from nag.cli import command_line, find_space, run
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.guidance import Ladder
 from nag.predictors.base import FittedPredictor, Observations
@@ -89,9 +89,9 @@ def main(
         for score in scores
     }
     about = (
-        f"{num} samples, {steps} levels, means over {seeds} seeds (best: mean of the best of each "
-        f"seed); uniform feasible: share of {draws:,} uniform samples; {machine()}, {threads} "
-        "thread(s)."
+        f"{num} samples, {steps} levels, means over {counted(seeds, 'seed')} (best: mean of the "
+        f"best of each seed); uniform feasible: share of {draws:,} uniform samples; {machine()}, "
+        f"{counted(threads, 'thread')}."
     )
     publish("constraints", about, _table(generators, num, seeds, draws))
 

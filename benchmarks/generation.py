@@ -35,7 +35,7 @@ from publish import machine, publish
 from nag.checkpoint import load_network
 from nag.cli import command_line, find_space, run
 from nag.devices import resolve_device
-from nag.errors import UserError
+from nag.errors import UserError, counted
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import (
     DiffusionGenerator,
@@ -166,10 +166,11 @@ def main(
     )
     whose = "tensors on the GPU" if chosen.type == "cuda" else "the process including its libraries"
     about = (
-        f"{machine(chosen)}, {threads} thread(s); medians of {repeats}, the reference run once. "
-        f"Guided by {OBSERVATIONS} observations. (a): the `paper` network {which}, {REFERENCE}, "
-        f"noise-aware guidance: {reference.timed} of {reference.levels:,} levels timed and "
-        f"extrapolated, assuming a validity of 100 %. (b), (c): {DEFAULT_SAMPLER}, {STEPS} levels. "
+        f"{machine(chosen)}, {counted(threads, 'thread')}; medians of {repeats}, the reference "
+        f"run once. Guided by {OBSERVATIONS} observations. (a): the `paper` network {which}, "
+        f"{REFERENCE}, noise-aware guidance: {reference.timed} of {reference.levels:,} levels "
+        "timed and extrapolated, assuming a validity of 100 %. (b), (c): "
+        f"{DEFAULT_SAMPLER}, {STEPS} levels. "
         f"MB: peak memory before and after sampling, of {whose}."
     )
     publish("generation", about, _tables(cases, reference, str(chosen), threads, repeats))
@@ -191,8 +192,8 @@ def _tables(
         yield _row(case, found[case], found.get(replace(reference, batch=case.batch)))
     yield ""
     yield (
-        f"A proposal of {PROPOSED} with {OBSERVATIONS} observations, seconds; {threads} thread(s), "
-        f"median of {repeats} after one warm-up."
+        f"A proposal of {PROPOSED} with {OBSERVATIONS} observations, seconds; "
+        f"{counted(threads, 'thread')}, median of {repeats} after one warm-up."
     )
     yield ""
     yield (

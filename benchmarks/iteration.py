@@ -15,6 +15,7 @@ import torch
 from publish import machine, publish
 
 from nag.cli import command_line, find_space, run
+from nag.errors import counted
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from orchestrator.build import build_optimizer
@@ -38,7 +39,7 @@ def main(
 ) -> None:
     """Time iterations on MobileNetV3 with the embedded surrogate, pool of 100."""
     torch.set_num_threads(threads)
-    about = f"{machine()}, {threads} thread(s); median of {repeats}."
+    about = f"{machine()}, {counted(threads, 'thread')}; median of {repeats}."
     publish("iteration", about, _rows(observations, repeats, threads))
 
 

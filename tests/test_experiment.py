@@ -267,7 +267,10 @@ class TestLabels:
         ("seeds = [1, -1]", r"seeds \[1, -1\] must be"),
         ("settings = 3", r"settings must be a table"),
         ("[settings]\nbudgt = 3", r"unknown setting 'budgt': choose from space, evaluator"),
-        ("[settings]\nnetworks = 'x'", r"unknown setting 'networks': .* data, .* weights, recipe"),
+        (
+            "[settings]\nnetworks = 'x'",
+            r"unknown setting 'networks': .* data, .* weights, width, recipe",
+        ),
         ("[settings]\nseed = 3", r"seed: write seeds = NUMBER"),
         ("[settings]\nspace = 'mars'", r"unknown space 'mars': choose from mobilenetv3, nasb"),
         ("[settings]\nacq = 'foo'", "unknown acquisition function 'foo': choose from ei, pi"),

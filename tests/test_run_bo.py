@@ -938,9 +938,9 @@ def test_a_directory_of_another_configuration(capsys):
 def test_a_directory_that_is_not_a_run(capsys):
     Path("thesis").mkdir()
     Path("thesis", "chapter.txt").write_text("years of work")
-    assert "thesis exists and is not a run" in refusal(capsys, QUICK, out="thesis")
+    assert "thesis holds other files: choose another --out" in refusal(capsys, QUICK, out="thesis")
     message = refusal(capsys, QUICK, out="thesis/chapter.txt")
-    assert "thesis/chapter.txt exists and is not a run" in message
+    assert "thesis/chapter.txt is not a folder: choose another --out" in message
     message = refusal(capsys, QUICK, out="thesis/chapter.txt/run")
     assert "cannot write to thesis/chapter.txt/run: Not a directory" in message
 

@@ -553,6 +553,7 @@ NETWORKS = {
     "calibration": 100,
     "latency_batch": 1,
     "precision": "bfloat16",
+    "width": 0.5,
 }
 
 

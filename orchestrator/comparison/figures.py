@@ -97,7 +97,7 @@ def facets(
 def draw_curves(lines: Facets, name: str, *, ylabel: str, unit: Unit, watermark: str = "") -> str:
     """Best so far over evaluations: means and intervals; dotted where seeds are missing."""
     shown = _changed(lines, lambda curve: _in_unit(curve, unit))
-    limits = _range(shown, unit)
+    limits = _range(lines, unit)
 
     def scale(axes: Axes) -> None:
         axes.set(ylim=limits)
@@ -135,7 +135,7 @@ def draw_clock(
 ) -> str:
     """Best so far over simulated seconds of training on `workers` workers."""
     shown = _changed(lines, lambda curve: _in_unit(curve, unit)._replace(x=curve.x / 1000))
-    limits, where = _range(shown, unit), "1 GPU" if workers == 1 else f"{workers} GPUs"
+    limits, where = _range(lines, unit), "1 GPU" if workers == 1 else f"{workers} GPUs"
 
     def scale(axes: Axes) -> None:
         axes.set(xlabel=f"simulated time on {where}, 1000 s", ylim=limits)
@@ -356,7 +356,7 @@ def _in_unit(curve: Curve, unit: Unit) -> Curve:
 def _range(lines: Facets, unit: Unit) -> tuple[float, float]:
     """Limits of an axis that shows the means and everything above them."""
     curves = [line.curve for line in _flat(lines)]
-    seen = [edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
+    seen = [unit.times * edge for curve in curves for edge in (curve.mean, curve.mean + curve.half)]
     numbers = np.concatenate([*seen, [np.nan]])
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
