@@ -82,14 +82,6 @@ def pics(tmp_path):
     return tmp_path / "pics"
 
 
-@pytest.fixture(autouse=True)
-def _signals():
-    """`main` takes SIGTERM for Ctrl-C."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def keep_lines(number, path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:number]))
 

@@ -5,7 +5,6 @@ import inspect
 import json
 import re
 import shlex
-import signal
 import sys
 import types
 from dataclasses import replace
@@ -79,12 +78,8 @@ def space():
 
 
 @pytest.fixture(autouse=True)
-def _this_process(tmp_path, monkeypatch):
-    """A command finds an empty working directory, and leaves this process as it was."""
+def _empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def shown(module, *words):

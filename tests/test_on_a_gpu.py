@@ -1,7 +1,5 @@
 """What is to run on a GPU, on a pretended one: nothing is left behind on the CPU."""
 
-import signal
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,11 +169,9 @@ def test_training_a_supernet(gpu, data, tmp_path):
 
 
 def test_a_search(gpu, tmp_path):
-    handler = signal.getsignal(signal.SIGTERM)
     argv = ("--space", "toy", "--score", "exact", "--budget", 5, "--n-init", 4)
     argv += ("--executor", "local", "--device", "cuda", "--out", tmp_path / "run")
     command(run_bo, *argv)
-    signal.signal(signal.SIGTERM, handler)
     trials = pd.read_parquet(tmp_path / "run" / "trials.parquet")
     assert list(trials.status) == ["ok"] * 5
     assert trials.strategy.iloc[-1] == "guided"

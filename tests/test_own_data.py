@@ -2,7 +2,6 @@
 search. The list is a corner of the toy space; values are synthetic."""
 
 import json
-import signal
 
 import numpy as np
 import pandas as pd
@@ -34,14 +33,6 @@ LIST = CORNER[:30]
 
 INDEX = {arch: i for i, arch in enumerate(ARCHS)}
 SEARCH = ["--space", "toy", "--executor", "local", "--pool-size", 10, "--batch-size", 10]
-
-
-@pytest.fixture(autouse=True)
-def _this_process():
-    """A search that runs here leaves this process as it was."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def shares(archs):

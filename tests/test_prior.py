@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,11 +141,8 @@ def raw_features(plain):
 
 
 @pytest.fixture(autouse=True)
-def _this_process(tmp_path, monkeypatch):
+def _empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def command(capsys, *arguments):

@@ -87,13 +87,10 @@ def start(settings, **changes):
 
 @pytest.fixture(autouse=True)
 def _this_process(tmp_path, monkeypatch):
-    """A command run here leaves this process as it was, and finds an empty working directory."""
+    """A command run here finds an empty working directory, and no Ray."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def run_here(capsys, settings, **changes):
