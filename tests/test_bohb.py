@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+from test_loop import InterruptAt
 from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.base import Pool, Unwanted, fresh
@@ -296,18 +297,6 @@ def test_a_run_of_one_fidelity_has_no_epochs(tmp_path, config):
     assert "epochs" not in pd.read_parquet(store.out / "trials.parquet")
     assert store.spent == store.num_finished == 11
     assert not len(store.low_fidelity()) + len(store.rung())
-
-
-class InterruptAt:
-    def __init__(self, n):
-        self._left = n
-
-    def _count(self, store, event):
-        self._left -= 1
-        if self._left == 0:
-            raise KeyboardInterrupt
-
-    proposed = finished = _count
 
 
 def test_a_run_that_is_interrupted_anywhere_ends_the_same(tmp_path, config):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, wilcoxon
+from test_strategies import decisions
 from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.base import Unwanted
@@ -154,18 +155,6 @@ def test_a_population_without_new_mutants_proposes_nothing():
 
 
 # Local search.
-
-
-def decisions(space, one, other):
-    """Differing depths, and differing operators where both have a layer."""
-    count, first = 0, 0
-    for stage in space.stages:
-        rows = slice(first, first + len(stage.choices))
-        a, b = one.ops[rows], other.ops[rows]
-        count += a.count(ABSENT) != b.count(ABSENT)
-        count += sum(x != y for x, y in zip(a, b, strict=True) if ABSENT not in (x, y))
-        first += len(stage.choices)
-    return count
 
 
 def test_neighbours_are_all_that_is_one_change_away():

@@ -9,9 +9,9 @@ import time
 import uuid
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from processes import marked
+from test_run_bo import found
 
 pytest.importorskip("ray")
 
@@ -95,13 +95,6 @@ def continued(run, *options):
     """The rest of a stopped run: to 16 trials, or a few more than it has made before it ended."""
     budget = max(16, run.outcomes() + 3)
     return Run(run.out, *SEARCH, "--budget", str(budget), *options)
-
-
-def found(out):
-    """(architecture, value) of all trials in order."""
-    columns = pq.read_table(out / "trials.parquet").to_pydict()
-    assert columns["trial"] == list(range(len(columns["trial"])))
-    return list(zip(columns["arch"], columns["value"], strict=True))
 
 
 @pytest.fixture(scope="module")

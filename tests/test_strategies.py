@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_ind
+from test_gaussian_process import observe, values
 from toy_law import ARCHS as TOY_ARCHS
 
 from acquisition.base import Pool, Unwanted, draw_unseen, fresh
@@ -29,8 +30,6 @@ from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from nag.spaces.toy import TOY
-from trainers.evaluators.surrogate import SurrogateEvaluator
-from trainers.evaluators.toy import ToyEvaluator
 
 torch.set_num_threads(1)
 
@@ -56,21 +55,6 @@ DIAGNOSTICS = {
     "generator_seconds",
 }
 GUIDANCE_DIAGNOSTICS = {"scale_low", "scale_high", "norm_ratio"}
-
-
-def values(space, archs):
-    """The embedded objective of a space; of NAS-Bench-201 a synthetic additive stand-in."""
-    if space is TOY:
-        return np.array([ToyEvaluator().evaluate(arch, seed=0).value for arch in archs])
-    if space is MOBILENETV3:
-        return SurrogateEvaluator().predict(archs)
-    reward = np.random.default_rng(5).standard_normal(space.shape)
-    return (space.encode(archs).numpy() * reward).sum((1, 2))
-
-
-def observe(space, n, seed=0):
-    archs = tuple(dict.fromkeys(space.sample(3 * n, np.random.default_rng(seed))))[:n]
-    return Observations(archs, values(space, archs))
 
 
 def fit(space, observations):
