@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from report_page import undrawn
 
 from acquisition.strategies import STRATEGIES
 from nag.cli import run
@@ -213,13 +214,19 @@ QUICK = [
 NETWORK = [option for option in QUICK if option not in ("--score", "exact")]  # toy has none
 
 
-def search(capsys, *options, settings=QUICK):
+def drawn_search(capsys, *options, settings=QUICK):
     """stdout of a command that must end well."""
     with pytest.raises(SystemExit) as exit_:
         run(app, [*settings, *options])
     captured = capsys.readouterr()
     assert (exit_.value.code, captured.err) == (0, "")
     return captured.out
+
+
+def search(capsys, *options, settings=QUICK):
+    """The same, where nobody looks at the figures of the report."""
+    with undrawn():
+        return drawn_search(capsys, *options, settings=settings)
 
 
 def refusal(capsys, *options, settings=QUICK):
@@ -243,7 +250,7 @@ def _empty_directory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_method_completes(name, batch, capsys):
     sizes = ["--budget", "11", "--batch-size", str(batch), "--out", "run"]
-    first = search(capsys, "--method", name, *sizes).splitlines()[0]
+    first = drawn_search(capsys, "--method", name, *sizes).splitlines()[0]
     shown = METHODS[name].parts.shown
     assert first == f"toy, toy, {', '.join(shown)}: in this process, generator on cpu"
     table = pd.read_parquet("run/trials.parquet")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from report_page import undrawn
 from toy_law import ARCHS, law
 
 from nag.checkpoint import load_network
@@ -117,7 +118,8 @@ def test_sampling_with_these_weights(weights, tmp_path):
 
 def search(out, *options):
     """The trials of a run of eight random architectures and a batch of all that was generated."""
-    command(search_app, *SEARCH, "--n-init", 8, "--budget", 18, "--out", out, *options)
+    with undrawn():
+        command(search_app, *SEARCH, "--n-init", 8, "--budget", 18, "--out", out, *options)
     return pd.read_parquet(out / "trials.parquet")
 
 

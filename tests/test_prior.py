@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from report_page import undrawn
 from scipy.stats import kendalltau
 
 from nag.cli import run
@@ -153,7 +154,9 @@ def command(capsys, *arguments):
 
 
 def search(capsys, out, *arguments, budget=6):
-    code, _, err = command(capsys, *LOCAL, "--budget", budget, "--out", out, *arguments)
+    """The folder of a run; nobody looks at the figures of its report."""
+    with undrawn():
+        code, _, err = command(capsys, *LOCAL, "--budget", budget, "--out", out, *arguments)
     assert (code, err) == (0, "")
     return Path(out)
 

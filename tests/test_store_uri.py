@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_page import undrawn
 from s3 import s3_bucket
 
 from nag.cli import run
@@ -38,8 +39,8 @@ def arguments(uri, *more, budget=8):
 
 
 def outcome(capsys, command, argv):
-    """Exit code, stdout and stderr of a command run in this process."""
-    with pytest.raises(SystemExit) as exit_:
+    """Exit code, stdout and stderr of a command run in this process; reports are not looked at."""
+    with undrawn(), pytest.raises(SystemExit) as exit_:
         run(command, argv)
     return exit_.value.code, *capsys.readouterr()
 
