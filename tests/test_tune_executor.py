@@ -24,6 +24,7 @@ from test_ray_faults import (
     _no_table,
     _outcomes,
     _trials,
+    address,  # noqa: F401
 )
 from test_ray_run import LOCAL, LONG, Run, continued, expected, found, killed  # noqa: F401
 
@@ -62,12 +63,12 @@ def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noq
 
 
 @pytest.fixture
-def executor_of(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def executor_of(address):  # noqa: F811
+    """All join one Ray, because starting one takes seconds."""
 
     def make(evaluator, out, **settings):
         runtime = Runtime(
-            auth="disabled", dashboard=False, workers=2, retries=1, out=out, **settings
+            address=address, auth="disabled", workers=2, retries=1, out=out, **settings
         )
         return closing(TuneExecutor(CONFIG, runtime, evaluator))
 
