@@ -54,10 +54,17 @@ def pair(request, tmp_path_factory):
     return official, supernet
 
 
+@pytest.fixture(scope="module")
+def of_ten_classes(tmp_path_factory):
+    """A file of the package's weights, none of which has its initial value."""
+    path = tmp_path_factory.mktemp("ten") / "supernet.pth"
+    return write(path, official_supernet(1.0, num_classes=10))
+
+
 @pytest.fixture
-def supernet(tmp_path):
-    """Ours, of ten classes; no tensor has its initial value."""
-    return load_supernet(write(tmp_path / "supernet.pth", official_supernet(1.0, num_classes=10)))
+def supernet(of_ten_classes):
+    """Ours, with these weights; a test may change it."""
+    return load_supernet(of_ten_classes)
 
 
 def close(found, expected):
