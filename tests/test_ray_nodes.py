@@ -167,7 +167,10 @@ def hungry() -> ToyEvaluator:
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_evaluations_are_packed_by_what_they_took(cluster: Nodes) -> None:
+def test_evaluations_are_packed_by_what_they_took(
+    cluster: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.executors.packing._LOOK_SECONDS", 0.0)
     cluster.add(num_gpus=1)
     runtime = Runtime(address=cluster.address, auth="disabled", device="cpu", gpus_per_eval="auto")
     with closing(RayExecutor(CONFIG, runtime, hungry)) as executor:
@@ -180,7 +183,6 @@ def test_evaluations_are_packed_by_what_they_took(cluster: Nodes) -> None:
             if not reserved:
                 batches.append(trials[3:])
             reserved[outcome.trial] = executor.evaluation_request["GPU"]
-            time.sleep(1.1)  # it looks at the machines every second
         assert reserved == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.5}, "what has begun keeps what it has"
         assert executor.slots == 2
 
