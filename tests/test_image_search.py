@@ -141,7 +141,7 @@ run(app, sys.argv[1:])
 
 @pytest.mark.slow
 def test_a_killed_supernet_training_continues_to_the_same_weights(data, tmp_path):
-    argv = ["--data", data, *TRAIN, "--epochs", 2, "--cache", tmp_path / "cache"]
+    argv = ["--data", data, *TRAIN, "--epochs", 2, "--cache", tmp_path / "cache", "--width", 0.25]
     whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
     assert outcome(train_supernet, *argv, "--out", whole)[0] == 0
     process = subprocess.run(

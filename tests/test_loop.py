@@ -519,7 +519,7 @@ def test_an_interrupted_asynchronous_run_evaluates_everything_once(tmp_path):
 
 
 def test_an_asynchronous_run_ends_with_the_space(tmp_path):
-    config = replace(ASYNC, budget=200, strategy="random", pool_size=48)
+    config = replace(ASYNC, budget=200, n_init=120, strategy="random", pool_size=48)
     store = study(tmp_path / "run", config, Workers(local(config), 7))
     assert store.seen() == set(ARCHS)
     assert store.num_finished == 144

@@ -30,7 +30,7 @@ from trainers.training.task import ImageOptions, ImageTask, Machine
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ["--resolution", "32", "--recipe", "small", "--batch-size", "12", "--random", "2"]
-TRAIN += ["--epochs", "2"]
+TRAIN += ["--epochs", "2", "--width", "0.25"]
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -102,15 +102,15 @@ def test_a_score_wrong_by_a_tenth_does_not_reach_the_law():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ancestral", "dpm++2m-sde"])
 def test_bias_of_the_default_steps_is_small(name):
-    """With ten times the draws the noise is 0.01; what is left over is the bias of few steps."""
-    assert variation(name, exact_score(TOY, SDE), law(), 200_000) < 2.5
+    """With so many draws the noise is 0.015; what is left over is the bias of few steps."""
+    assert variation(name, exact_score(TOY, SDE), law(), 100_000) < 1.9
 
 
 @pytest.mark.slow
 def test_more_steps_take_the_bias_away():
     few, many = (
         variation("ancestral", exact_score(TOY, SDE), law(), 100_000, steps=steps)
-        for steps in (15, 200)
+        for steps in (15, 100)
     )
     assert many < 1.4 < 2 < few
 

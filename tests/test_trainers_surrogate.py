@@ -3,14 +3,13 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from nag.cli import run
 from nag.spaces import SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from trainers import fit_surrogate
@@ -170,16 +169,14 @@ def test_a_file_is_no_folder_for_weights(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_fitting_again_gives_the_shipped_weights(data_dir, tmp_path):
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "trainers.fit_surrogate"),
-            *("--table", data_dir / "mbv3_imagenet_top1.parquet"),
-            *("--ofa-predictor", data_dir / "ofa_acc_predictor.npz"),
-            *("--out", tmp_path),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    options = {
+        "--table": data_dir / "mbv3_imagenet_top1.parquet",
+        "--ofa-predictor": data_dir / "ofa_acc_predictor.npz",
+        "--out": tmp_path,
+    }
+    with pytest.raises(SystemExit) as exit_:
+        run(fit_surrogate.app, [str(part) for option in options.items() for part in option])
+    assert exit_.value.code == 0
     again, shipped = (SurrogateEvaluator(p) for p in (tmp_path / WEIGHTS.name, WEIGHTS))
     networks = MOBILENETV3.sample(1000, np.random.default_rng(0))
     np.testing.assert_allclose(again.predict(networks), shipped.predict(networks), atol=1e-5)
