@@ -3,7 +3,8 @@
 The hosts are namespaces of this machine (tests/cluster/hosts.sh). They have no internet: of
 clusters/local.yaml the addresses, the user and the installation are replaced, the latter by the
 environment of this test, in which Ray takes a silent machine for dead after 15 seconds, not 65,
-and its workers do not give way to other processes.
+and what was sent there for lost after 15, too, not 120, and its workers do not give way to other
+processes.
 Everything else is run as a person would, from a fourth host.
 
 The tests are steps: each goes on where the one before ended.
@@ -34,7 +35,7 @@ FILE = "clusters/local.yaml"
 TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "ss", "unshare", "nsenter", "curl")
 HEAD, WORKERS = "10.77.0.11", ["10.77.0.12", "10.77.0.13"]
 PROFILE = "PYTHONPATH=~/nag RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=2000"
-PROFILE += " RAY_worker_niceness=0"
+PROFILE += " RAY_grpc_client_keepalive_timeout_ms=15000 RAY_worker_niceness=0"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
