@@ -33,7 +33,6 @@ from trainers.base import (
     LOW_EPOCHS,
     BenchmarkEvaluator,
     Evaluator,
-    EvaluatorConfigError,
     Measurement,
     at_epochs,
     in_steps,
@@ -179,7 +178,7 @@ class WithProperties:
 def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     """Build an evaluator in the process that will use it.
 
-    Raises EvaluatorConfigError, also if it lacks a fidelity that the run asks for.
+    Raises UserError, also if it lacks a fidelity that the run asks for.
     """
     evaluator = build_evaluator(
         SPACES[config.space], config.evaluator_name, _settings(config, place)
@@ -189,7 +188,7 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     if config.early_stopping != "none":
         whole = in_steps(evaluator).epochs
         if whole <= config.grace_epochs:
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"--grace-epochs {config.grace_epochs} must be less than the {whole} "
                 "epochs of a training"
             )

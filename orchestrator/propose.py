@@ -20,7 +20,6 @@ from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.methods import NONE
-from trainers.base import EvaluatorConfigError
 from trainers.build import unit_of
 from trainers.rows import (
     PARTIAL,
@@ -143,7 +142,7 @@ def _read(path: Path) -> list[tuple[str | None, float | None]]:
     columns = read_columns(path, ["arch", "value", *partial])
     texts, values = read_texts(path), columns["value"]
     if not all(x is None or isinstance(x, int | float) for x in values):
-        raise EvaluatorConfigError(f"{path}: column value does not hold numbers")
+        raise UserError(f"{path}: column value does not hold numbers")
     return [
         (text, value if all(epoch is None for epoch in epochs) else None)
         for text, value, *epochs in zip(texts, values, *(columns[n] for n in partial), strict=True)

@@ -7,9 +7,9 @@ from counting import count
 from torch import nn
 from torch.nn import functional as F
 
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluatorConfigError
 from trainers.cells import Cell, CellNetwork
 from trainers.cost import Task, cost
 
@@ -67,5 +67,5 @@ def test_a_network_of_nothing_knows_only_its_bias():
 
 def test_another_space_is_refused():
     (arch,) = MOBILENETV3.sample(1, np.random.default_rng(0))
-    with pytest.raises(EvaluatorConfigError, match="mobilenetv3"):
+    with pytest.raises(UserError, match="mobilenetv3"):
         CellNetwork(arch, num_classes=10)

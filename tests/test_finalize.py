@@ -23,7 +23,6 @@ from nag.errors import UserError
 from nag.locks import claim
 from nag.spaces.mobilenetv3 import DEPTHS, EXPANDS, KERNELS, MOBILENETV3
 from orchestrator.run_bo import app as run_bo
-from trainers.base import EvaluatorConfigError
 from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.finalize import app
 from trainers.finished import export as export_module
@@ -571,11 +570,11 @@ def test_a_training_that_fails_fails_its_own_network(cells, data, tmp_path, caps
 
 
 def test_models_that_are_not_there(finished, tmp_path):
-    with pytest.raises(EvaluatorConfigError, match=f"no model in {tmp_path}"):
+    with pytest.raises(UserError, match=f"no model in {tmp_path}"):
         load_classifier(tmp_path)
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_text("x")
-    with pytest.raises(EvaluatorConfigError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         load_classifier(tmp_path)
 
 

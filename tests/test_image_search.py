@@ -22,7 +22,6 @@ from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.experiment import app as experiment
 from orchestrator.run_bo import app as run_bo
 from orchestrator.train_supernet import app as train_on_ray
-from trainers.base import EvaluatorConfigError
 from trainers.build import EvaluatorSettings, build_evaluator, network_task
 from trainers.cost import Task, cost, cost_property
 from trainers.evaluate import app as evaluate
@@ -352,7 +351,7 @@ def test_what_networks_are_counted_for_needs_images_and_weights(data, quarter):
         ({"weights": quarter}, "images are required: --data"),
         ({"data": data}, "the supernet evaluator needs --weights"),
     ):
-        with pytest.raises(EvaluatorConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             network_task(
                 MOBILENETV3, "supernet", EvaluatorSettings(networks=NetworkOptions(**options))
             )

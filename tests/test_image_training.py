@@ -11,9 +11,10 @@ from pictures import colours
 from safetensors import safe_open
 from torch import nn
 
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.base import EvaluationError
 from trainers.cells import CellNetwork
 from trainers.cost import Task, cost
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -543,9 +544,9 @@ def test_the_short_trainings_of_the_benchmark_are_as_it_had_them():
 
 
 def test_unknown_recipes():
-    with pytest.raises(EvaluatorConfigError, match="unknown recipe 'x': choose from nasbench201"):
+    with pytest.raises(UserError, match="unknown recipe 'x': choose from nasbench201"):
         find_recipe("x")
-    with pytest.raises(EvaluatorConfigError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 1"):
         find_recipe("small", epochs=0)
 
 
@@ -619,7 +620,7 @@ class TestTrainingEvaluator:
 
     def test_epochs_beyond_the_recipe(self, data, tmp_path):
         evaluator = self.evaluator(data, tmp_path)
-        with pytest.raises(EvaluatorConfigError, match="epochs must be 1 to 3, not 4"):
+        with pytest.raises(UserError, match="epochs must be 1 to 3, not 4"):
             evaluator.at(270)
         assert [evaluator.at(epochs).epochs for epochs in (1, 12, 100, 200)] == [1, 1, 2, 3]
 

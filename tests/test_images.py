@@ -18,7 +18,7 @@ import torch
 from pictures import encoded, folder, tar_of
 from PIL import Image
 
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError
 from trainers.images import (
     Crop,
     Loader,
@@ -110,7 +110,7 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
     )  # sorted by name: bear first
     for wrong in ([7 * i for i in label], [[i] for i in label], [str(i) for i in label]):
         path = parquet_of(root, tmp_path / "y.parquet", label=wrong)
-        with pytest.raises(EvaluatorConfigError, match="labels must be 0, 1, 2"):
+        with pytest.raises(UserError, match="labels must be 0, 1, 2"):
             open_images(path)
 
 
@@ -123,7 +123,7 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
     ],
 )
 def test_pictures_without_a_class_are_refused(root, tmp_path, columns, message):
-    with pytest.raises(EvaluatorConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         open_images(parquet_of(root, tmp_path / "x.parquet", **columns))
 
 
@@ -138,7 +138,7 @@ def test_pictures_of_other_splits_need_no_class(root, tmp_path):
 
 def test_what_cannot_be_opened_is_one_line(root, tmp_path):
     def fails(path, message):
-        with pytest.raises(EvaluatorConfigError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             open_images(path)
         assert "\n" not in str(error.value)
 
@@ -171,18 +171,18 @@ def test_what_cannot_be_opened_is_one_line(root, tmp_path):
 def test_a_column_that_cannot_be_read_is_called_what_it_is(root, tmp_path):
     count = sum(file.is_file() for file in root.rglob("*"))
     path = parquet_of(root, tmp_path / "numbers.parquet", jpeg=[*range(count)])
-    with pytest.raises(EvaluatorConfigError, match="column jpeg holds int64, not bytes"):
+    with pytest.raises(UserError, match="column jpeg holds int64, not bytes"):
         open_images(path)
     path = parquet_of(root, tmp_path / "damaged.parquet")
     whole = path.read_bytes()
     start = whole.index(encoded()[:4])  # of the first picture
     path.write_bytes(whole[: start - 40] + bytes(80) + whole[start + 40 :])
-    with pytest.raises(EvaluatorConfigError, match=r"cannot read .*damaged\.parquet"):
+    with pytest.raises(UserError, match=r"cannot read .*damaged\.parquet"):
         open_images(path)
 
 
 def test_a_missing_split_is_named(root):
-    with pytest.raises(EvaluatorConfigError, match="has no split test: it has train, val"):
+    with pytest.raises(UserError, match="has no split test: it has train, val"):
         open_images(root).split("test")
 
 
@@ -409,12 +409,12 @@ def test_names_are_hashed_once(many, root, tmp_path, monkeypatch):
 
 def test_parts_out_of_range_are_refused(many):
     for asked in (-1, 0, 300):
-        with pytest.raises(EvaluatorConfigError):
+        with pytest.raises(UserError):
             hold_out(many, asked, seed=0)
-    with pytest.raises(EvaluatorConfigError, match="cannot hold out 1 of the 1 image of class"):
+    with pytest.raises(UserError, match="cannot hold out 1 of the 1 image of class"):
         hold_out(named(["a", "b"], [0, 1]), 1, seed=0)
     for f in (0, 1.5):
-        with pytest.raises(EvaluatorConfigError, match="a fraction must"):
+        with pytest.raises(UserError, match="a fraction must"):
             fraction(many, np.arange(300), f, seed=0)
 
 
@@ -535,7 +535,7 @@ def test_a_corrupt_picture_is_replaced_by_the_next_of_its_class(root, tmp_path, 
         "train/cat/5.jpeg",
         "train/dog/0.jpeg",
     ]
-    with pytest.raises(EvaluatorConfigError, match="no image of class cat can be decoded"):
+    with pytest.raises(UserError, match="no image of class cat can be decoded"):
         list(loader(split, np.array([0, 1, 7]), **settings).epoch(0))
 
 
@@ -543,7 +543,7 @@ def test_a_file_that_is_gone_is_an_error_of_one_line(root):
     split = open_images(root).split("train")
     (root / "train/cat/3.jpeg").unlink()
     for workers in (0, 2):
-        with pytest.raises(EvaluatorConfigError, match=r"cannot read train/cat/3\.jpeg: No such"):
+        with pytest.raises(UserError, match=r"cannot read train/cat/3\.jpeg: No such"):
             list(loader(split, workers=workers).epoch(0))
 
 
@@ -586,7 +586,7 @@ def test_two_epochs_at_once_are_refused(root):
 def test_impossible_batches_are_refused(root):
     split = open_images(root).split("train")
     for changes in ({"batch_size": 0}, {"batch_size": 13, "drop_last": True}, {"resolution": 0}):
-        with pytest.raises(EvaluatorConfigError, match="cannot make batches"):
+        with pytest.raises(UserError, match="cannot make batches"):
             loader(split, **changes)
 
 
@@ -599,17 +599,17 @@ def test_a_cache_is_whole_and_of_its_own_pictures(root, tmp_path, monkeypatch):
     path = write_pixels(train, 16, tmp_path, workers=1)
     assert path == pixel_file(tmp_path, train, 16)
     assert open_pixels(path, train).squares.shape == (12, 3, 16, 16)
-    with pytest.raises(EvaluatorConfigError, match="holds the pixels of other images"):
+    with pytest.raises(UserError, match="holds the pixels of other images"):
         open_pixels(path, val)
-    with pytest.raises(EvaluatorConfigError, match="no such pixel cache"):
+    with pytest.raises(UserError, match="no such pixel cache"):
         loader(train, cache=tmp_path / "absent.npy")
-    with pytest.raises(EvaluatorConfigError, match="too large for 7 x 7: cache 8 x 8"):
+    with pytest.raises(UserError, match="too large for 7 x 7: cache 8 x 8"):
         loader(train, cache=path, resolution=7)
     assert loader(train, cache=path, resolution=8).steps == 3
     whole = path.read_bytes()
     for damaged in (b"", b"some text", whole[:50], whole[:-9]):
         path.write_bytes(damaged)
-        with pytest.raises(EvaluatorConfigError, match="is not a pixel cache"):
+        with pytest.raises(UserError, match="is not a pixel cache"):
             open_pixels(path, train)
 
     def full(*arguments):

@@ -16,10 +16,10 @@ from pictures import colours
 from test_image_search import SEARCH, outcome
 from torch import nn
 
+from nag.errors import UserError
 from nag.spaces.mobilenetv3 import ABSENT, LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
 from orchestrator.run_bo import app as run_bo
-from trainers.base import EvaluatorConfigError
 from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.build_latency_table import app, report, tables
 from trainers.evaluate import evaluate_row
@@ -290,7 +290,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
 def test_a_table_of_no_width(width, tmp_path):
     path = tmp_path / "synthetic.json"
     path.write_text(json.dumps({"width": width, "tables": {}}))
-    with pytest.raises(EvaluatorConfigError, match=r"is for networks of width .*: expected"):
+    with pytest.raises(UserError, match=r"is for networks of width .*: expected"):
         latency_property(MOBILENETV3, str(path))
 
 
@@ -298,7 +298,7 @@ def test_a_table_of_no_width(width, tmp_path):
 def test_a_table_in_another_unit(unit, tmp_path):
     path = tmp_path / "synthetic.json"
     path.write_text(json.dumps({"unit": unit, "tables": {}}))
-    with pytest.raises(EvaluatorConfigError, match=f"has times in {unit!r}: expected ms"):
+    with pytest.raises(UserError, match=f"has times in {unit!r}: expected ms"):
         latency_property(MOBILENETV3, str(path))
 
 
@@ -426,5 +426,5 @@ def test_a_search_keeps_to_a_table_and_measures(real, data, tmp_path):
 
 
 def test_bad_latency_batches(evaluator):
-    with pytest.raises(EvaluatorConfigError, match="--latency-batch must be at least 1"):
+    with pytest.raises(UserError, match="--latency-batch must be at least 1"):
         evaluator("train", NASBENCH201, resolution=16, latency_batch=0)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pictures import encoded, folder, tar_of
 
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError
 from trainers.images import open_images
 from trainers.images.check import check_imagenet
 from trainers.images.index import FILE, Listing, load, prepared_folder, save
@@ -129,7 +129,7 @@ def test_a_change_of_the_data_is_noticed(root, tmp_path, kind):
         os.utime(data, (later, later))
     else:
         (data / "1.tar").write_bytes((data / "0.tar").read_bytes())
-    with pytest.raises(EvaluatorConfigError, match="has changed since"):
+    with pytest.raises(UserError, match="has changed since"):
         open_images(data)
 
 
@@ -148,7 +148,7 @@ def test_the_index_is_written_whole_or_not_at_all(root, tmp_path, monkeypatch):
 
 def test_what_is_no_index_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"no index")
-    with pytest.raises(EvaluatorConfigError, match="is not an index of images"):
+    with pytest.raises(UserError, match="is not an index of images"):
         open_images(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_the_layout_of_imagenet():
         ),
         (imagenet(classes=999), "999 classes instead of 1,000"),
     ):
-        with pytest.raises(EvaluatorConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             check_imagenet(listing)
 
 

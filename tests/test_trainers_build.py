@@ -13,10 +13,11 @@ import torch
 from pictures import encoded, folder
 
 from nag.cli import run
+from nag.errors import UserError
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.toy import TOY
-from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.base import EvaluationError
 from trainers.build import EVALUATORS, EvaluatorSettings, build_evaluator
 from trainers.evaluate import app, conditions
 from trainers.images import LoaderError
@@ -45,7 +46,7 @@ TOY_TEXTS = [
     ],
 )
 def test_arguments_that_do_not_fit(space, arguments, message):
-    with pytest.raises(EvaluatorConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         build_evaluator(SPACES[space], arguments.pop("evaluator"), EvaluatorSettings(**arguments))
 
 
@@ -260,7 +261,7 @@ def test_other_errors_are_not_hidden(flaky):
 
 
 def test_images_that_are_gone_are_one_line(flaky):
-    code, err, _ = flaky({TOY_TEXTS[1]: EvaluatorConfigError("cannot read 1.jpeg: gone")})
+    code, err, _ = flaky({TOY_TEXTS[1]: UserError("cannot read 1.jpeg: gone")})
     assert (code, err) == (2, ["error: cannot read 1.jpeg: gone"])
     assert flaky()[2] == TOY_TEXTS[1:6]
 

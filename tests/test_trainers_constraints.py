@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nag.errors import UserError
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluatorConfigError
 from trainers.constraints import build_constraints, build_property, parse_constraint
 from trainers.cost import NUM_CLASSES, cost, cost_property
 from trainers.latency.tables import latency_property
@@ -20,7 +20,7 @@ TOY = SPACES["toy"]
 
 def refusal(function, *arguments):
     """The one line of an error."""
-    with pytest.raises(EvaluatorConfigError) as error:
+    with pytest.raises(UserError) as error:
         function(*arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -121,7 +121,7 @@ def test_constraints_come_in_the_order_of_their_texts(latencies):
 
 def test_bounds_that_exclude_each_other_are_refused():
     said = r"macs cannot be at least 3e\+08 and at most 2\.5e\+08"
-    with pytest.raises(EvaluatorConfigError, match=said):
+    with pytest.raises(UserError, match=said):
         build_constraints(MOBILENETV3, ["macs<=250e6", "macs>=300e6", "macs<=1e9"], None, None)
     assert len(build_constraints(MOBILENETV3, ["macs<=3e8", "macs>=3e8"], None, None)) == 2
 

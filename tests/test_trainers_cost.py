@@ -5,10 +5,10 @@ from itertools import product
 import pandas as pd
 import pytest
 
+from nag.errors import UserError
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3, ops_from_ofa
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluatorConfigError
 from trainers.cost import COSTS, cost, cost_property
 
 
@@ -49,7 +49,7 @@ def test_spaces_and_data_sets_without_a_cost(rng):
     (toy,) = SPACES["toy"].sample(1, rng)
     assert cost(toy, "anything") == {}
     (network,) = MOBILENETV3.sample(1, rng)
-    with pytest.raises(EvaluatorConfigError, match=r"unknown data set 'mnist'.*imagenet"):
+    with pytest.raises(UserError, match=r"unknown data set 'mnist'.*imagenet"):
         cost(network, "mnist")
 
 
@@ -105,6 +105,6 @@ def test_errors_of_cost_properties_are_one_line():
             "unknown data set 'mnist': choose from imagenet, cifar10, cifar100, imagenet16-120",
         ),
     ]:
-        with pytest.raises(EvaluatorConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             cost_property(*arguments)
         assert str(caught.value) == message

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nag.errors import UserError
 from nag.spaces import ABSENT, SPACES, Architecture
 from nag.spaces.mobilenetv3 import EXPANDS, KERNELS, LAYERS, MAX_DEPTH, MOBILENETV3, ops_from_ofa
-from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
 from trainers.latency.tables import latency_property
 
@@ -198,7 +198,7 @@ def test_unmeasured_networks_are_left_out_and_r_is_optional(tmp_path, rng):
 
 
 def message(table, space=MOBILENETV3):
-    with pytest.raises(EvaluatorConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         latency_property(space, str(table))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -237,7 +237,7 @@ def test_unknown_resolution(kind, tmp_path):
     assert message(f"{path}:large") == f"{path} has no resolution 'large': choose from 96, 192"
     empty = write(tmp_path / "empty.json", {kind: {}})
     assert message(empty) == f"{empty} has no resolution '224': choose from none"
-    with pytest.raises(EvaluatorConfigError, match=r"has no resolution '64': choose from 96, 192$"):
+    with pytest.raises(UserError, match=r"has no resolution '64': choose from 96, 192$"):
         latency_property(MOBILENETV3, str(path), Task(10, resolution=64))
 
 

@@ -10,10 +10,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from nag.cli import run
+from nag.errors import UserError
 from nag.spaces import SPACES, Architecture
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from trainers import fit_surrogate
-from trainers.base import EvaluatorConfigError
 from trainers.cost import cost
 from trainers.evaluators.surrogate import WEIGHTS, SurrogateEvaluator, features
 from trainers.fit_surrogate import load_predictor, local_search, measured
@@ -107,16 +107,16 @@ def test_features_are_those_that_the_weights_were_fitted_on(rng):
 
 def test_changed_or_missing_weights_are_refused(tmp_path):
     copy = tmp_path / WEIGHTS.name
-    with pytest.raises(EvaluatorConfigError, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         SurrogateEvaluator(copy)
     shutil.copy(WEIGHTS.with_suffix(".json"), tmp_path)
     copy.write_bytes(WEIGHTS.read_bytes()[:-1] + b"!")
-    with pytest.raises(EvaluatorConfigError, match="does not match the hash"):
+    with pytest.raises(UserError, match="does not match the hash"):
         SurrogateEvaluator(copy)
 
 
 def test_other_spaces_are_refused(surrogate, rng):
-    with pytest.raises(EvaluatorConfigError, match="supports the space mobilenetv3, not toy"):
+    with pytest.raises(UserError, match="supports the space mobilenetv3, not toy"):
         surrogate.evaluate(SPACES["toy"].sample(1, rng)[0], seed=0)
 
 
@@ -141,7 +141,7 @@ ROW = {"ks": [3] * 20, "e": [3] * 20, "d": [2] * 5, "r": 224, "top1": 75.0, "sou
 def test_tables_that_cannot_be_fitted(rows, message, tmp_path):
     path = tmp_path / "synthetic.parquet"
     pd.DataFrame([{**ROW, **row} for row in rows], columns=list(ROW)).to_parquet(path)
-    with pytest.raises(EvaluatorConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         measured(path)
 
 

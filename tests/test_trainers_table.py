@@ -5,9 +5,10 @@ import math
 import pandas as pd
 import pytest
 
+from nag.errors import UserError
 from nag.spaces import SPACES
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluationError, EvaluatorConfigError
+from trainers.base import EvaluationError
 from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.evaluators.table import TableEvaluator
 
@@ -94,11 +95,11 @@ def test_errors_of_set_up_are_one_line(table, tmp_path, rng):
         ((table, "mnist"), "no data set 'mnist': choose from cifar10, cifar100, imagenet16-120"),
         ((table, "cifar10", "train"), "no objective 'train': choose from valid, test"),
     ]:
-        with pytest.raises(EvaluatorConfigError) as error:
+        with pytest.raises(UserError) as error:
             TableEvaluator(*arguments)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(EvaluatorConfigError, match="supports the space nasbench201, not toy"):
+    with pytest.raises(UserError, match="supports the space nasbench201, not toy"):
         TableEvaluator(table).evaluate(SPACES["toy"].sample(1, rng)[0], seed=0)
 
 

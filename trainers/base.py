@@ -14,10 +14,6 @@ class EvaluationError(Exception):
     """The architecture itself cannot be evaluated; retrying would not help."""
 
 
-class EvaluatorConfigError(UserError):
-    """The evaluator cannot be set up as requested: a one-line message for the user."""
-
-
 @dataclass(frozen=True)
 class Measurement:
     """The result of one evaluation."""
@@ -42,7 +38,7 @@ class MultiFidelityEvaluator(Evaluator, Protocol):
     """An evaluator that can also train for fewer epochs."""
 
     def at(self, epochs: int) -> Evaluator:
-        """The same evaluator with `epochs` epochs; raises EvaluatorConfigError if it has none.
+        """The same evaluator with `epochs` epochs; raises UserError if it has none.
 
         `epochs` is out of FULL_EPOCHS; if a full training has another length, it is scaled in
         proportion. Repeated calls are cheap.
@@ -78,20 +74,20 @@ class BenchmarkEvaluator(Evaluator, Protocol):
 
 
 def in_steps(evaluator: Evaluator) -> TrainingInSteps:
-    """`evaluator`, checked to train in steps; raises EvaluatorConfigError if it does not."""
+    """`evaluator`, checked to train in steps; raises UserError if it does not."""
     if not isinstance(evaluator, TrainingInSteps):
-        raise EvaluatorConfigError(
+        raise UserError(
             "this evaluator has no training that could be stopped early: choose --evaluator train"
         )
     return evaluator
 
 
 def at_epochs(evaluator: Evaluator, epochs: int | None) -> Evaluator:
-    """`evaluator` at `epochs` epochs; raises EvaluatorConfigError. None means full fidelity."""
+    """`evaluator` at `epochs` epochs; raises UserError. None means full fidelity."""
     if epochs is None:
         return evaluator
     if not isinstance(evaluator, MultiFidelityEvaluator):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"this evaluator has no accuracies after {epochs} epochs: choose --evaluator train, or "
             "a benchmark table that has them"
         )

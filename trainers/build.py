@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nag.errors import UserError, choose
 from nag.files import sha256_of
 from nag.spaces import SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import Evaluator, EvaluatorConfigError
+from trainers.base import Evaluator
 from trainers.cost import Task
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
@@ -52,21 +53,17 @@ def build_evaluator(
 ) -> Evaluator:
     """Build an evaluator, one of EVALUATORS, from settings that can be sent to a worker process.
 
-    Raises EvaluatorConfigError, in one line, if the settings are inconsistent.
+    Raises UserError, in one line, if the settings are inconsistent.
     """
-    if evaluator not in EVALUATORS:
-        raise EvaluatorConfigError(
-            f"unknown evaluator {evaluator!r}: choose from {', '.join(EVALUATORS)}"
-        )
-    spaces, build = EVALUATORS[evaluator]
+    spaces, build = EVALUATORS[choose("evaluator", evaluator, EVALUATORS)]
     if space.name not in spaces:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"the {evaluator} evaluator supports the space {' and '.join(spaces)}, not {space.name}"
         )
     if settings.table is not None and evaluator != "table":
-        raise EvaluatorConfigError(f"the {evaluator} evaluator takes no --table")
+        raise UserError(f"the {evaluator} evaluator takes no --table")
     if settings.networks != NetworkOptions() and evaluator not in ON_IMAGES:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"the {evaluator} evaluator uses no images: --data, --weights and related options are "
             f"for {' and '.join(ON_IMAGES)}"
         )
@@ -81,7 +78,7 @@ def unit_of(evaluator: str) -> Unit:
 def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings) -> Task | None:
     """The task of the networks that an evaluator measures, for which costs are counted.
 
-    None if it measures no networks. Raises EvaluatorConfigError.
+    None if it measures no networks. Raises UserError.
     """
     if evaluator not in ON_IMAGES:
         return None
@@ -93,13 +90,13 @@ def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings
 
 def _table(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     if settings.table is None:
-        raise EvaluatorConfigError("the table evaluator needs --table, the path of a parquet file")
+        raise UserError("the table evaluator needs --table, the path of a parquet file")
     return TableEvaluator(settings.table, settings.dataset or "cifar10", settings.objective)
 
 
 def _surrogate(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     if settings.dataset not in (None, DATASET):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"the surrogate evaluator has no data set {settings.dataset!r}: choose from {DATASET}"
         )
     _only_valid("surrogate", settings)
@@ -116,7 +113,7 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     task = _task("supernet", space, settings, supernet)
     _width(space, networks, supernet)  # that of the supernet, or refused
     if supernet.num_classes != len(task.classes):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{weights} has {supernet.num_classes} classes, {networks.data} has "
             f"{len(task.classes)}: train a supernet on it (python -m trainers.train_supernet), or "
             "start from these weights with --evaluator train"
@@ -128,13 +125,13 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
 
 
 def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> None:
-    """Raise EvaluatorConfigError if the supernet was trained on some of the held-out images.
+    """Raise UserError if the supernet was trained on some of the held-out images.
 
     Warns if that is merely possible for one of ours; official ones do not record their training.
     """
     unseen = task.unseen_by(supernet.meta)
     if unseen is False:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{weights} was trained with {supernet.meta['held_out']} of these images held out: "
             f"--held-out {len(task.held_out)} would measure accuracy on some it was trained on"
         )
@@ -173,11 +170,11 @@ def _task(
 ) -> ImageTask:
     _only_valid(evaluator, settings)
     if settings.dataset is not None:
-        raise EvaluatorConfigError(f"the {evaluator} evaluator takes --data, not --dataset")
+        raise UserError(f"the {evaluator} evaluator takes --data, not --dataset")
     networks = _as_in(supernet, settings.networks)
     task = ImageTask(networks, space, settings.place)
     if networks.latency_batch is not None and networks.latency_batch < 1:
-        raise EvaluatorConfigError("--latency-batch must be at least 1")
+        raise UserError("--latency-batch must be at least 1")
     if settings.with_held_out:
         return task.with_all_images()
     if supernet is not None:
@@ -187,7 +184,7 @@ def _task(
 
 def _weights(networks: NetworkOptions) -> Path:
     if networks.weights is None:
-        raise EvaluatorConfigError("the supernet evaluator needs --weights, those of a supernet")
+        raise UserError("the supernet evaluator needs --weights, those of a supernet")
     return networks.weights
 
 
@@ -203,7 +200,7 @@ def _width(space: SearchSpace, networks: NetworkOptions, supernet: Supernet | No
     width = networks.width
     if supernet is not None:
         if width not in (None, supernet.width):
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"--width {width:g}: the networks of {networks.weights} have width "
                 f"{supernet.width:g}"
             )
@@ -211,14 +208,14 @@ def _width(space: SearchSpace, networks: NetworkOptions, supernet: Supernet | No
     if width is None:
         return 1.0
     if space.name != MOBILENETV3.name:
-        raise EvaluatorConfigError(f"--width is for the space {MOBILENETV3.name}, not {space.name}")
+        raise UserError(f"--width is for the space {MOBILENETV3.name}, not {space.name}")
     check_width(width)
     return width
 
 
 def _only_valid(evaluator: str, settings: EvaluatorSettings) -> None:
     if settings.objective != "valid":
-        raise EvaluatorConfigError(
+        raise UserError(
             f"the {evaluator} evaluator has no objective {settings.objective!r}: choose from valid"
         )
 

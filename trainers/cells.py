@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nag.errors import UserError
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
-from trainers.base import EvaluatorConfigError
 from trainers.plans import CELLS, CHANNELS
 
 
@@ -22,7 +22,7 @@ class CellNetwork(nn.Module):
     def __init__(self, arch: Architecture, num_classes: int) -> None:
         super().__init__()
         if arch.space != NASBENCH201.name:
-            raise EvaluatorConfigError(f"not a cell of {NASBENCH201.name}: {arch.space}")
+            raise UserError(f"not a cell of {NASBENCH201.name}: {arch.space}")
         operators = [OPERATORS[op] for op in arch.ops[1:-1]]
         stem = (nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]))
         body: list[nn.Module] = []

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from nag.errors import UserError
 from nag.properties import Constraint, Property
 from nag.spaces import SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluatorConfigError
 from trainers.cost import COSTS, Task, cost_property, task_of_data_set
 from trainers.latency.tables import latency_property
 
@@ -19,14 +19,14 @@ _PATTERN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.\w]+)\s*")
 
 
 def parse_constraint(text: str) -> tuple[str, bool, float]:
-    """'macs<=300e6' -> ("macs", True, 3e8); True means "at most". Raises EvaluatorConfigError."""
+    """'macs<=300e6' -> ("macs", True, 3e8); True means "at most". Raises UserError."""
     match = _PATTERN.fullmatch(text)
     try:
         if match and math.isfinite(limit := float(match[3])):
             return match[1], match[2] == "<=", limit
     except ValueError:
         pass
-    raise EvaluatorConfigError(
+    raise UserError(
         f"{text!r} is not a constraint: expected QUANTITY<=NUMBER or QUANTITY>=NUMBER, "
         "e.g. 'macs<=300e6'"
     )
@@ -35,7 +35,7 @@ def parse_constraint(text: str) -> tuple[str, bool, float]:
 def build_property(
     space: SearchSpace, name: str, task: str | Task | None, latency_table: str | None
 ) -> Property:
-    """A property by name; raises EvaluatorConfigError if the space does not have it.
+    """A property by name; raises UserError if the space does not have it.
 
     task: the task of the networks, or the name of a data set; None means the usual one of the
         space, or for a latency, networks of any width.
@@ -43,14 +43,14 @@ def build_property(
     known = PROPERTIES.get(space.name, {})
     if name not in known:
         choice = f"choose from {', '.join(known)}" if known else "it has none"
-        raise EvaluatorConfigError(f"unknown quantity {name!r} of the space {space.name}: {choice}")
+        raise UserError(f"unknown quantity {name!r} of the space {space.name}: {choice}")
     return replace(known[name](space, task, latency_table), name=name)
 
 
 def build_constraints(
     space: SearchSpace, texts: Sequence[str], task: str | Task | None, latency_table: str | None
 ) -> tuple[Constraint, ...]:
-    """Constraints from their texts; raises EvaluatorConfigError, also if one cannot be met.
+    """Constraints from their texts; raises UserError, also if one cannot be met.
 
     task, latency_table: as for `build_property`.
     """
@@ -60,7 +60,7 @@ def build_constraints(
         constraint = Constraint(build_property(space, name, task, latency_table), limit, at_most)
         if not constraint.possible:
             low, high = constraint.quantity.extremes
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"no architecture of {space.name} satisfies {text!r}: {name} is between {low:.6g} "
                 f"and {high:.6g}"
             )
@@ -70,11 +70,9 @@ def build_constraints(
         least = max((c.limit for c in bounds if not c.at_most), default=-math.inf)
         most = min((c.limit for c in bounds if c.at_most), default=math.inf)
         if least > most:
-            raise EvaluatorConfigError(
-                f"{name} cannot be at least {least:.6g} and at most {most:.6g}"
-            )
+            raise UserError(f"{name} cannot be at least {least:.6g} and at most {most:.6g}")
     if latency_table is not None and all(c.quantity.name != "latency" for c in constraints):
-        raise EvaluatorConfigError("--latency-table needs a constraint on latency")
+        raise UserError("--latency-table needs a constraint on latency")
     return tuple(constraints)
 
 
@@ -84,7 +82,7 @@ def _cost(name: str, by_default: str) -> Builder:
 
 def _latency(space: SearchSpace, task: str | Task | None, table: str | None) -> Property:
     if table is None:
-        raise EvaluatorConfigError("a constraint on latency needs --latency-table")
+        raise UserError("a constraint on latency needs --latency-table")
     if isinstance(task, str):
         task = task_of_data_set(space.name, task)
     return latency_property(space, table, task)

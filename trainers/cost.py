@@ -12,11 +12,11 @@ from operator import attrgetter
 
 import numpy as np
 
+from nag.errors import UserError, choose
 from nag.properties import Property
 from nag.spaces import ABSENT, Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_EDGES, NASBENCH201, OPERATORS
-from trainers.base import EvaluatorConfigError
 from trainers.plans import CELLS, CHANNELS, Slot, mobilenetv3_plan, squeezed, stack_sizes
 
 NUM_CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "imagenet16-120": 120}
@@ -42,7 +42,7 @@ def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
 
     For a data set, MobileNetV3 networks read 224 x 224 images and NAS-Bench-201 networks 32 x 32
     (ImageNet16-120: 16 x 16). The result is empty for a space without a cost model; an unknown data
-    set raises EvaluatorConfigError.
+    set raises UserError.
     """
     if arch.space not in _MODELS:
         return {}
@@ -55,13 +55,11 @@ def cost(arch: Architecture, task: str | Task) -> dict[str, float]:
 def cost_property(space: SearchSpace, name: str, task: str | Task) -> Property:
     """One entry of `cost`, `name` in COSTS, as an exact additive property.
 
-    Raises EvaluatorConfigError for an unknown name or data set, or a space without a cost model.
+    Raises UserError for an unknown name or data set, or a space without a cost model.
     """
     if space.name not in _MODELS:
-        raise EvaluatorConfigError(f"the space {space.name} has no cost model")
-    if name not in COSTS:
-        raise EvaluatorConfigError(f"unknown cost {name!r}: choose from {', '.join(COSTS)}")
-    network, count = _network(space.name, task), attrgetter(name)
+        raise UserError(f"the space {space.name} has no cost model")
+    network, count = _network(space.name, task), attrgetter(choose("cost", name, COSTS))
     coefficients = [[count(one) for one in costs] for costs in network.operators]
     return Property(name, space, float(count(network.ends)), np.array(coefficients, np.float64))
 
@@ -91,15 +89,12 @@ def _network(space: str, task: str | Task) -> _Network:
 def task_of_data_set(space: str, dataset: str) -> Task:
     """The task of a space's networks on a published data set, one of NUM_CLASSES.
 
-    Raises EvaluatorConfigError.
+    Raises UserError.
     """
-    if dataset not in NUM_CLASSES:
-        raise EvaluatorConfigError(
-            f"unknown data set {dataset!r}: choose from {', '.join(NUM_CLASSES)}"
-        )
+    classes = NUM_CLASSES[choose("data set", dataset, NUM_CLASSES)]
     if space == MOBILENETV3.name:
-        return Task(NUM_CLASSES[dataset], resolution=224)
-    return Task(NUM_CLASSES[dataset], resolution=16 if dataset == "imagenet16-120" else 32)
+        return Task(classes, resolution=224)
+    return Task(classes, resolution=16 if dataset == "imagenet16-120" else 32)
 
 
 def _total(costs: Iterable[_Cost]) -> _Cost:

@@ -38,7 +38,6 @@ from nag.spaces.mobilenetv3 import (
     RANKS,
     ops_from_ofa,
 )
-from trainers.base import EvaluatorConfigError
 from trainers.evaluators.surrogate import WEIGHTS, features
 from trainers.latency.tables import once_for_all_networks
 from trainers.ofa import LARGEST
@@ -193,7 +192,7 @@ def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
     """Distinct measured sub-networks, their mean top-1 in percent, and the search they come from.
 
     The order is fixed. Searches are numbered; a network found by several is assigned to the first.
-    Rows with another resolution or without top-1 are skipped. Raises EvaluatorConfigError.
+    Rows with another resolution or without top-1 are skipped. Raises UserError.
     """
     columns = read_columns(path, ["ks", "e", "d", "r", "top1", "source"])
     found = once_for_all_networks(path, columns)
@@ -204,7 +203,7 @@ def measured(path: Path) -> tuple[list[Architecture], Array, NDArray[np.int64]]:
         values.setdefault(found[i].ops, []).append(top1[i])
         sources.setdefault(found[i].ops, str(columns["source"][i]))
     if len(values) < FOLDS or len({*sources.values()}) < 2:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has {len(values)} networks with top1 at r={RESOLUTION}, from "
             f"{len({*sources.values()})} sources: at least {FOLDS} from 2 are needed"
         )

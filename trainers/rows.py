@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nag.cli import parse_architectures, read_architectures
+from nag.errors import UserError
 from nag.files import write_bytes
 from nag.spaces import Architecture, StagedSpace
-from trainers.base import EvaluatorConfigError
 
 ACCURACIES = ("value", "test", "test_top5")  # fractions inside the program, percent in files
 PARTIAL = ("epochs", "stopped")  # columns that mark values of partial evaluations
@@ -80,44 +80,44 @@ def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> 
 
 
 def column_names(path: Path) -> list[str]:
-    """Columns of a parquet file; raises EvaluatorConfigError if it is not readable as one."""
+    """Columns of a parquet file; raises UserError if it is not readable as one."""
     try:
         return list(pq.read_schema(path).names)
     except FileNotFoundError:
-        raise EvaluatorConfigError(f"no such table: {path}") from None
+        raise UserError(f"no such table: {path}") from None
     except (pa.ArrowInvalid, OSError):
-        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+        raise UserError(f"{path} is not a readable parquet file") from None
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
     """The named columns of a parquet file as Python lists, nulls as None.
 
-    Raises EvaluatorConfigError when the file or a column is missing.
+    Raises UserError when the file or a column is missing.
     """
     available = column_names(path)
     missing = [name for name in columns if name not in available]
     if missing:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(available) or 'none'}"
         )
     try:
         return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
     except (pa.ArrowInvalid, OSError):
-        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+        raise UserError(f"{path} is not a readable parquet file") from None
 
 
 def numbers(path: Path, column: str, values: Sequence[object]) -> NDArray[np.float64]:
-    """(n,) numbers of a column, nan for null; raises EvaluatorConfigError for anything else."""
+    """(n,) numbers of a column, nan for null; raises UserError for anything else."""
     if not all(x is None or isinstance(x, int | float) for x in values):
-        raise EvaluatorConfigError(f"{path}: column {column} does not hold numbers")
+        raise UserError(f"{path}: column {column} does not hold numbers")
     return np.array(values, np.float64)
 
 
 def read_texts(path: Path) -> list[str | None]:
-    """The column arch of a parquet file; raises EvaluatorConfigError."""
+    """The column arch of a parquet file; raises UserError."""
     texts = read_columns(path, ["arch"])["arch"]
     if not all(text is None or isinstance(text, str) for text in texts):
-        raise EvaluatorConfigError(f"{path}: column arch does not hold text")
+        raise UserError(f"{path}: column arch does not hold text")
     return texts
 
 

@@ -6,8 +6,9 @@ from time import perf_counter
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from nag.errors import UserError
 from nag.spaces import Architecture
-from trainers.base import EvaluatorConfigError, Measurement
+from trainers.base import Measurement
 from trainers.cost import cost
 from trainers.ofa import Supernet
 from trainers.training.augment import Normalisation
@@ -37,7 +38,7 @@ class SupernetEvaluator:
 
     def __post_init__(self) -> None:
         if self.calibration < 1:
-            raise EvaluatorConfigError("--calibration must be at least 1")
+            raise UserError("--calibration must be at least 1")
 
     @property
     def width(self) -> float:

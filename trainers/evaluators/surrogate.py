@@ -18,9 +18,10 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from nag.errors import UserError
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3, NUM_STAGES, stage_numbers
-from trainers.base import EvaluatorConfigError, Measurement
+from trainers.base import Measurement
 from trainers.cost import cost
 
 DATASET = "imagenet"
@@ -34,11 +35,11 @@ def features(archs: Sequence[Architecture]) -> NDArray[np.float64]:
     """(B, 300): the encoding, then the 120 products z_p z_q.
 
     z: the `stage_numbers`, depths minus 3. Centring keeps the products small for ordinary networks.
-    Raises EvaluatorConfigError for other spaces.
+    Raises UserError for other spaces.
     """
     for arch in archs:
         if arch.space != MOBILENETV3.name:
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"the surrogate supports the space {MOBILENETV3.name}, not {arch.space}"
             )
     v = MOBILENETV3.encode(archs).double()  # (B, 20, 9)
@@ -50,7 +51,7 @@ def features(archs: Sequence[Architecture]) -> NDArray[np.float64]:
 class SurrogateEvaluator:
     """Estimated ImageNet-1K top-1 (fraction) of a width-1.0 sub-network at 224 px; no training.
 
-    Raises EvaluatorConfigError if the weights are missing or do not match the hash beside them.
+    Raises UserError if the weights are missing or do not match the hash beside them.
     """
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
@@ -74,9 +75,7 @@ def _load(weights: Path) -> dict[str, NDArray[np.float64]]:
         content = weights.read_bytes()
         description = json.loads(weights.with_suffix(".json").read_text())
     except FileNotFoundError as error:
-        raise EvaluatorConfigError(f"surrogate weights are missing: {error.filename}") from None
+        raise UserError(f"surrogate weights are missing: {error.filename}") from None
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
-        raise EvaluatorConfigError(
-            f"{weights} does not match the hash in {weights.with_suffix('.json').name}"
-        )
+        raise UserError(f"{weights} does not match the hash in {weights.with_suffix('.json').name}")
     return safetensors.numpy.load(content)

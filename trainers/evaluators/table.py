@@ -4,9 +4,10 @@ import math
 import time
 from pathlib import Path
 
+from nag.errors import UserError
 from nag.spaces import Architecture
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import FULL_EPOCHS, EvaluationError, EvaluatorConfigError, Measurement
+from trainers.base import FULL_EPOCHS, EvaluationError, Measurement
 from trainers.cost import cost
 from trainers.rows import column_names, numbers, read_columns, read_texts
 
@@ -34,7 +35,7 @@ class TableEvaluator:
             ("objective", objective, OBJECTIVES),
         ):
             if name not in allowed:
-                raise EvaluatorConfigError(
+                raise UserError(
                     f"the table evaluator has no {kind} {name!r}: choose from {', '.join(allowed)}"
                 )
         self.path, self.dataset, self.objective = path, dataset, objective
@@ -51,7 +52,7 @@ class TableEvaluator:
                 for o in OBJECTIVES
                 if (column := f"{p}_{o}_{epochs}") in available
             ]
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"{path} has no column {', '.join(missing)}; "
                 f"accuracies it has: {', '.join(usable) or 'none'}"
             )
@@ -61,7 +62,7 @@ class TableEvaluator:
         self._rows = {arch: row for row, arch in enumerate(read_texts(path))}
         self._values = columns[value].tolist()
         if not any(map(math.isfinite, self._values)):
-            raise EvaluatorConfigError(f"{path}: column {value} has no number")
+            raise UserError(f"{path}: column {value} has no number")
         self._metrics = {
             metric: (scale * columns[name]).tolist()
             for metric, name, scale in (
@@ -87,7 +88,7 @@ class TableEvaluator:
         """Look up `arch`; `seed` is ignored, because the table holds means over seeds."""
         start = time.perf_counter()
         if arch.space != NASBENCH201.name:
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"the table evaluator supports the space {NASBENCH201.name}, not {arch.space}"
             )
         text = NASBENCH201.to_str(arch)

@@ -3,9 +3,10 @@
 import math
 import time
 
+from nag.errors import UserError
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.toy import TOY
-from trainers.base import EvaluatorConfigError, Measurement
+from trainers.base import Measurement
 
 # Score of operators a, b, c at each slot; an absent layer scores 0.
 _SCORES = ((0.1, 0.5, 0.3), (0.4, -0.2, 0.2), (0.2, 0.3, 0.0), (-0.3, 0.1, 0.6))
@@ -27,9 +28,7 @@ class ToyEvaluator:
         """The synthetic value of `arch`; `seed` is ignored."""
         start = time.perf_counter()
         if arch.space != TOY.name:
-            raise EvaluatorConfigError(
-                f"the toy evaluator supports the space {TOY.name}, not {arch.space}"
-            )
+            raise UserError(f"the toy evaluator supports the space {TOY.name}, not {arch.space}")
         score = sum(
             scores[op] for scores, op in zip(_SCORES, arch.ops, strict=True) if op != ABSENT
         )

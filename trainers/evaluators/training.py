@@ -12,9 +12,10 @@ from time import perf_counter
 import torch
 from torch import nn
 
+from nag.errors import UserError
 from nag.spaces import Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.base import FULL_EPOCHS, EvaluatorConfigError, Measurement
+from trainers.base import FULL_EPOCHS, Measurement
 from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
@@ -54,11 +55,9 @@ class TrainingEvaluator:
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs <= self.recipe.epochs:
-            raise EvaluatorConfigError(
-                f"epochs must be 1 to {self.recipe.epochs}, not {self.epochs}"
-            )
+            raise UserError(f"epochs must be 1 to {self.recipe.epochs}, not {self.epochs}")
         if self.supernet is not None and self.space.name != MOBILENETV3.name:
-            raise EvaluatorConfigError(f"there are no supernets for the space {self.space.name}")
+            raise UserError(f"there are no supernets for the space {self.space.name}")
 
     def at(self, epochs: int) -> "TrainingEvaluator":
         """An evaluator with epochs / FULL_EPOCHS of the cost.

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from nag.errors import UserError
 from nag.files import write_json
 from nag.spaces import SPACES, InvalidArchitectureError
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from trainers.base import EvaluatorConfigError
 from trainers.cells import CellNetwork
 from trainers.ofa import build_network
 from trainers.plans import CELLS, CHANNELS
@@ -104,7 +104,7 @@ def save_classifier(classifier: Classifier, folder: Path, about: Mapping[str, An
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Load the classifier in a folder, in evaluation mode; raises EvaluatorConfigError."""
+    """Load the classifier in a folder, in evaluation mode; raises UserError."""
     try:
         record: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())["network"]
         record |= {name: tuple(record[name]) for name in ("classes", "mean", "std")}
@@ -112,10 +112,10 @@ def load_classifier(folder: Path) -> Classifier:
         network = spec.network()
         network.load_state_dict(load_file(folder / WEIGHTS))
     except OSError as error:
-        raise EvaluatorConfigError(f"no model in {folder}: {error}") from None
+        raise UserError(f"no model in {folder}: {error}") from None
     except (
         *(ValueError, KeyError, TypeError, RuntimeError),
         *(SafetensorError, InvalidArchitectureError),
     ) as error:
-        raise EvaluatorConfigError(f"the model in {folder} is damaged: {error}") from error
+        raise UserError(f"the model in {folder} is damaged: {error}") from error
     return Classifier(network, spec)

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nag.errors import counted, one_line
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError, counted, one_line
 from trainers.images.decode import CorruptImageError, decode
 from trainers.images.index import Listing
 from trainers.images.parallel import in_processes
@@ -85,7 +84,7 @@ def _leaks(
 
 
 def check_imagenet(listing: Listing) -> None:
-    """Raise EvaluatorConfigError, in one line, unless these are the images of ImageNet-1K."""
+    """Raise UserError, in one line, unless these are the images of ImageNet-1K."""
     pictures, wrong = listing.pictures, []
     odd = [name for name in listing.classes if not re.fullmatch(r"n\d{8}", name)]
     if odd:
@@ -110,4 +109,4 @@ def check_imagenet(listing: Listing) -> None:
             f"{uneven[0]} with {counts[uneven[0]]}"
         )
     if wrong:
-        raise EvaluatorConfigError(f"{listing.root} is not ImageNet-1K: {'; '.join(wrong)}")
+        raise UserError(f"{listing.root} is not ImageNet-1K: {'; '.join(wrong)}")

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nag.errors import UserError
 from nag.files import write_bytes
-from trainers.base import EvaluatorConfigError
 
 FILE = "pictures.parquet"
 VERSION = 1
@@ -90,30 +90,30 @@ def save(listing: Listing, folder: Path) -> None:
 def load(folder: Path, root: Path | None = None) -> Listing:
     """The listing kept in a folder, for data at `root`, by default their original location.
 
-    Raises EvaluatorConfigError if it is not an index or the data have changed since.
+    Raises UserError if it is not an index or the data have changed since.
     """
     path = folder / FILE
     try:
         table = pq.read_table(path)
         about: dict[str, Any] = json.loads((table.schema.metadata or {})[b"images"])
     except (KeyError, ValueError, OSError):
-        raise EvaluatorConfigError(f"{path} is not an index of images") from None
+        raise UserError(f"{path} is not an index of images") from None
     data = root or Path(about["root"])
     again = f"run python -m trainers.prepare {data} again"
     if about["version"] != VERSION:
-        raise EvaluatorConfigError(f"{path} has another format version: {again}")
+        raise UserError(f"{path} has another format version: {again}")
     watched = tuple(about["watched"])
     try:
         changed = newest(data, watched) > about["newest"]
     except OSError as error:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{data} has changed since it was prepared: {error.filename}: {error.strerror}"
         ) from None
     if data.is_dir():
         now = {*split_folders(data)} or {path.name for path in data.glob("*.tar")}
         changed |= now != {name for name in watched if "/" not in name}
     if changed:
-        raise EvaluatorConfigError(f"{data} has changed since it was prepared: {again}")
+        raise UserError(f"{data} has changed since it was prepared: {again}")
     return Listing(
         about["kind"], data, tuple(about["classes"]), table, watched, int(about["newest"])
     )

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nag.errors import counted
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError, counted
 from trainers.images.crops import DRAWS, Crop, crop_squares, shift
 from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.parallel import cores
@@ -80,10 +79,10 @@ class Loader:
             written now if needed, in the size the crop requires. A single file from such a folder
             (pixels-*.npy) may have any size. Random crops are then parts of central squares.
 
-        Raises EvaluatorConfigError, and OSError if the cache cannot be written.
+        Raises UserError, and OSError if the cache cannot be written.
         """
         if batch_size < 1 or resolution < 1 or len(indices) < (batch_size if drop_last else 1):
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"cannot make batches of {counted(batch_size, 'image')} of {resolution} x "
                 f"{resolution} pixels from {counted(len(indices), 'image')}"
             )
@@ -148,13 +147,13 @@ class Loader:
         self._keys[:] = keys
         found = map(self._make.__getitem__, keys) if self.workers == 0 else self._in_workers()
         for key, skipped in zip(keys, found, strict=True):
-            if isinstance(skipped, EvaluatorConfigError):
+            if isinstance(skipped, UserError):
                 raise skipped
             images = self._make.slot(key)
             on_gpu = self.device.type == "cuda"
             yield _Batch(images.pin_memory() if on_gpu else images.clone(), skipped)
 
-    def _in_workers(self) -> Iterator[list[str] | EvaluatorConfigError]:
+    def _in_workers(self) -> Iterator[list[str] | UserError]:
         """The results of `_Stream` for the keys."""
         if self._running is None:
             self._running = DataLoader(
@@ -198,7 +197,7 @@ class _Stream:
         slot = self.slots[key.number % len(self.slots), : len(key.rows)]
         return slot.permute(0, 3, 1, 2)
 
-    def __getitem__(self, key: _Key) -> list[str] | EvaluatorConfigError:
+    def __getitem__(self, key: _Key) -> list[str] | UserError:
         """Decode a batch; returns the names of replaced images.
 
         Errors are returned, because one raised in a worker would arrive as a traceback.
@@ -212,7 +211,7 @@ class _Stream:
                 box = self.crop.box(pixels.shape[1], pixels.shape[0], draws[i])
                 images[i] = resize(pixels, box.part, self.resolution)
                 shifts.append(box.shift)
-        except EvaluatorConfigError as error:
+        except UserError as error:
             return error
         images.copy_(shift(images, torch.tensor(shifts)))
         return skipped
@@ -225,7 +224,7 @@ class _Stream:
                 skipped.append(str(self.split.names[other]))
             except OSError as error:
                 name, reason = self.split.names[other], error.strerror or error
-                raise EvaluatorConfigError(f"cannot read {name}: {reason}") from None
+                raise UserError(f"cannot read {name}: {reason}") from None
         raise _none_left(self.split, row)
 
 
@@ -246,7 +245,7 @@ class _Cached:
         side, size = self.pixels.squares.shape[-1], self.resolution
         if side > 2 * size:
             fit = self.crop.cached_size(size)
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"cached pixels of {side} x {side} are too large for {size} x {size}: "
                 f"cache {fit} x {fit}"
             )
@@ -312,6 +311,6 @@ def _pixels(split: Split, cache: Path, size: int, workers: int) -> Pixels:
     return open_pixels(path, split)
 
 
-def _none_left(split: Split, row: int) -> EvaluatorConfigError:
+def _none_left(split: Split, row: int) -> UserError:
     name = split.classes[split.labels[row]]
-    return EvaluatorConfigError(f"no image of class {name} can be decoded")
+    return UserError(f"no image of class {name} can be decoded")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nag.errors import UserError
 from nag.files import aside, write_text
-from trainers.base import EvaluatorConfigError
 from trainers.images.crops import DRAWS, Crop
 from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.parallel import in_processes
@@ -36,17 +36,17 @@ def pixel_file(folder: Path, split: Split, size: int) -> Path:
 
 
 def open_pixels(path: Path, split: Split) -> Pixels:
-    """Squares from `write_pixels`; EvaluatorConfigError if they are not of this split."""
+    """Squares from `write_pixels`; UserError if they are not of this split."""
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         squares = np.load(path, mmap_mode="r")
         digest, corrupt = about["names"], frozenset(about["corrupt"])
     except FileNotFoundError as error:
-        raise EvaluatorConfigError(f"no such pixel cache: {error.filename}") from None
+        raise UserError(f"no such pixel cache: {error.filename}") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError):
-        raise EvaluatorConfigError(f"{path} is not a pixel cache") from None
+        raise UserError(f"{path} is not a pixel cache") from None
     if digest != split.digest or len(squares) != len(split):
-        raise EvaluatorConfigError(f"{path} holds the pixels of other images")
+        raise UserError(f"{path} holds the pixels of other images")
     return Pixels(squares, corrupt)
 
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nag.errors import counted
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError, counted
 from trainers.images.index import SPLITS, Listing, newest, split_folders, used_splits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -24,7 +23,7 @@ FLAT = (
 
 
 def scan(path: Path) -> Listing:
-    """List all images at `path` without decoding; raises EvaluatorConfigError in one line.
+    """List all images at `path` without decoding; raises UserError in one line.
 
     path: a folder that holds train/CLASS/... (images at any depth), a folder of *.tar, one tar
         that holds train/CLASS/..., or a parquet file with the columns split, label or class, jpeg.
@@ -33,14 +32,14 @@ def scan(path: Path) -> Listing:
         if path.is_dir():
             listing = _scan_folder(path)
         elif not path.exists():
-            raise EvaluatorConfigError(f"no such folder or file: {path}")
+            raise UserError(f"no such folder or file: {path}")
         elif path.suffix == ".parquet":
             listing = _scan_parquet(path)
         else:
             listing = _scan_tars(path, [path])
     except OSError as error:
         reason = error.strerror or str(error)
-        raise EvaluatorConfigError(f"cannot read {error.filename or path}: {reason}") from None
+        raise UserError(f"cannot read {error.filename or path}: {reason}") from None
     return listing
 
 
@@ -61,7 +60,7 @@ def _listing(
     names = pictures["name"]
     if len(names) != pc.count_distinct(names).as_py():
         twice = Counter(names.to_pylist()).most_common(1)[0][0]
-        raise EvaluatorConfigError(f"{root} holds {twice} twice")
+        raise UserError(f"{root} holds {twice} twice")
     if classes is None:
         classes = sorted(pc.unique(pictures["class"]).to_pylist())
     return Listing(kind, root, tuple(classes), pictures, tuple(watched), changed)
@@ -75,7 +74,7 @@ def _scan_folder(root: Path) -> Listing:
             return _scan_tars(root, archives)
         names = sorted(name for name in os.listdir(root) if not name.startswith("."))
         has = ", ".join(names[:5]) or "nothing"
-        raise EvaluatorConfigError(f"{root} has no folder train or val ({LAYOUT}); it has {has}")
+        raise UserError(f"{root} has no folder train or val ({LAYOUT}); it has {has}")
 
     tops: list[tuple[str, str, str]] = []  # split, class, folder of the class inside root
     watched: list[str] = []
@@ -87,15 +86,15 @@ def _scan_folder(root: Path) -> Listing:
             if entry.is_dir():
                 tops.append((split, entry.name, f"{folder}/{entry.name}"))
             elif is_picture(entry.name):
-                raise EvaluatorConfigError(FLAT.format(where=root / folder, name=entry.name))
+                raise UserError(FLAT.format(where=root / folder, name=entry.name))
     if not tops:
-        raise EvaluatorConfigError(f"{root} has no class folders ({LAYOUT})")
+        raise UserError(f"{root} has no class folders ({LAYOUT})")
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(lambda top: _walk(root, top[2]), tops))
     columns: dict[str, list[object]] = {"name": [], "split": [], "class": []}
     for (split, name, top), (pictures, below) in zip(tops, found, strict=True):
         if not pictures:
-            raise EvaluatorConfigError(f"{root / top} holds no image")
+            raise UserError(f"{root / top} holds no image")
         watched += below
         columns["name"] += pictures
         columns["split"] += [split] * len(pictures)
@@ -133,12 +132,12 @@ def _scan_tars(root: Path, archives: Sequence[Path]) -> Listing:
         if at is None:
             continue
         if len(parts) == at + 2:
-            raise EvaluatorConfigError(FLAT.format(where=f"{archive}: {parts[at]}", name=parts[-1]))
+            raise UserError(FLAT.format(where=f"{archive}: {parts[at]}", name=parts[-1]))
         name = "/".join(parts[at:])
         where = watched[archives.index(archive)]
         rows.append((name, parts[at], parts[at + 1], where, member.offset_data, member.size))
     if not rows:
-        raise EvaluatorConfigError(f"{root} holds no images in class folders ({LAYOUT})")
+        raise UserError(f"{root} holds no images in class folders ({LAYOUT})")
     titles = ("name", "split", "class", "archive", "offset", "size")
     columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
     return _listing("tar", root, _keep_splits(columns), watched, changed)
@@ -152,16 +151,14 @@ def _members(archives: Iterable[Path]) -> Iterable[tuple[Path, tarfile.TarInfo]]
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # else all stay in memory
                     if member.name.endswith(".tar"):
-                        raise EvaluatorConfigError(
+                        raise UserError(
                             f"{archive} is a tar of tars ({member.name}): extract it, one folder "
                             f"per class ({LAYOUT})"
                         )
                     if member.isreg():
                         yield archive, member
         except tarfile.TarError as error:
-            raise EvaluatorConfigError(
-                f"{archive} is not a complete, uncompressed tar: {error}"
-            ) from None
+            raise UserError(f"{archive} is not a complete, uncompressed tar: {error}") from None
 
 
 def _scan_parquet(path: Path) -> Listing:
@@ -173,17 +170,17 @@ def _scan_parquet(path: Path) -> Listing:
         if not {"label", "class"} & set(available):
             missing.append("label or class")
         if missing:
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(available)}"
             )
         wanted = [n for n in ("split", "label", "class", "file") if n in available]
         table = file.read(columns=wanted).to_pydict()
     except pa.ArrowInvalid:
-        raise EvaluatorConfigError(f"{path} is not a readable parquet file") from None
+        raise UserError(f"{path} is not a readable parquet file") from None
     splits = [str(split) for split in table["split"]]
     used = used_splits({*splits}.__contains__)
     if not used:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path}: column split must hold train and val; it holds "
             f"{', '.join(sorted(set(splits))[:5]) or 'nothing'}"
         )
@@ -191,7 +188,7 @@ def _scan_parquet(path: Path) -> Listing:
     pictures = [row for row in rows if splits[row] in used]
     for column in {"label", "class"} & table.keys():
         if empty := sum(table[column][row] in (None, "") for row in pictures):
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"{path}: column {column} is empty for {empty} of {counted(len(pictures), 'image')}"
             )
     labels = table.get("label", [])
@@ -202,9 +199,7 @@ def _scan_parquet(path: Path) -> Listing:
         pairs = sorted({(labels[row], names[row]) for row in pictures}) if numbers else []
         classes = [name for _, name in pairs]
         if not numbers or [label for label, _ in pairs] != list(range(len(set(classes)))):
-            raise EvaluatorConfigError(
-                f"{path}: labels must be 0, 1, 2, ..., each for exactly one class"
-            )
+            raise UserError(f"{path}: labels must be 0, 1, 2, ..., each for exactly one class")
     files = [
         f"{split}/{name}/{file}"
         for split, name, file in zip(splits, names, table.get("file", rows), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError
 from trainers.images.index import FILE, Listing, load, prepared_folder
 from trainers.images.scan import scan
 from trainers.images.sources import Some, Source, open_source, texts
@@ -58,16 +58,14 @@ class Images:
     prepared: Path  # folder of its index and, by default, of pixel caches; may not exist
 
     def split(self, name: str) -> Split:
-        """The split called `name`; raises EvaluatorConfigError if there is none."""
+        """The split called `name`; raises UserError if there is none."""
         if name not in self.splits:
-            raise EvaluatorConfigError(
-                f"{self.path} has no split {name}: it has {', '.join(self.splits)}"
-            )
+            raise UserError(f"{self.path} has no split {name}: it has {', '.join(self.splits)}")
         return self.splits[name]
 
 
 def open_images(path: Path) -> Images:
-    """Open a data set; raises EvaluatorConfigError in one line.
+    """Open a data set; raises UserError in one line.
 
     path: as for `scan`, or a folder made by `python -m trainers.prepare DATA --out`. If DATA was
         prepared, its index is read instead of scanning it, and images found to be corrupt are
@@ -82,12 +80,12 @@ def open_images(path: Path) -> Images:
 
 
 def build_images(listing: Listing, prepared: Path) -> Images:
-    """The data set of a listing; raises EvaluatorConfigError if classes and splits do not fit."""
+    """The data set of a listing; raises UserError if classes and splits do not fit."""
     good = listing.good
     if not len(good):
-        raise EvaluatorConfigError(f"{listing.root}: no image can be read")
+        raise UserError(f"{listing.root}: no image can be read")
     if len(listing.classes) < 2:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{listing.root} has only one class, {listing.classes[0]}: at least two are needed"
         )
     splits = {}
@@ -97,7 +95,7 @@ def build_images(listing: Listing, prepared: Path) -> Images:
             continue
         missing = set(listing.classes) - set(pc.unique(pictures["class"]).to_pylist())
         if missing:
-            raise EvaluatorConfigError(_missing(listing, name, sorted(missing)))
+            raise UserError(_missing(listing, name, sorted(missing)))
         labels = pc.index_in(pictures["class"], pa.array(listing.classes)).to_numpy()
         splits[name] = Split(
             listing.classes,

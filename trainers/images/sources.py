@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError
 from trainers.images.index import Listing
 
 
@@ -81,7 +81,7 @@ class Some:
 
 
 def open_source(listing: Listing, pictures: pa.Table) -> Source:
-    """The source of some of a listing's images; raises EvaluatorConfigError."""
+    """The source of some of a listing's images; raises UserError."""
     root = listing.root
     if listing.kind == "folder":
         return Files(root, texts(pictures["name"]))
@@ -89,13 +89,11 @@ def open_source(listing: Listing, pictures: pa.Table) -> Source:
         try:
             column = pq.read_table(root, columns=["jpeg"])["jpeg"]
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise EvaluatorConfigError(f"cannot read {root}: {error}") from None
+            raise UserError(f"cannot read {root}: {error}") from None
         try:
             jpegs = column.cast(pa.large_binary())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise EvaluatorConfigError(
-                f"{root}: column jpeg holds {column.type}, not bytes"
-            ) from None
+            raise UserError(f"{root}: column jpeg holds {column.type}, not bytes") from None
         return ParquetRows(jpegs.take(pictures["row"]).combine_chunks())
     archive = pc.index_in(pictures["archive"], pa.array(listing.watched)).to_numpy()
     offset, size = (pictures[name].to_numpy() for name in ("offset", "size"))

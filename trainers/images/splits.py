@@ -9,21 +9,20 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from nag.errors import counted
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError, counted
 from trainers.images.sets import Split
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out images, the same fraction of each class: (rest, held out), sorted indices.
 
-    Raises EvaluatorConfigError if a class would be left without an image.
+    Raises UserError if a class would be left without an image.
     """
     sizes = np.bincount(split.labels, minlength=len(split.classes))
     taken = _apportion(sizes, count)
     for name, size, some in zip(split.classes, sizes, taken, strict=True):
         if some >= size:
-            raise EvaluatorConfigError(
+            raise UserError(
                 f"cannot hold out {some} of the {counted(size, 'image')} of class {name}"
             )
     held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
@@ -36,7 +35,7 @@ def fraction(split: Split, indices: np.ndarray, f: float, seed: int) -> np.ndarr
     Smaller fractions with the same seed are subsets of larger ones.
     """
     if not 0 < f <= 1:
-        raise EvaluatorConfigError(f"a fraction must lie in (0, 1], not {f}")
+        raise UserError(f"a fraction must lie in (0, 1], not {f}")
     sizes = np.bincount(split.labels[indices], minlength=len(split.classes))
     taken = np.maximum(np.floor(f * sizes + 0.5).astype(np.int64), np.minimum(sizes, 1))
     return _first(split, indices, taken, f"fraction {seed}")
@@ -73,7 +72,7 @@ def _apportion(sizes: np.ndarray, count: int) -> np.ndarray:
     """
     total = int(sizes.sum())
     if not 0 < count < total:
-        raise EvaluatorConfigError(f"cannot hold out {count} of {counted(total, 'image')}")
+        raise UserError(f"cannot hold out {count} of {counted(total, 'image')}")
     taken = [0] * len(sizes)
     later = [(0, label, size) for label, size in enumerate(sizes.tolist()) if size]  # by release
     due: list[tuple[int, int, int]] = []  # by deadline

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nag.errors import counted
+from nag.errors import UserError, counted
 from nag.properties import Property
 from nag.spaces import Architecture, SearchSpace
 from nag.spaces.mobilenetv3 import (
@@ -27,7 +27,6 @@ from nag.spaces.mobilenetv3 import (
     MOBILENETV3,
     ops_from_ofa,
 )
-from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
 from trainers.plans import MAX_WIDTH, MobileNetV3Plan, Slot, mobilenetv3_plan
 from trainers.rows import column_names, numbers, read_columns
@@ -59,22 +58,20 @@ def latency_property(space: SearchSpace, table: str, task: Task | None = None) -
 
     task: that of the networks; None means 224 pixels and any width.
 
-    Raises EvaluatorConfigError, in one line, for another space, a table in another format, or one
+    Raises UserError, in one line, for another space, a table in another format, or one
     that states another width.
     """
     if space.name != MOBILENETV3.name:
-        raise EvaluatorConfigError(
-            f"latency tables are for the space {MOBILENETV3.name}, not {space.name}"
-        )
+        raise UserError(f"latency tables are for the space {MOBILENETV3.name}, not {space.name}")
     path, key = file_and_key(table)
     if path.suffix not in _READERS:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} is not a latency table: choose a file that ends in {' or '.join(_READERS)}"
         )
     resolution = RESOLUTION if task is None else task.resolution
     offset, coefficients, std, stated = _READERS[path.suffix](path, key, resolution)
     if task is not None and stated not in (None, task.width):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} is for networks of width {stated:g}, but those evaluated are of width "
             f"{task.width:g}"
         )
@@ -164,7 +161,7 @@ def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, flo
     form, width, tables = _layer_tables(path)
     key = key or str(resolution)
     if key not in tables:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has no resolution {key!r}: choose from {', '.join(tables) or 'none'}"
         )
     plan, times = mobilenetv3_plan(int(key), width), tables[key]
@@ -172,7 +169,7 @@ def _looked_up(path: Path, key: str, resolution: int) -> tuple[float, Array, flo
     blocks = [[form.block(slot, k, e) for k, e in LAYERS] for slot in plan.slots]
     missing = [layer for layer in chain(ends, *blocks) if not _is_time(times.get(layer))]
     if missing:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} lacks times in ms of {counted(len(missing), 'layer')}, such as {missing[0]}"
         )
     return (
@@ -188,20 +185,20 @@ def _layer_tables(path: Path) -> tuple[_Format, float, dict[str, Mapping[str, An
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise EvaluatorConfigError(f"no such table: {path}") from None
+        raise UserError(f"no such table: {path}") from None
     except (OSError, ValueError):
-        raise EvaluatorConfigError(f"{path} is not a readable JSON file") from None
+        raise UserError(f"{path} is not a readable JSON file") from None
     named = [name for name in _FORMATS if isinstance(content, dict) and name in content]
     if not named or not isinstance(content[named[0]], dict):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} is not a latency table: expected an object named {' or '.join(_FORMATS)}"
         )
     if content.get("unit") in _OTHER_UNITS:
-        raise EvaluatorConfigError(f"{path} has times in {content['unit']!r}: expected ms")
+        raise UserError(f"{path} has times in {content['unit']!r}: expected ms")
     form, tables = _FORMATS[named[0]], content[named[0]]
     width = content.get("width", form.width)
     if not _is_time(width) or not 0 < width <= MAX_WIDTH:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} is for networks of width {width!r}: expected a number up to {MAX_WIDTH}"
         )
     if named[0] == "table":  # one table for all resolutions, which its keys name
@@ -222,14 +219,10 @@ def _fitted(path: Path, key: str, resolution: int) -> tuple[float, Array, float,
     """Offset, coefficients (20, 9) and standard deviation of a fit to networks of any width."""
     latencies = [name for name in column_names(path) if name.startswith("lat_")]
     if not key and len(latencies) > 1:
-        raise EvaluatorConfigError(
-            f"{path} has several latencies: add :KEY, one of {', '.join(latencies)}"
-        )
+        raise UserError(f"{path} has several latencies: add :KEY, one of {', '.join(latencies)}")
     column = key or (latencies[0] if latencies else "lat_*")
     if column not in latencies:
-        raise EvaluatorConfigError(
-            f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}"
-        )
+        raise UserError(f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}")
     one_hot, area, y = _measured(path, column, resolution)
     # A layer takes a constant time plus one proportional to the pixels of its output.
     x = np.stack([one_hot, one_hot * area[..., None]], axis=1).reshape(len(y), -1)  # (n, 2NF)
@@ -253,16 +246,14 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
     archs = once_for_all_networks(path, columns)
     kept = np.isfinite(y) & np.isfinite(r)
     if kept.sum() < _FOLDS:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has {counted(kept.sum(), 'network')} with {column}: at least {_FOLDS} are "
             "needed"
         )
     if (least := y[kept].min()) <= 0:
-        raise EvaluatorConfigError(
-            f"{path} has a {column} of {least:g}: latencies must be positive"
-        )
+        raise UserError(f"{path} has a {column} of {least:g}: latencies must be positive")
     if not r[kept].min() <= resolution <= r[kept].max():
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has networks at {r[kept].min():g} to {r[kept].max():g} pixels, but "
             f"{resolution} is outside this range"
         )
@@ -278,14 +269,14 @@ def _areas(resolution: int) -> Array:
 
 
 def once_for_all_networks(path: Path, columns: Mapping[str, list]) -> list[Architecture]:
-    """Networks from the columns ks, e and d of a file; raises EvaluatorConfigError."""
+    """Networks from the columns ks, e and d of a file; raises UserError."""
     try:
         if not all(set(d) <= set(DEPTHS) for d in columns["d"]):
             raise ValueError
         networks = zip(columns["ks"], columns["e"], columns["d"], strict=True)
         return [Architecture(MOBILENETV3.name, ops_from_ofa(*network)) for network in networks]
     except (IndexError, TypeError, ValueError):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} has a row that is not a network: allowed are ks in {KERNELS}, e in {EXPANDS} "
             f"and d in {DEPTHS}"
         ) from None

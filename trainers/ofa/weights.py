@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nag.checkpoint import save_tensors
+from nag.errors import UserError
 from nag.files import write_bytes
-from trainers.base import EvaluatorConfigError
 from trainers.ofa.supernet import Supernet
 from trainers.plans import mobilenetv3_plan
 
@@ -36,18 +36,18 @@ def load_supernet(path: Path) -> Supernet:
     """The supernet in a file, in evaluation mode; its tensors determine width and classes.
 
     If a file has both, averaged weights are used. `meta` is what `save_supernet` recorded. Raises
-    EvaluatorConfigError for any other file.
+    UserError for any other file.
     """
     found, meta = _read(path)
     if not isinstance(meta, dict) or not all(
         isinstance(meta.get(name, 0), int) for name in ("resolution", "held_out")
     ):
-        raise EvaluatorConfigError(f"{path} is damaged: its metadata is not a valid record")
+        raise UserError(f"{path} is damaged: its metadata is not a valid record")
     tensors = {_canonical(name): tensor for name, tensor in _unwrap(found).items()}
     try:
         classes, features = tensors["classifier.linear.weight"].shape
     except (KeyError, ValueError):
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} holds {len(tensors)} tensors but no classifier.linear.weight: {_EXPECTED}"
         ) from None
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def load_supernet(path: Path) -> Supernet:
         if name.endswith(".num_batches_tracked"):  # not in every file, and not needed
             tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
     if problem := _difference(tensors, needed):
-        raise EvaluatorConfigError(f"{path} holds another network ({problem}): {_EXPECTED}")
+        raise UserError(f"{path} holds another network ({problem}): {_EXPECTED}")
     supernet.load_state_dict({k: v.to(needed[k].dtype) for k, v in tensors.items()}, assign=True)
     supernet.meta = meta
     return supernet.eval()
@@ -84,7 +84,7 @@ def save_supernet(supernet: Supernet, path: Path, meta: Mapping[str, Any]) -> No
 def _read(path: Path) -> tuple[Any, Any]:
     """The content of a file, with tensors on the CPU, and its metadata."""
     if not path.is_file():
-        raise EvaluatorConfigError(f"no such file: {path}")
+        raise UserError(f"no such file: {path}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -94,9 +94,9 @@ def _read(path: Path) -> tuple[Any, Any]:
         meta = found.get("meta") if isinstance(found, Mapping) else None
         return found, json.loads(meta) if isinstance(meta, str) else {}
     except OSError as error:
-        raise EvaluatorConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a file that is no pickle can raise nearly anything
-        raise EvaluatorConfigError(
+        raise UserError(
             f"{path} is damaged, or not a file of plain tensors (PyTorch or .safetensors): "
             f"{_EXPECTED}"
         ) from error

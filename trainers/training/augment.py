@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.base import EvaluatorConfigError
+from nag.errors import UserError
 from trainers.training.recipe import Policy, Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +55,7 @@ class Augmentation:
     Uses torch's global random numbers. If several processes share a batch, each draws numbers for
     all of it; so without a policy, the result for an image does not depend on its process.
 
-    Raises EvaluatorConfigError if the policy needs a package that is not installed.
+    Raises UserError if the policy needs a package that is not installed.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]
         from kornia.augmentation.auto import AutoAugment, RandAugment
         from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
     except ImportError:
-        raise EvaluatorConfigError(
+        raise UserError(
             f"the augmentation {name} needs kornia: pip install 'diffusionnag-bo[imagenet]'"
         ) from None
     if name == "randaugment":

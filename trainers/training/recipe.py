@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from trainers.base import FULL_EPOCHS, EvaluatorConfigError
+from nag.errors import UserError, choose
+from trainers.base import FULL_EPOCHS
 from trainers.images import Crop
 
 Policy = Literal["none", "autoaugment-cifar10", "randaugment"]
@@ -126,16 +127,14 @@ RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def find_recipe(name: str, epochs: int | None = None, precision: Precision | None = None) -> Recipe:
-    """The recipe called `name`, with other epochs or precision; raises EvaluatorConfigError.
+    """The recipe called `name`, with other epochs or precision; raises UserError.
 
     Short trainings also end at a rate near zero: the warm-up takes at most a fifth of the epochs,
     and the rate is constant per epoch only with 12 or more, the shortest in NAS-Bench-201.
     """
-    if name not in RECIPES:
-        raise EvaluatorConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
+    recipe = RECIPES[choose("recipe", name, RECIPES)]
     if epochs is not None and epochs < 1:
-        raise EvaluatorConfigError(f"epochs must be at least 1, not {epochs}")
-    recipe = RECIPES[name]
+        raise UserError(f"epochs must be at least 1, not {epochs}")
     epochs = epochs or recipe.epochs
     return replace(
         recipe,

@@ -14,9 +14,9 @@ from torch import nn
 
 from nag.cli import section
 from nag.devices import resolve_device
+from nag.errors import UserError
 from nag.spaces import SearchSpace
 from nag.spaces.nasbench201 import NASBENCH201
-from trainers.base import EvaluatorConfigError
 from trainers.cost import Task
 from trainers.images import (
     Crop,
@@ -152,13 +152,13 @@ class Known(NamedTuple):
 
 @cache
 def known_of_images(data: Path) -> Known:
-    """`Known` for images, which are opened once per process; raises EvaluatorConfigError."""
+    """`Known` for images, which are opened once per process; raises UserError."""
     images = open_images(data)
     return Known(_digest(images.splits), len(images.classes))
 
 
 def digest_of_images(data: Path) -> str:
-    """Equal for the same images in the same classes; raises EvaluatorConfigError."""
+    """Equal for the same images in the same classes; raises UserError."""
     return known_of_images(data).digest
 
 
@@ -171,13 +171,13 @@ def _digest(splits: Mapping[str, Split]) -> str:
 
 
 def task_of(options: ImageOptions, space: SearchSpace, width: float = 1.0) -> Task:
-    """The `Task` of networks for an `ImageTask`, without one; raises EvaluatorConfigError."""
+    """The `Task` of networks for an `ImageTask`, without one; raises UserError."""
     return Task(known_of_images(_data(options)).classes, _resolution(options, space), width)
 
 
 def _data(options: ImageOptions) -> Path:
     if options.data is None:
-        raise EvaluatorConfigError("images are required: --data, a folder with train/ and val/")
+        raise UserError("images are required: --data, a folder with train/ and val/")
     return options.data
 
 
@@ -185,12 +185,12 @@ def _resolution(options: ImageOptions, space: SearchSpace) -> int:
     by_default = 32 if space.name == NASBENCH201.name else 224
     resolution = by_default if options.resolution is None else options.resolution
     if resolution < LEAST_RESOLUTION:
-        raise EvaluatorConfigError(f"--resolution must be at least {LEAST_RESOLUTION}")
+        raise UserError(f"--resolution must be at least {LEAST_RESOLUTION}")
     return resolution
 
 
 class ImageTask:
-    """The images of a task; raises EvaluatorConfigError if they are unsuitable.
+    """The images of a task; raises UserError if they are unsuitable.
 
     classes: names, in the order of the labels.
     train, held_out: indices into the training images.
@@ -199,9 +199,9 @@ class ImageTask:
     def __init__(self, options: ImageOptions, space: SearchSpace, place: Machine) -> None:
         self.path = _data(options)
         if options.held_out is not None and options.held_out < 1:
-            raise EvaluatorConfigError("--held-out must be at least 1")
+            raise UserError("--held-out must be at least 1")
         if not 0 < options.train_fraction <= 1:
-            raise EvaluatorConfigError("--train-fraction must be more than 0 and at most 1")
+            raise UserError("--train-fraction must be more than 0 and at most 1")
         self.resolution = _resolution(options, space)
         self._images = open_images(self.path)
         self._split = self._images.split("train")
