@@ -7,8 +7,7 @@ weights of the supernet, and after training from scratch on the same images as t
 """
 
 import csv
-import platform
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from jobs import run_all
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from publish import RESULTS, machine, publish
 from scipy.stats import spearmanr
 
 from nag.cli import command_line, run
@@ -30,8 +30,16 @@ from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.training.task import NetworkOptions, Place
 
-RESULTS = Path(__file__).parent / "results" / "supernet"
 RESAMPLES = 10_000
+CORRELATED = (
+    ("inherited", "trained"),
+    ("inherited_val", "trained_val"),
+    ("inherited_both", "trained_both"),
+    ("macs", "trained"),
+    ("macs", "inherited"),
+    ("trained", "trained_val"),
+    ("inherited", "inherited_val"),
+)
 
 app = command_line("python benchmarks/supernet.py")
 
@@ -60,7 +68,7 @@ def main(
     epochs: int = 20,
     jobs: int | None = None,
     keep: Path = Path("supernet-runs"),
-    out: Path = RESULTS,
+    name: str = "supernet",
 ) -> None:
     """Run the comparison and write its table, rank correlations and figures.
 
@@ -82,8 +90,8 @@ def main(
         Networks at a time; by default one per CPU.
     keep
         Folder for checkpoints and decoded images; repeating the command with it continues.
-    out
-        Folder for the results.
+    name
+        Folder for the results, in benchmarks/results.
     """
     if networks < 5:
         raise UserError("--networks must be at least 5")
@@ -121,6 +129,7 @@ def main(
         }
         for text, one, other in zip(texts, shared, alone, strict=True)
     ]
+    out = RESULTS / name
     out.mkdir(parents=True, exist_ok=True)
     with (out / "networks.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -128,29 +137,19 @@ def main(
         writer.writerows(rows)
     (out / "scatter.svg").write_text(standalone(_scatter(rows)))
     (out / "curves.svg").write_text(standalone(_curves(alone)))
-    lines = [
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
+    about = (
         f"{networks} random networks of width {supernet.width:g}, {epochs} epochs from scratch "
-        f"each; {platform.machine()}, torch {torch.__version__}.",
-        "",
-        "| x | y | Spearman | 95 %, bootstrap over the networks |",
-        "|---|---|---|---|",
-    ]
-    for x, y in (
-        ("inherited", "trained"),
-        ("inherited_val", "trained_val"),
-        ("inherited_both", "trained_both"),
-        ("macs", "trained"),
-        ("macs", "inherited"),
-        ("trained", "trained_val"),
-        ("inherited", "inherited_val"),
-    ):
+        f"each; {machine()}."
+    )
+    publish(f"{name}/correlation", about, _table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| x | y | Spearman | 95 %, bootstrap over the networks |"
+    yield "|---|---|---|---|"
+    for x, y in CORRELATED:
         value, low, high = _spearman(rows, x, y)
-        lines.append(f"| {x} | {y} | {value:.2f} | {low:.2f} to {high:.2f} |")
-    text = "\n".join(lines)
-    (out / "correlation.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+        yield f"| {x} | {y} | {value:.2f} | {low:.2f} to {high:.2f} |"
 
 
 def _spearman(rows: list[dict[str, Any]], x: str, y: str) -> tuple[float, float, float]:
