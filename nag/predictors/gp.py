@@ -251,6 +251,16 @@ def _inverse_factor(K: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(torch.linalg.cholesky(K), eye, upper=False)
 
 
+class _Moved(NamedTuple):
+    """What predictions need, on one device and in one precision."""
+
+    hyperparameters: Hyperparameters
+    features: Features
+    X: Tensor
+    inverse_factor: Tensor
+    alpha: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class FittedGaussianProcess:
     """Posterior of a Gaussian process. Implements `DifferentiablePredictor`."""
@@ -261,7 +271,9 @@ class FittedGaussianProcess:
     theta: Tensor
     X: Tensor  # (n, D) float64
     z: Tensor  # (n,)
-    _moved: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _moved: dict[tuple[torch.device, torch.dtype], _Moved] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @cached_property
     def _hyperparameters(self) -> Hyperparameters:
@@ -279,28 +291,29 @@ class FittedGaussianProcess:
 
     def relaxed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean (B,) and std (B,) of z; differentiable in `x` (B, N, F)."""
-        h, _, _, inverse_factor, alpha = self._like(x)
-        p = self._products(x)
-        k = h.kernel(p)  # (B, n)
-        variance = h.variance(p.left) - (k @ inverse_factor.T).square().sum(1)
-        return k @ alpha, variance.clamp_min(_MIN_VARIANCE).sqrt()
+        own, p = self._like(x), self._products(x)
+        k = own.hyperparameters.kernel(p)  # (B, n)
+        explained = (k @ own.inverse_factor.T).square().sum(1)
+        variance = own.hyperparameters.variance(p.left) - explained
+        return k @ own.alpha, variance.clamp_min(_MIN_VARIANCE).sqrt()
 
     def mean(self, x: Tensor) -> Tensor:
         """Only the mean of `relaxed`, at less cost."""
-        h, _, _, _, alpha = self._like(x)
-        return h.kernel(self._products(x)) @ alpha
+        own = self._like(x)
+        return own.hyperparameters.kernel(self._products(x)) @ own.alpha
 
     def _products(self, x: Tensor) -> Products:
-        _, features, X, _, _ = self._like(x)
-        return Products.of(features.groups(features(self.space, x)), features.groups(X))
+        own = self._like(x)
+        left = own.features.groups(own.features(self.space, x))
+        return Products.of(left, own.features.groups(own.X))
 
-    def _like(self, x: Tensor) -> tuple[Hyperparameters, Features, Tensor, Tensor, Tensor]:
-        """What `relaxed` needs, on the device and in the precision of `x`; moved there once."""
+    def _like(self, x: Tensor) -> _Moved:
+        """On the device and in the precision of `x`; moved there once."""
         key = x.device, x.dtype
         if key not in self._moved:
             h, features = self._hyperparameters.to(x), self.features.to(x)
             tensors = (t.to(x) for t in (self.X, self._inverse_factor, self._alpha))
-            self._moved[key] = (h, features, *tensors)
+            self._moved[key] = _Moved(h, features, *tensors)
         return self._moved[key]
 
     def __getstate__(self) -> dict[str, Any]:
