@@ -200,6 +200,18 @@ def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float
         time.sleep(pause)
 
 
+@pytest.fixture(scope="module")
+def failed_before(request: pytest.FixtureRequest) -> int:
+    return request.session.testsfailed
+
+
+@pytest.fixture(autouse=True)
+def only_after_success(request: pytest.FixtureRequest, failed_before: int) -> None:
+    """A step that goes on from a failed one would wait in vain."""
+    if request.session.testsfailed > failed_before:
+        pytest.skip("an earlier step failed")
+
+
 def _up(person: Person) -> None:
     person.types(command("^ray up"))
     status = command("^ray exec .*ray status")
