@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for Ray take minutes. Three others come after each, and so none comes last.
+    """Files that wait for Ray take minutes. Three others come before each, the remaining ones last.
 
     With what waits beside what computes, all cores are busy, and all processes end together.
     """
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order: list[Path] = []
     for path in files:
         if path in waits:
-            order += [path, *islice(others, 3)]
+            order += [*islice(others, 3), path]
     items[:] = [item for path in (*order, *others) for item in files[path]]
 
 
