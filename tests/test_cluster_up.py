@@ -187,8 +187,26 @@ def _http(address: str, options: str = "") -> int:
 
 
 @pytest.fixture(scope="module")
-def tunnel(person: Person) -> None:
+def failed_before(request: pytest.FixtureRequest) -> int:
+    """Number of tests that failed before the first step."""
+    return request.session.testsfailed
+
+
+def _skip_after_failure(request: pytest.FixtureRequest, failed_before: int) -> None:
+    """A step that goes on from a failed one would wait in vain."""
+    if request.session.testsfailed > failed_before:
+        pytest.skip("an earlier step failed")
+
+
+@pytest.fixture(autouse=True)
+def _only_after_success(request: pytest.FixtureRequest, failed_before: int) -> None:
+    _skip_after_failure(request, failed_before)
+
+
+@pytest.fixture(scope="module")
+def tunnel(person: Person, request: pytest.FixtureRequest, failed_before: int) -> None:
     """From laptop to the head's dashboard, until the hosts are stopped."""
+    _skip_after_failure(request, failed_before)
     person.popen(command("^ray dashboard"), subprocess.DEVNULL)
     _until(lambda: _http("127.0.0.1:8265"), 300, "the tunnel")
 
@@ -198,18 +216,6 @@ def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(pause)
-
-
-@pytest.fixture(scope="module")
-def failed_before(request: pytest.FixtureRequest) -> int:
-    return request.session.testsfailed
-
-
-@pytest.fixture(autouse=True)
-def only_after_success(request: pytest.FixtureRequest, failed_before: int) -> None:
-    """A step that goes on from a failed one would wait in vain."""
-    if request.session.testsfailed > failed_before:
-        pytest.skip("an earlier step failed")
 
 
 def _up(person: Person) -> None:
