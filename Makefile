@@ -10,7 +10,7 @@ VENV ?= .venv
 RUNS ?= runs/experiments
 JOBS ?= 3
 BIN := $(VENV)/bin
-# in the order of tests/conftest.py, in which files that take minutes are not the last
+# in alphabetical order, which mixes tests that wait for Ray with tests that compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check bench figures

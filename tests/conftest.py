@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,6 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # By default Ray's workers give way to all other processes: to the tests that run beside them.
 os.environ.setdefault("RAY_worker_niceness", "0")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for Ray take minutes. Three others come before each, the remaining ones last.
-
-    With what waits beside what computes, all cores are busy, and all processes end together.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    waits = {path for path in files if any(item.get_closest_marker("ray") for item in files[path])}
-    others = (path for path in files if path not in waits)
-    order: list[Path] = []
-    for path in files:
-        if path in waits:
-            order += [*islice(others, 3), path]
-    items[:] = [item for path in (*order, *others) for item in files[path]]
 
 
 @pytest.fixture(autouse=True)
