@@ -1,5 +1,6 @@
 """What Ray's schema does not look at in a cluster file: `complaints` lists what is wrong."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,8 +81,13 @@ def _hosts(config: Mapping[str, Any]) -> Iterator[str]:
     if config["file_mounts"] != {"~/nag": ".", "~/.ray/auth_token": "~/.ray/auth_token"}:
         yield "the project or the token is not on the machines"
     setup = config["setup_commands"]
-    if not any("pip install" in step and step.endswith("~/nag") for step in setup):
+    install = "".join(step for step in setup if "pip install" in step and step.endswith("~/nag"))
+    if not install:
         yield "the project is not installed"
+    if not re.search(r" ray==[\d.]+ ", install):
+        yield "machines that start later get another Ray"
+    if any("uv venv" in step and not re.search(r"--python \d+\.\d+\.\d+ ", step) for step in setup):
+        yield "machines that start later get another Python"
     if any("uv pip install" in step and "--torch-backend=auto" not in step for step in setup):
         yield "machines without a GPU install CUDA"
     profile = "".join(step for step in setup if ".bashrc" in step)
