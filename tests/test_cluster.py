@@ -131,7 +131,7 @@ def _with(path: str, **values: Any) -> Callable[[Any], None]:
 
 def _at(config: Any, path: str) -> Any:
     for step in path.split():
-        config = config[step]
+        config = config[int(step) if step.isdigit() else step]
     return config
 
 
@@ -161,6 +161,17 @@ EVALUATOR = "available_node_types evaluator"
             _without(f"{EVALUATOR}-gpu", "initialization_commands"),
             "evaluator-gpu: Ray is started before the driver is there",
         ),
+        (
+            "gcp",
+            _without(f"{EVALUATOR}-gpu", "initialization_commands"),
+            "evaluator-gpu: Jupyter may have the port",
+        ),
+        (
+            "gcp",
+            _without(f"{EVALUATOR} node_config disks 0 initializeParams", "diskType"),
+            "head: the disk is magnetic",
+        ),
+        ("gcp", _with("provider", availability_zone="us-west1-b"), "in another zone"),
         ("aws", _replacing("setup_commands", "--torch-backend=auto ", ""), "GPU install CUDA"),
         ("aws", _with(EVALUATOR, max_workers=9), "max_workers is not the sum"),
         ("aws", _with(EVALUATOR, min_workers=9), "min_workers is more than max_workers"),

@@ -49,6 +49,13 @@ def _machines(config: Mapping[str, Any]) -> Iterator[str]:
         first = node_type.get("initialization_commands", [])
         if gcp_gpu and not any("until nvidia-smi" in step for step in first):
             yield f"{name}: Ray is started before the driver is there"
+        if gcp_gpu and not any("disable --now jupyter" in step for step in first):
+            yield f"{name}: Jupyter may have the port of Ray's metrics"
+        zone = config["provider"].get("availability_zone")
+        for disk in settings.get("disks", []):  # a G2 machine cannot have the default, pd-standard
+            kind = disk["initializeParams"].get("diskType", "")
+            if not re.fullmatch(rf"zones/{zone}/diskTypes/pd-(balanced|ssd)", kind):
+                yield f"{name}: the disk is magnetic, or in another zone"
 
 
 def _node_types(config: Mapping[str, Any]) -> Iterator[str]:
