@@ -251,6 +251,7 @@ def test_nobody_gets_in_without_the_token(person: Person, tunnel: None) -> None:
     assert "InvalidAuthToken" in output
     assert _http(f"{HEAD}:52365/api/job_agent/jobs/", "-X POST") == 401
     assert _http(f"{HEAD}:8265") == 0, "the dashboard listens to the head only"
+    assert _on("node2", "stat -c %a .ray/auth_token").strip() == "600"
     through_the_tunnel = "127.0.0.1:8265/api/version"
     assert _http(through_the_tunnel) == 401
     assert _http(through_the_tunnel, f"-H 'Authorization: Bearer {_token()}'") == 200

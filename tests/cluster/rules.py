@@ -97,6 +97,8 @@ def _hosts(config: Mapping[str, Any]) -> Iterator[str]:
         yield "machines that start later get another Python"
     if any("uv pip install" in step and "--torch-backend=auto" not in step for step in setup):
         yield "machines without a GPU install CUDA"
+    if "chmod 600 ~/.ray/auth_token" not in setup:
+        yield "the token is readable for everyone on the machines"
     profile = "".join(step for step in setup if ".bashrc" in step)
     for setting in PROFILE:
         if setting not in profile:
