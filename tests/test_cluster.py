@@ -255,6 +255,48 @@ def test_what_queues_is_given_machines(
     assert _started(name, queue) == {"generator": 1, "evaluator": 1} | more
 
 
+def test_what_ray_asks_of_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own calls against a pretend AWS; boto3 refuses settings that EC2 does not know."""
+    moto, boto3 = pytest.importorskip("moto"), pytest.importorskip("boto3")
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # for the key
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "pretend")
+    config = prepare_config(_load(FILES["aws"]))
+    region, types = config["provider"]["region"], config["available_node_types"]
+    for node_type in types.values():
+        assert node_type["node_config"]["ImageId"] == "ami-REPLACE"
+        node_type["node_config"]["ImageId"] = "ami-12c6146b"  # one of moto's
+    with moto.mock_aws():
+        iam, role = boto3.client("iam", region), "ray-autoscaler-v1"  # Ray would take 30 s for it
+        iam.create_instance_profile(InstanceProfileName=role)
+        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        config = AWSNodeProvider.bootstrap_config(config)
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        started = {}
+        for name, node_type in config["available_node_types"].items():
+            own = config["head_node"] if name == config["head_node_type"] else {}
+            (started[name],) = provider.create_node(node_type["node_config"] | own, {}, 1).values()
+        assert {n: machine.instance_type for n, machine in started.items()} == {
+            name: node_type["node_config"]["InstanceType"] for name, node_type in types.items()
+        }
+        spot = [name for name, machine in started.items() if machine.instance_lifecycle == "spot"]
+        assert spot == ["evaluator", "evaluator-gpu"]
+        may_start_machines = [n for n, machine in started.items() if machine.iam_instance_profile]
+        assert may_start_machines == ["head"]
+        for machine in started.values():
+            assert [(v.size, v.volume_type) for v in machine.volumes.all()] == [(150, "gp3")]
+            (group,) = machine.security_groups
+            assert group["GroupName"] == "nag"
+        rules = boto3.resource("ec2", region).SecurityGroup(group["GroupId"]).ip_permissions
+        assert [rule["FromPort"] for rule in rules if rule["IpRanges"]] == [22]
+        assert [p for rule in rules for p in rule["UserIdGroupPairs"]] == [
+            {"UserId": "123456789012", "GroupId": group["GroupId"]}
+        ]
+
+
 def test_kuberay_cluster() -> None:
     things = _objects()
     spec = things["RayCluster"]["spec"]
