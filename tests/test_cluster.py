@@ -316,6 +316,8 @@ def test_kuberay_cluster() -> None:
     for group in (head, *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
+        on_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        assert [t["key"] for t in pod.get("tolerations", [])] == ["nvidia.com/gpu"] * on_gpu
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert pod["securityContext"] == {"fsGroup": 100}, "who writes to the volume"
         assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]
