@@ -182,6 +182,7 @@ EVALUATOR = "available_node_types evaluator"
         ("local", _replacing("setup_commands", "RAY_AUTH_MODE=token", ""), "RAY_AUTH_MODE=token"),
         ("local", _without("file_mounts", "~/.ray/auth_token"), "the token is not on the machines"),
         ("gcp", _replacing("setup_commands", "pip install", "true"), "project is not installed"),
+        ("local", _replacing("worker_start_ray_commands", "unset", "echo"), "have one thread"),
         ("aws", _replacing("setup_commands", "chmod 600", "true"), "token is readable"),
         ("aws", _replacing("setup_commands", "ray==2.60.0 ", ""), "get another Ray"),
         (

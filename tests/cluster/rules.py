@@ -111,6 +111,8 @@ def _hosts(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"the {kind} has no metrics"
         if "0.0.0.0" in start:
             yield f"the {kind} listens to the world"
+    if not config["worker_start_ray_commands"][1].startswith("unset OMP_NUM_THREADS; "):
+        yield "evaluations with several CPUs have one thread"
     head = config["head_start_ray_commands"][1]
     if "--dashboard-host=127.0.0.1" not in head:
         yield "the dashboard listens to the world"
