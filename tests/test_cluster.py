@@ -319,6 +319,7 @@ def test_kuberay_cluster() -> None:
         (container,) = pod["containers"]
         on_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
         assert [t["key"] for t in pod.get("tolerations", [])] == ["nvidia.com/gpu"] * on_gpu
+        assert {"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"} in container["env"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert pod["securityContext"] == {"fsGroup": 100}, "who writes to the volume"
         assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]
