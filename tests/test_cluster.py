@@ -2,8 +2,10 @@
 Ray's autoscaler would start."""
 
 import copy
+import json
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from collections import Counter
@@ -23,9 +25,12 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.instance_manager_pb2 import Instance
 
 from orchestrator.executors.cluster import (
     ClusterError,
@@ -213,7 +218,8 @@ def test_machines_are_set_up_alike_everywhere(name: str) -> None:
     for key in ("file_mounts", "rsync_exclude"):
         assert config[key] == aws[key]
     assert config["setup_commands"][-1] == aws["setup_commands"][-1]  # the profile
-    assert config["setup_commands"] == aws["setup_commands"] or name == "local"
+    for key in ("setup_commands", "worker_start_ray_commands"):
+        assert config[key] == aws[key] or name == "local"
 
 
 def test_all_files_name_the_same_ray() -> None:
@@ -254,6 +260,70 @@ def test_what_queues_is_given_machines(
     name: str, queue: list[Mapping[str, float]], more: Mapping[str, int]
 ) -> None:
     assert _started(name, queue) == {"generator": 1, "evaluator": 1} | more
+
+
+class NewMachine(NodeProvider):
+    """A provider of one machine, and the process runner for it: it records what would be run."""
+
+    CalledProcessError = subprocess.CalledProcessError
+
+    def __init__(self) -> None:
+        super().__init__({}, "nag")
+        self.tags: dict[str, str] = {}
+        self.run: list[str] = []
+
+    def check_call(self, command: Sequence[str], **options: Any) -> int:
+        (line,) = shlex.split(command[-1]) if command[0] == "ssh" else [shlex.join(command)]
+        self.run.append(line)
+        return 0
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        return self.tags
+
+    def set_node_tags(self, node_id: str, tags: Mapping[str, str]) -> None:
+        self.tags.update(tags)
+
+    def is_terminated(self, node_id: str) -> bool:
+        return False
+
+    def internal_ip(self, node_id: str) -> str:
+        return "192.0.2.2"
+
+
+@pytest.mark.parametrize("node_type", ["generator", "evaluator", "evaluator-gpu"])
+def test_what_is_run_on_a_new_machine(
+    node_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the head on Google Cloud; AWS differs only in what concerns the driver."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = prepare_config(_load(FILES["gcp"]))
+    for remote in config["file_mounts"]:  # the head sends on what it was sent
+        config["file_mounts"][remote] = remote
+        Path(remote).expanduser().parent.mkdir(exist_ok=True)
+        Path(remote).expanduser().touch()
+    machine = NewMachine()
+    installer = RayInstaller(machine, AutoscalingConfig(config, True), process_runner=machine)
+    installer.install_ray(Instance(cloud_instance_id="1", instance_type=node_type), "192.0.2.1")
+    for line in machine.run:
+        subprocess.run(["bash", "-n", "-c", line], check=True)
+    steps = [
+        "/.ray/auth_token",
+        "uv venv",
+        "uv pip install",
+        ".bashrc.new",
+        "ray stop",
+        "ray start",
+    ]
+    resources = config["available_node_types"][node_type]["resources"]
+    if resources.get("GPU"):
+        steps.insert(1, "until nvidia-smi")
+    else:
+        assert not any("nvidia-smi" in line for line in machine.run)
+    first = [next(i for i, line in enumerate(machine.run) if step in line) for step in steps]
+    assert first == sorted(first)
+    start = machine.run[first[-1]]
+    assert json.loads(re.search("RAY_OVERRIDE_RESOURCES='(.*?)'", start)[1]) == resources
+    assert "export RAY_HEAD_IP=192.0.2.1;" in start
 
 
 def test_what_ray_asks_of_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
