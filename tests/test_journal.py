@@ -412,15 +412,25 @@ def test_after_a_silence_the_lease_is_asked_for_before_a_write(remote, monkeypat
 
 def test_a_lease_is_renewed_in_the_background(remote, monkeypatch):
     monkeypatch.setattr(leases, "_RENEWALS", leases.DURATION / 0.02)
-    store = open_(remote)
-    (file,) = (remote / "lock").iterdir()
-    first = json.loads(file.read_bytes())["expires"]
-    deadline = time.monotonic() + 20
+    store, file = open_(remote), remote / "lock" / "000001.json"
+    first = json.loads(file.read_bytes() or b"{}").get("expires", 0)  # memory: half written
+    deadline = time.monotonic() + 60
     while json.loads(file.read_bytes() or b"{}").get("expires", first) <= first:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     store.close()
     assert json.loads(file.read_bytes())["expires"] == 0
+
+
+@pytest.mark.parametrize("remote", ["subtree", "s3"], indirect=True)
+def test_who_reads_a_lease_while_it_is_renewed_reads_all_of_it(remote):
+    """pyarrow asks S3 for the size when a file is opened, and for the content later."""
+    store, file = open_(remote), remote / "lock" / "000001.json"
+    lease = store._journal._lease
+    for change in (lease.renew, lease.renew, store.close):
+        with file.filesystem.open_input_stream(file.path) as stream:
+            change()
+            assert json.loads(stream.read())["token"] == lease.token
 
 
 def test_a_run_whose_leases_were_deleted_goes_on(remote):

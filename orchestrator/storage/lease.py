@@ -25,6 +25,7 @@ from orchestrator.storage.location import URI
 DURATION = 60.0  # seconds since the last renewal
 _RENEWALS = 4  # in that period
 _SETTLING = 1.0  # seconds
+_LENGTH = 255  # of a file, at least: see `Lease._record`
 
 
 class InUseError(UserError):
@@ -101,13 +102,18 @@ class Lease:
         return self._folder / f"{number:06d}.json"
 
     def _record(self, renewed: float) -> bytes:
+        """The content of the file, of equal length for each renewal.
+
+        pyarrow asks S3 for the size of a file, then for that many bytes, with one request or more:
+        of a file that changes its length in between, it reads a mixture.
+        """
         record = {
             "token": self.token,
             "host": platform.node(),
             "pid": os.getpid(),
             "expires": renewed + DURATION,
         }
-        return json.dumps(record).encode() + b"\n"
+        return json.dumps(record).ljust(_LENGTH).encode() + b"\n"
 
     def _successor(self) -> str | None:
         """A message that says who has the lease now, if that is another process."""
