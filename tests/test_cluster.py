@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from cluster.rules import complaints
 from packaging.requirements import Requirement
+from ray._private import services
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
@@ -36,6 +37,7 @@ from orchestrator.executors.cluster import (
     ClusterError,
     Machines,
     Patience,
+    connect,
     evaluation_request,
     generator_request,
 )
@@ -491,3 +493,33 @@ def test_patience_ends_after_ten_minutes_without_room(
         patience.look("no room")
     warning = "no room: waiting up to 10 minutes for a machine"
     assert caplog.messages == [warning] * 2  # once for each wait
+
+
+@pytest.mark.parametrize(("after", "said"), [(100.0, "started"), (1e9, "gave up after 120 s")])
+def test_a_busy_machine_has_two_minutes_to_start_ray(
+    monkeypatch: pytest.MonkeyPatch, after: float, said: str
+) -> None:
+    """Ray asks for its new node, and gives up if that fails after the first 30 s."""
+    at = [0.0]
+
+    def sleep(seconds: float) -> None:
+        at[0] += seconds
+
+    def get_node(gcs_address: str, node_id: str) -> None:
+        if at[0] < after:
+            raise RuntimeError("not yet")
+
+    def init(**options: Any) -> None:
+        try:
+            services.get_node("127.0.0.1:6379", "0")
+        except RuntimeError:
+            raise Exception(f"gave up after {at[0]:.0f} s") from None
+        raise Exception("started")
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr("orchestrator.executors.cluster.monotonic", lambda: at[0])
+    monkeypatch.setattr("orchestrator.executors.cluster.sleep", sleep)
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ClusterError, match=f"^cannot use Ray at this machine: {said}$"):
+        connect(Runtime())

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -21,7 +21,6 @@ import ray
 from ray._private import services
 from ray._private.utils import get_num_cpus
 from ray._raylet import Config  # type: ignore[attr-defined]
-from ray.exceptions import RayError
 
 from nag.errors import UserError
 from orchestrator.runtime import Runtime, wants_gpu
@@ -29,6 +28,7 @@ from trainers.images.parallel import cores
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
+_START_SECONDS = 120.0  # for a local Ray to start; Ray's own 30 are too few on a busy machine
 _HEAD_SECONDS, _MISSES = 2.0, 3  # between checks of the head; failures in a row before a warning
 _RETURN_SECONDS = 600.0  # to wait for a machine when none has room
 
@@ -63,10 +63,13 @@ def connect(runtime: Runtime) -> str | None:
         options |= {"address": address}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
     try:
-        # ray.init replaces a loopback address with that of the network; `ray start` does not
-        with patch.object(services, "resolve_ip_for_localhost", lambda host: host):
+        with (
+            # ray.init replaces a loopback address with that of the network; `ray start` does not
+            patch.object(services, "resolve_ip_for_localhost", lambda host: host),
+            patch.object(services, "get_node", _patient(services.get_node)),
+        ):
             context = ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+    except Exception as error:  # Ray raises errors of all kinds, `Exception` itself among them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"cannot use Ray at {address or 'this machine'}: {reason}") from error
     finally:
@@ -74,6 +77,22 @@ def connect(runtime: Runtime) -> str | None:
     _watch_head()
     url = context.dashboard_url
     return f"http://{url}" if url else None
+
+
+def _patient(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    """Ask until the node is known: Ray asks this of a node that it has just started."""
+
+    def ask(gcs_address: str, node_id: str) -> Any:
+        deadline = monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:
+                if monotonic() > deadline:
+                    raise
+                sleep(0.1)
+
+    return ask
 
 
 def _cores() -> int:
