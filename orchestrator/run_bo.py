@@ -103,8 +103,6 @@ def _search(
             f"{store.out}; repeat the command to continue"
         )
         return 130
-    if ended == "exhausted" and not store.trials and config.constraint:
-        raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if ended != "budget":
         trials = counted(store.num_finished, "trial")
         console.print(_ENDS[ended].format(trials=trials, patience=patience))

@@ -31,6 +31,7 @@ from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.parts import MULTI_FIDELITY
 from orchestrator.search.bayesopt import BayesianOptimizer, with_early_values
+from trainers.constraints import nothing_satisfies
 
 
 @dataclass
@@ -107,8 +108,7 @@ class BOSearcher(Searcher):
         # Building the optimizer here reveals bad settings before a search begins.
         self._design = self._optimizer.initial(frozenset(), config.n_init, rng).archs
         if not self._design:
-            constraints = " and ".join(config.constraint)
-            raise UserError(f"no architecture found that satisfies {constraints}")
+            raise nothing_satisfies(config.constraint)
 
     @cached_property
     def _optimizer(self) -> BayesianOptimizer:

@@ -280,6 +280,15 @@ def test_a_space_that_is_exhausted_ends_the_run(tmp_path, capsys):
     assert len(set(found(tmp_path / "run"))) == 144
 
 
+def test_nothing_that_satisfies_the_constraints_ends_the_run(tmp_path, capsys):
+    constraint = ("macs<=1.3e8", "params>=7e6")  # each alone is possible
+    for _ in range(2):
+        code, _, err = run_here(capsys, MOBILE, constraint=constraint, out=tmp_path / "run")
+        assert code == 2
+        assert err == f"error: no architecture found that satisfies {' and '.join(constraint)}\n"
+    assert RunStore.read(tmp_path / "run").exhausted
+
+
 def test_a_run_out_of_patience_ends_and_goes_on_with_more(finished, tmp_path, capsys):
     out = tmp_path / "run"
     shown = search(capsys, QUICK, patience=2, out=out)

@@ -76,6 +76,11 @@ def build_constraints(
     return tuple(constraints)
 
 
+def nothing_satisfies(texts: Sequence[str]) -> UserError:
+    """The error of a search that finds no architecture at all."""
+    return UserError(f"no architecture found that satisfies {' and '.join(texts)}")
+
+
 def _cost(name: str, by_default: str) -> Builder:
     return lambda space, task, _: cost_property(space, name, task or by_default)
 

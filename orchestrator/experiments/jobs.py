@@ -170,7 +170,7 @@ class Search:
             except KeyboardInterrupt:
                 store.compact()
                 raise
-            return _found(store, config, ended)
+            return _found(store, ended)
 
     def check(self, device: str) -> None:
         """Raise UserError if the run cannot be built, before anything runs."""
@@ -321,10 +321,8 @@ def needed_files(config: RunConfig) -> dict[str, bool]:
     return needed
 
 
-def _found(store: RunStore, config: RunConfig, ended: End) -> str:
+def _found(store: RunStore, ended: End) -> str:
     """The result of a search; raises UserError if there is none."""
-    if not store.trials and config.constraint:
-        raise UserError(f"no architecture found that satisfies {' and '.join(config.constraint)}")
     if store.best is None:
         raise UserError(f"no evaluation succeeded, see {store.out / 'trials.parquet'}")
     best = f"best {store.unit.text(store.best[1])}"

@@ -14,6 +14,7 @@ from orchestrator.search.halving import SuccessiveHalving
 from orchestrator.search.pace import NowAndThen
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import Executor
+from trainers.constraints import nothing_satisfies
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
 End = Literal["budget", "exhausted", "patience"]  # why a run ended
@@ -71,6 +72,8 @@ def run_study(
     spent, so the budget may be exceeded by a fraction of an evaluation.
 
     Safe to call again on the same store: it continues. Round i draws its randomness from (seed, i).
+
+    Raises UserError if not a single architecture satisfies the constraints.
     """
     proposer = _Proposer(optimizer, store, plan, observers, patience)
     compact = NowAndThen(store.compact, _COMPACTION_SHARE)
@@ -83,6 +86,8 @@ def run_study(
     if patience is not None and proposer.ended == "patience":
         store.lose_patience(patience)
     store.compact()
+    if proposer.ended == "exhausted" and not store.trials:
+        raise nothing_satisfies(store.config["constraint"])
     return proposer.ended
 
 
