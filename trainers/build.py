@@ -84,7 +84,7 @@ def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings
         return None
     networks = settings.networks
     weights = _weights(networks) if evaluator == "supernet" else networks.weights
-    supernet = load_supernet(weights) if weights else None
+    supernet = _load(weights, networks.width) if weights else None
     return task_of(_as_in(supernet, networks), space, _width(space, networks, supernet))
 
 
@@ -109,9 +109,8 @@ def _toy(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
 
 def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks, weights = settings.networks, _weights(settings.networks)
-    supernet = load_supernet(weights)
+    supernet = _load(weights, networks.width)
     task = _task("supernet", space, settings, supernet)
-    _width(space, networks, supernet)  # that of the supernet, or refused
     if supernet.num_classes != len(task.classes):
         raise UserError(
             f"{weights} has {supernet.num_classes} classes, {networks.data} has "
@@ -144,7 +143,7 @@ def _check_unseen(task: ImageTask, supernet: Supernet, weights: Path | None) -> 
 
 def _train(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     networks = settings.networks
-    supernet = load_supernet(networks.weights) if networks.weights else None
+    supernet = _load(networks.weights, networks.width) if networks.weights else None
     task = _task("train", space, settings, supernet)
     name = "imagenet" if networks.weights is None else "transfer"
     if space.name == NASBENCH201.name:
@@ -188,6 +187,16 @@ def _weights(networks: NetworkOptions) -> Path:
     return networks.weights
 
 
+def _load(weights: Path, width: float | None) -> Supernet:
+    """The supernet in a file; raises UserError if a width is given that it does not have."""
+    supernet = load_supernet(weights)
+    if width not in (None, supernet.width):
+        raise UserError(
+            f"--width {width:g}: the networks of {weights} have width {supernet.width:g}"
+        )
+    return supernet
+
+
 def _as_in(supernet: Supernet | None, networks: NetworkOptions) -> NetworkOptions:
     """Use the resolution of the supernet, if it is known and no other is given."""
     if supernet is None or networks.resolution is not None:
@@ -199,11 +208,6 @@ def _width(space: SearchSpace, networks: NetworkOptions, supernet: Supernet | No
     """Width multiplier of the networks; raises UserError."""
     width = networks.width
     if supernet is not None:
-        if width not in (None, supernet.width):
-            raise UserError(
-                f"--width {width:g}: the networks of {networks.weights} have width "
-                f"{supernet.width:g}"
-            )
         return supernet.width
     if width is None:
         return 1.0
