@@ -176,6 +176,7 @@ class RunConfig:
         tuple[EarlierRun, ...],
         Parameter(
             converter=from_command_line,
+            metavar="RUN...",
             n_tokens=1,
             accepts_keys=False,
             negative=(),

@@ -63,6 +63,9 @@ def test_help_ends_with_examples_that_are_commands(module, capsys):
         parse(command)
 
 
+KINDS = {"CHOICE", "FLOAT", "INT", "PATH", "RUN", "STR", "URI"}  # of values, in help texts
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_help_shows_what_is_written_and_no_python(module):
     """Help texts are rendered as Markdown, in which a pair of asterisks vanishes."""
@@ -70,6 +73,8 @@ def test_help_shows_what_is_written_and_no_python(module):
     app.help_print([], console=Console(file=page, width=10_000))
     shown = " ".join(page.getvalue().split())
     assert not re.search(r"default: [(\[{]", shown)
+    options = re.findall(r"^│ [ *]*(?:--[\w-]+ )+([A-Z|]+)", page.getvalue(), re.MULTILINE)
+    assert {kind for kinds in options for kind in kinds.split("|")} <= KINDS
     for text in texts_of(app.default_command):
         for word in text.split():
             assert word in shown or not re.search(r"[*`<>]", word), word
