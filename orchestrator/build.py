@@ -1,8 +1,10 @@
 """The composition root: the only place where names are turned into objects."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.earlier import EarlierRun
-from orchestrator.methods import NONE
+from orchestrator.methods import NONE, Parts
 from orchestrator.parts import MULTI_FIDELITY
 from orchestrator.runtime import Runtime, place_of, wants_gpu
 from orchestrator.search.bayesopt import BayesianOptimizer
@@ -139,6 +141,31 @@ def plan_of(config: RunConfig) -> Plan:
         window=config.window,
         grace=None if config.early_stopping == "none" else config.grace_epochs,
     )
+
+
+def without_effect(config: RunConfig) -> list[str]:
+    """The options without which the search would be made of the same parts."""
+    if config.constraint:  # whose search may need the generator, whatever the strategy
+        return []
+    found, parts = [], _parts_of(config)
+    for option in fields(config):
+        usual: dict[str, Any] = {option.name: option.default}
+        changed = getattr(config, option.name) != option.default
+        if changed and option.name not in Parts._fields:  # those have been set from the method
+            with suppress(UserError):  # then other options need it
+                if _parts_of(replace(config, **usual)) == parts:
+                    found.append(f"--{option.name.replace('_', '-')}")
+    return found
+
+
+def _parts_of(config: RunConfig) -> tuple[object, ...]:
+    """What a search is made of, for comparison; its generator is only described."""
+    config, prior = replace(config, prior=()), config.prior  # which takes a while to learn from
+    generator = cast(Generator, config.generator("cpu"))
+    optimizer = build_single_fidelity(config, generator)
+    pool_size = None if optimizer.predictor is None else config.pool_size
+    evaluator = config.space, config.evaluator, _settings(config), config.threads
+    return optimizer.strategy, pool_size, plan_of(config), prior, *evaluator
 
 
 @dataclass(frozen=True)

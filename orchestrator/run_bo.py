@@ -16,6 +16,7 @@ from orchestrator.build import (
     build_observers,
     build_optimizer,
     plan_of,
+    without_effect,
 )
 from orchestrator.config import RunConfig
 from orchestrator.reporting.live_report import live_report
@@ -84,6 +85,8 @@ def _search(
     if store.num_finished:
         finished = counted(store.num_finished, "trial is", "trials are")
         console.print(f"continuing {store.out}: {finished} finished")
+    if options := without_effect(config):
+        plain_console().print(f"warning: no effect on this search: {', '.join(options)}")
     optimizer = build_optimizer(config, executor.generator)
     view = View(console, config.budget)
     try:

@@ -442,7 +442,7 @@ def test_what_brief_training_has_less_of_needs_brief_training():
 
 def test_the_command(table, tmp_path, capsys):
     settings = ["--space", "nasbench201", "--table", str(table), "--method", "bohb"]
-    settings += ["--score", "exact", "--executor", "local", "--budget", "11"]
+    settings += ["--executor", "local", "--budget", "11"]
     with pytest.raises(SystemExit) as exit_:
         run(app, [*settings, "--out", str(tmp_path / "run")])
     captured = capsys.readouterr()

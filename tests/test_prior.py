@@ -30,7 +30,7 @@ from trainers.evaluators.surrogate import SurrogateEvaluator
 torch.set_num_threads(1)
 
 SPACE = MOBILENETV3
-SETTINGS = ["--space", "toy", "--score", "exact", "--n-init", "4", "--pool-size", "10"]
+SETTINGS = ["--space", "toy", "--n-init", "4", "--pool-size", "10"]
 MUTATION = ["--strategy", "mutation"]
 LOCAL = ["--executor", "local"]
 
@@ -248,9 +248,7 @@ def test_a_run_of_another_space_is_refused(earlier):
 
 
 def test_a_run_that_goes_on_is_refused(earlier, capsys):
-    config = RunConfig(
-        space="toy", score="exact", n_init=4, pool_size=10, strategy="mutation", seed=1
-    )
+    config = RunConfig(space="toy", n_init=4, pool_size=10, strategy="mutation", seed=1)
     store = RunStore.open(earlier, config)
     try:
         assert "is in use by another process" in refusal(capsys, "--prior", earlier)
