@@ -63,13 +63,16 @@ class CandidateStrategy(Protocol):
         ...
 
 
-def incumbent(
-    observations: Observations, predictor: FittedPredictor, pending: Sequence[Architecture]
-) -> float:
-    """The value to improve on: the best value, with pending points at their predicted mean."""
-    if not pending:
-        return observations.best
-    return max(observations.best, float(predictor.predict(pending).mean.max()))
+def incumbent(observations: Observations, predictor: FittedPredictor, exclude: Unwanted) -> float:
+    """The value to improve on: the best of those that keep the constraints; the worst if none does.
+
+    Pending points count with their predicted mean.
+    """
+    kept = observations.values[satisfied(exclude.constraints, observations.archs)]
+    best = float(kept.max() if len(kept) else observations.values.min())
+    if not exclude.pending:
+        return best
+    return max(best, float(predictor.predict(exclude.pending).mean.max()))
 
 
 def fresh(archs: Iterable[Architecture], exclude: Unwanted) -> list[Architecture]:

@@ -194,7 +194,7 @@ class GuidedGeneration:
             kind=self.kind,
             form=self.form,
             target=self.target,
-            best=incumbent(observations, predictor, exclude.pending),
+            best=incumbent(observations, predictor, exclude),
             scale=self.scale,
             constraints=self.constraints,
         )

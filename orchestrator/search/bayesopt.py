@@ -87,7 +87,7 @@ class BayesianOptimizer:
             predicted = (None,) * len(pool.archs)
             return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
         predictor = self.predictor.fit(observations, rng)
-        best_value = incumbent(feasible, predictor, pending)
+        best_value = incumbent(observations, predictor, unwanted)
         if pending:
             predictor = predictor.condition(pending)
         fitted = perf_counter()
