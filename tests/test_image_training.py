@@ -474,6 +474,25 @@ class TestAugmentation:
         found = (255 * augment(before.expand(-1, -1, 4, 4).contiguous())).round()
         assert found[0, :, 0, 0].tolist() == twice
 
+    @pytest.mark.parametrize(
+        ("name", "magnitude", "result"),
+        [
+            ("solarize", 2, [51, 153, 25]),  # from 198 or 205 on
+            ("solarize", 8, [204, 102, 25]),  # from 28 or 51 on
+            ("posterize", 7, [48, 152, 224]),  # 5 bits
+        ],
+    )
+    def test_autoaugment_magnitudes_are_strengths(self, name, magnitude, result, monkeypatch):
+        """As torchvision and, where two numbers are given, the authors have it."""
+        module = "kornia.augmentation.auto.autoaugment.autoaugment"
+        pytest.importorskip(module)
+        monkeypatch.setattr(f"{module}.cifar10_policy", [[(name, 1.0, magnitude)]])
+        recipe = replace(RECIPE, policy="autoaugment-cifar10", cutout=0, flip=False)
+        augment = Augmentation(recipe, Normalisation((0, 0, 0), (1, 1, 1)))
+        before = torch.tensor([51, 153, 230], dtype=torch.uint8).view(1, 3, 1, 1)
+        found = (255 * augment(before.expand(-1, -1, 4, 4).contiguous())).round()
+        assert found[0, :, 0, 0].tolist() == result
+
     @pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10"])
     def test_what_is_moved_into_a_picture_is_of_the_mean_colour(self, policy, monkeypatch):
         """So a picture of that colour stays what it is wherever it is moved."""

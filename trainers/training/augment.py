@@ -17,6 +17,7 @@ _MAGNITUDES = {
     **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (9, 21)),
     "solarize": (21,),
 }
+_LESS_IS_MORE = ("solarize", "posterize")  # from which intensity on, and how many bits are kept
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]
         return None
     try:
         from kornia.augmentation.auto import AutoAugment, RandAugment
+        from kornia.augmentation.auto.autoaugment.autoaugment import cifar10_policy
         from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
     except ImportError:
         raise UserError(
@@ -142,8 +144,12 @@ def _policy(name: Policy, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]
             return _Choice([_filling(RandAugment(1, m, [one]), fill) for m in magnitudes])
 
         return _Choice(list(map(drawn, default_policy)), times=2)
-    policy = _filling(AutoAugment(name.removeprefix("autoaugment-")), fill)
-    return _Choice(list(policy.children()))
+    # A magnitude of AutoAugment, 0 to 9, is a strength; kornia takes it for the argument.
+    strengths = [
+        [(what, p, m if m is None or what not in _LESS_IS_MORE else 9 - m) for what, p, m in pair]
+        for pair in cifar10_policy
+    ]
+    return _Choice(list(_filling(AutoAugment(strengths), fill).children()))
 
 
 def _lighten_shadows(images: Tensor) -> Tensor:
