@@ -93,21 +93,12 @@ def stop_at(training, step):
 @pytest.mark.parametrize("step", [2, 4, 9])  # in an epoch of four steps, after it, near the end
 def test_a_killed_training_continues_bit_by_bit(task, tmp_path, monkeypatch, step):
     monkeypatch.setattr("trainers.training.checkpoint._SAVE_SECONDS", 0.0)
-    whole = training(task)
-    curve = [(epoch.loss, epoch.accuracy) for epoch in whole.run(3)]
     killed, path = training(task), tmp_path / "deep" / "t.safetensors"
     stop_at(killed, step)
     with pytest.raises(_KilledError):
         list(killed.run(3, path))
     torch.manual_seed(99)
-    again = training(task)
-    again.load(path)
-    assert again.step == step
-    list(again.run(3, path))
-    assert [(epoch.loss, epoch.accuracy) for epoch in again.curve] == curve
-    for name, value in weights(whole).items():
-        assert torch.equal(weights(again)[name], value), name
-        assert torch.equal(again.average[name], whole.average[name]), name
+    continued(task, path, step)
 
 
 def continued(task, path, step):
@@ -120,6 +111,7 @@ def continued(task, path, step):
     assert [(epoch.loss, epoch.accuracy) for epoch in again.curve] == curve
     for name, value in weights(whole).items():
         assert torch.equal(weights(again)[name], value), name
+        assert torch.equal(again.average[name], whole.average[name]), name
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,7 +15,6 @@ import pytest
 from scipy.stats import norm
 from toy_law import ARCHS
 
-from nag.cli import run
 from nag.sample import app as sample_app
 from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -39,6 +40,8 @@ QUICK = {
 }
 # All of the pool is written, so that what is written tells what was generated.
 MOBILE = QUICK | {"--space": "mobilenetv3", "--pool-size": 15, "--batch-size": 15, "--steps": 10}
+
+run_here, refusal = partial(commands.run_here, app), partial(commands.refusal, app)
 
 
 @pytest.fixture(autouse=True)
@@ -71,46 +74,11 @@ def mobile_values():
     return values
 
 
-def run_here(capsys, settings, command=app, **changes):
-    """Exit code, stdout and stderr of a command run in this process.
-
-    `pool_size=3` replaces --pool-size, None removes an option, a tuple repeats it.
-    """
-    settings = settings | {f"--{name.replace('_', '-')}": x for name, x in changes.items()}
-    arguments = [
-        str(part)
-        for name, values in settings.items()
-        for value in (values if isinstance(values, tuple) else (values,))
-        if value is not None
-        for part in (name, value)
-    ]
-    with pytest.raises(SystemExit) as exit_:
-        run(command, arguments)
-    return exit_.value.code, *capsys.readouterr()
-
-
 def propose(capsys, settings=QUICK, **changes):
     """The table and the statistics of a command that must end well."""
     code, out, err = run_here(capsys, settings, **changes)
     assert (code, err) == (0, "")
     return pd.read_parquet(changes.get("out", "next.parquet")), json.loads(out)
-
-
-def refusal(capsys, settings, **changes):
-    """The one line with which a command is refused; not a file is made or changed."""
-    before = snapshot()
-    code, out, err = run_here(capsys, settings, **changes)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    assert snapshot() == before
-    return err
-
-
-def snapshot():
-    """All that is below the working directory."""
-    return {file: file.is_file() and file.read_bytes() for file in Path.cwd().rglob("*")}
 
 
 # What is written
@@ -334,7 +302,7 @@ def test_the_trials_of_a_run(capsys):
     """Of which propose makes the next round."""
     settings = {"--space": "toy", "--score": "exact", "--steps": 5, "--pool-size": 10}
     sizes = {"budget": 7, "n_init": 4, "executor": "local", "out": "run"}
-    assert run_here(capsys, settings, search_app, **sizes)[0] == 0
+    assert commands.run_here(search_app, capsys, settings, **sizes)[0] == 0
     table, found = propose(capsys, values="run/trials.parquet")
     assert (len(table), found["observations"]) == (8, 7)
     assert not set(table.arch) & set(pd.read_parquet("run/trials.parquet").arch)
@@ -343,9 +311,9 @@ def test_the_trials_of_a_run(capsys):
 def test_what_was_sampled_and_evaluated(capsys):
     space = {"--space": "mobilenetv3"}
     sampled = {"score": "exact", "steps": 5, "num": 12, "out": "samples.txt"}
-    assert run_here(capsys, space, sample_app, **sampled)[0] == 0
+    assert commands.run_here(sample_app, capsys, space, **sampled)[0] == 0
     evaluated = {"evaluator": "surrogate", "archs": "samples.txt", "out": "v.parquet"}
-    assert run_here(capsys, space, evaluate_app, **evaluated)[0] == 0
+    assert commands.run_here(evaluate_app, capsys, space, **evaluated)[0] == 0
     table, found = propose(capsys, MOBILE, values="v.parquet")
     assert (len(table), found["observations"]) == (15, 12)
 
@@ -353,7 +321,7 @@ def test_what_was_sampled_and_evaluated(capsys):
 def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(capsys):
     first, _ = propose(capsys)
     evaluated = {"--space": "toy", "--evaluator": "toy", "--archs": "next.parquet"}
-    assert run_here(capsys, evaluated, evaluate_app, out="more.parquet")[0] == 0
+    assert commands.run_here(evaluate_app, capsys, evaluated, out="more.parquet")[0] == 0
     assert pd.read_parquet("more.parquet").arch.tolist() == first.arch.tolist()
     values = ("values.parquet", "more.parquet")
     second, found = propose(capsys, values=values, out="second.parquet")

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import commands
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from commands import arguments
 from report_page import undrawn
 from rich.console import Console
 
@@ -62,19 +65,7 @@ UNUSED = re.compile("warning: no effect on this search: --.*\n")  # some setting
 LONG = QUICK | {"--budget": 14, "--pool-size": 100, "--steps": 30}  # rounds take a while
 LONGER = LONG | {"--budget": 144}  # the same search, which is stopped long before its end
 
-
-def arguments(settings, **changes):
-    """Settings as a command line; `n_init=3` replaces --n-init, None removes an option.
-
-    A tuple repeats its option.
-    """
-    settings = settings | {f"--{name.replace('_', '-')}": x for name, x in changes.items()}
-    pairs = [
-        (name, value)
-        for name, values in settings.items()
-        for value in (values if isinstance(values, tuple) else (values,))
-    ]
-    return [str(part) for pair in pairs if pair[1] is not None for part in pair]
+run_here, refusal = partial(commands.run_here, app), partial(commands.refusal, app)
 
 
 def start(settings, **changes):
@@ -96,36 +87,12 @@ def _this_process(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
-def run_here(capsys, settings, **changes):
-    """Exit code, stdout and stderr of a command run in this process."""
-    with pytest.raises(SystemExit) as exit_:
-        run(app, arguments(settings, **changes))
-    return exit_.value.code, *capsys.readouterr()
-
-
 def search(capsys, settings, **changes):
     """stdout of a command that must end well; nobody looks at the figures of its report."""
     with undrawn():
         code, out, err = run_here(capsys, settings, **changes)
     assert (code, UNUSED.sub("", err)) == (0, "")
     return out
-
-
-def refusal(capsys, settings, **changes):
-    """The one line with which a command is refused; not a file is made or changed."""
-    before = snapshot()
-    code, out, err = run_here(capsys, settings, **changes)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    assert snapshot() == before
-    return err
-
-
-def snapshot():
-    """All that is below the working directory."""
-    return {file: file.is_file() and file.read_bytes() for file in Path.cwd().rglob("*")}
 
 
 def trials(out):
