@@ -258,6 +258,7 @@ def test_a_space_that_is_exhausted_ends_the_run(tmp_path, capsys):
         ({"strategy": "random", "threads": 1, "window": 2}, "--score, --steps"),
         ({"strategy": "uncond+sort", "guidance_scale": 3}, "--guidance-scale"),
         ({"grace_epochs": 5}, "--grace-epochs"),
+        ({"space": "mobilenetv3", "method": "rea", "constraint": "macs<=300e6"}, ""),  # generates
     ],
 )
 def test_options_without_effect_are_named(capsys, changes, unused):
