@@ -717,15 +717,18 @@ class TestSupernet:
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "dtype"),
+    ("precision", "device", "capability", "dtype"),
     [
-        ("auto", "cuda", torch.bfloat16),
-        ("auto", "cpu", torch.float32),
-        ("bfloat16", "cpu", torch.bfloat16),
-        ("float32", "cuda", torch.float32),
+        ("auto", "cuda", (9, 0), torch.bfloat16),
+        ("auto", "cuda", (8, 0), torch.bfloat16),
+        ("auto", "cuda", (7, 5), torch.float32),  # a T4 emulates it, without cuDNN
+        ("auto", "cpu", None, torch.float32),
+        ("bfloat16", "cpu", None, torch.bfloat16),
+        ("float32", "cuda", (9, 0), torch.float32),
     ],
 )
-def test_precision(precision, device, dtype):
+def test_precision(precision, device, capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     recipe = find_recipe("small", precision=precision)
     assert recipe.dtype(torch.device(device)) == dtype
 

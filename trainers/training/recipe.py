@@ -29,7 +29,8 @@ class Recipe:
     centre: crop of the images on which accuracy is measured.
     statistics: mean and standard deviation for normalisation: those of ImageNet, or of the training
         images themselves.
-    precision: of matrix products; weights and sums stay float32. auto: bfloat16 on a GPU.
+    precision: of matrix products; weights and sums stay float32. auto: bfloat16 on a GPU that
+        computes in it (from Ampere on; older ones only emulate it, slower than float32).
     """
 
     name: str
@@ -58,7 +59,8 @@ class Recipe:
     def dtype(self, device: torch.device) -> torch.dtype:
         """Type of matrix products on `device`."""
         if self.precision == "auto":
-            return torch.bfloat16 if device.type == "cuda" else torch.float32
+            fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+            return torch.bfloat16 if fast else torch.float32
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 

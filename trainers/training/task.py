@@ -122,7 +122,8 @@ class NetworkOptions(ImageOptions):
         Epochs of a full training, instead of the recipe's.
     precision
         Precision of matrix products in training, instead of the recipe's: auto means bfloat16 on a
-        GPU. On CPUs that support it, bfloat16 also makes nasbench201 convolutions twice as fast.
+        GPU that has it (Ampere or newer). On CPUs that support it, bfloat16 also makes nasbench201
+        convolutions twice as fast.
     fidelity
         What short trainings, in methods that use them, reduce. A training with fewer epochs
         continues if it is among the best; one with fewer images or a lower resolution starts over.
