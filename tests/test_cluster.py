@@ -463,6 +463,14 @@ def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
     assert machines.alone({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}) == {"CPU": 8, "GPU": 0.5}
 
 
+def test_a_kept_process_may_be_given_another_gpu_where_there_are_several() -> None:
+    one, eight = Machines((SMALL, BIG)), Machines((BIG, BIG | {"GPU": 8.0}))
+    for share in (0.25, 1, 8):
+        assert not one.may_move({"CPU": 1, "GPU": share})
+        assert eight.may_move({"CPU": 1, "GPU": share}) == (share < 8)
+    assert not eight.may_move({"CPU": 1})
+
+
 def test_what_a_machine_lacks_is_said_in_words() -> None:
     lost = Machines(({"CPU": 0.0}, SMALL))
     assert lost.lack("an evaluation", {"CPU": 1}, [{}]) is None

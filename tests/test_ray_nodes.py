@@ -187,6 +187,30 @@ def test_evaluations_are_packed_by_what_they_took(
         assert executor.slots == 2
 
 
+class Bound(ToyEvaluator):
+    """Synthetic: says on which GPU its process was first, to which CUDA would be bound."""
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        reserved = os.environ["CUDA_VISIBLE_DEVICES"]
+        first = os.environ.setdefault("FIRST_GPU", reserved)
+        time.sleep(0.2 + 0.1 * (7 * seed % 4))  # to end in another order than that of the GPUs
+        return Measurement(0.5, {"first": int(first), "reserved": int(reserved)})
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_evaluations_are_on_the_gpu_they_reserve(cluster: Nodes) -> None:
+    cluster.add(num_gpus=4)
+    runtime = Runtime(
+        address=cluster.address, auth="disabled", device="cpu", cpus_per_eval=0.5, gpus_per_eval=1
+    )
+    with closing(RayExecutor(CONFIG, runtime, Bound)) as executor:
+        for number in range(3):
+            trials = [Trial(4 * number + i, 0, TOY.from_str("a-/a-"), "", i) for i in range(4)]
+            left = iter(trials)
+            found = [o.metrics for o in executor.run(lambda room, left=left: [*islice(left, room)])]
+            assert all(gpus["first"] == gpus["reserved"] for gpus in found)
+
+
 @pytest.mark.parametrize("cluster", [0], indirect=True)
 def test_a_generator_without_a_machine_is_waited_for_and_given_up(
     cluster: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

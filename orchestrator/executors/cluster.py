@@ -215,6 +215,14 @@ class Machines:
         there = {name: self.total.get(name, 0) for name in request}
         return f"no machine has room: {needed}; the cluster has {in_words(there)}"
 
+    def may_move(self, request: Mapping[str, float]) -> bool:
+        """Whether a process kept for the next task with this request may be given another GPU then.
+
+        It would stay on its first one, to which CUDA has bound it.
+        """
+        gpus = request.get("GPU", 0)
+        return gpus > 0 and any(machine.get("GPU", 0) > max(gpus, 1) for machine in self.each)
+
     def alone(self, request: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
         """The request for all of a machine's CPUs, and for the part of a GPU that is not held."""
         asked = dict(request)

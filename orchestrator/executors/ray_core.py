@@ -98,7 +98,6 @@ _kept: dict[str, Evaluator] = {}
 """The evaluator of this worker process, keyed by its run."""
 
 
-@ray.remote(max_retries=0, max_calls=0)  # the executor decides what to retry
 def _evaluate(
     run: str,
     make: Callable[[], Evaluator],
@@ -112,6 +111,11 @@ def _evaluate(
             _kept.clear()
             _kept[run] = make()
         return evaluate_trial(_kept[run], trial, retries, timeout, last_resort)
+
+
+# the executor decides what to retry
+_in_kept_process = ray.remote(max_retries=0, max_calls=0)(_evaluate)
+_in_new_process = ray.remote(max_retries=0, max_calls=1)(_evaluate)
 
 
 class RayExecutor:
@@ -212,7 +216,9 @@ class RayExecutor:
             request = self._room.machines.alone(request, self.generator_request)
         self._reserved[attempt.trial.trial] = request
         options = {"name": "evaluate", **options_of(request)}
-        return _evaluate.options(**options).remote(
+        anew = self._room.machines.may_move(request)
+        evaluate = _in_new_process if anew else _in_kept_process
+        return evaluate.options(**options).remote(
             self._run,
             self._evaluator,
             attempt.trial,

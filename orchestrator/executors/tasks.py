@@ -15,10 +15,13 @@ from orchestrator.runtime import Runtime
 _HEARTBEAT_SECONDS = 1.0
 
 
-@ray.remote
 def _call(function: Callable[[], Any]) -> Any:
     with interruptible():
         return function()
+
+
+_in_kept_process = ray.remote(max_calls=0)(_call)
+_in_new_process = ray.remote(max_calls=1)(_call)
 
 
 class RayTasks:
@@ -58,8 +61,11 @@ class RayTasks:
         while waiting or running:
             while waiting and len(running) < self._limit():
                 number, function = waiting.popleft()
-                options = options_of(self._room.request)
-                call = _call.options(**options, max_retries=self._runtime.retries)
+                request = self._room.request
+                anew = self._room.machines.may_move(request)
+                call = (_in_new_process if anew else _in_kept_process).options(
+                    **options_of(request), max_retries=self._runtime.retries
+                )
                 running[call.remote(function)] = number
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
             self._room.look()
