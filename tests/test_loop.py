@@ -1,6 +1,7 @@
 """The loop on the toy space: the trials are a function of the configuration, come what may."""
 
 import math
+import re
 import weakref
 from collections import Counter
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 import torch
 from toy_law import ARCHS
 
+from nag.errors import UserError
 from nag.predictors.gp import GaussianProcess
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, plan_of
@@ -619,21 +621,75 @@ def test_the_memory_of_a_gpu_is_given_back_when_the_evaluation_no_longer_holds_i
     freed, alive = [], weakref.WeakSet()
 
     class Network:
-        pass
+        def __init__(self):
+            self.itself = self  # as in the traceback of an exception that someone keeps
 
     def out_of_memory(arch, evaluated):
         alive.add(network := Network())
         if len(evaluated) == 1:
             raise torch.OutOfMemoryError(f"no room for {network}")
 
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(alive)))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr("orchestrator.search.trial._gpu_memory", lambda: 0.0)
     executor, _ = faulty(out_of_memory)
     store = study(tmp_path / "run", executor=executor)
     assert [store.outcomes[i].status for i in (0, 1)] == ["failed", "ok"]
     assert freed == [0] * store.num_finished
+
+
+def pretend_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30 * device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr("orchestrator.search.trial._gpu_memory", lambda: 0.0)
+
+
+class TestABrokenGPU:
+    """Pretends that there is one: after an illegal memory access, every call fails."""
+
+    LOST = "CUDA error: an illegal memory access was encountered"
+
+    @pytest.fixture
+    def executor(self, monkeypatch):
+        pretend_gpu(monkeypatch)
+
+        def refuse(device=1):
+            assert device == 1, "the other has none of our work"
+            raise torch.AcceleratorError(f"{self.LOST}\nCUDA kernel errors might be reported later")
+
+        def illegal(arch, evaluated):
+            if len(evaluated) == 2:
+                monkeypatch.setattr(torch.cuda, "synchronize", refuse)
+                refuse()
+
+        return faulty(illegal)[0]
+
+    def test_the_run_ends_where_there_is_no_other_process(self, tmp_path, executor):
+        message = f"the GPU no longer works in this process ({self.LOST}): repeat the command"
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            study(tmp_path / "run", executor=executor)
+        store = RunStore.open(tmp_path / "run", CONFIG)
+        assert [outcome.status for outcome in store.outcomes.values()] == ["ok"]
+
+    def test_the_process_of_a_worker_ends(self, executor, monkeypatch, caplog):
+        class End(BaseException):
+            pass
+
+        def end(code):
+            raise End
+
+        monkeypatch.setattr("orchestrator.search.trial.os._exit", end)
+        archs = [TOY.from_str("aa/aa"), TOY.from_str("bb/bb")]
+        fine, broken = (Trial(i, 0, arch, "initial", 0) for i, arch in enumerate(archs))
+        evaluator = executor._evaluator
+        assert evaluate_trial(evaluator, fine, RETRIES, None, 30.0).status == "ok"
+        with pytest.raises(End):
+            evaluate_trial(evaluator, broken, RETRIES, None, 30.0)
+        assert caplog.messages == [f"the process ends because its GPU no longer works: {self.LOST}"]
 
 
 def test_memory_that_pytorch_lacks_on_a_cpu_is_a_lack_of_memory():

@@ -2,7 +2,10 @@
 
 import collections.abc
 import faulthandler
+import gc
+import logging
 import math
+import os
 import signal
 import threading
 import traceback
@@ -16,6 +19,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from nag.errors import UserError
 from nag.generator import Generator
 from orchestrator.history.trials import Outcome, Trial
 from trainers.base import EvaluationError, Evaluator, Measurement, at_epochs
@@ -23,6 +27,7 @@ from trainers.training.loop import out_of_memory
 
 _TAKEN = frozenset(one.name for kind in (Trial, Outcome) for one in fields(kind))
 Outcomes: TypeAlias = collections.abc.Generator[Outcome, None, None]
+_log = logging.getLogger(__name__)
 
 
 class Ask(Protocol):
@@ -72,10 +77,14 @@ def evaluate_trial(
     and an attempt of more than `timeout` seconds, which would recur; and running out of memory,
     which the executor may be able to remedy.
 
-    last_resort: an attempt that ignores its timeout for this many more seconds ends the process.
+    last_resort: an attempt that ignores its timeout for this many more seconds ends the process;
+        None if the process must not be ended.
 
     GPU memory that is no longer used is released for others that share the GPU: this process may
     stay idle while an evaluation that ran out of memory is tried again there alone.
+
+    After some errors, such as an illegal memory access, a GPU refuses all further work of a
+    process. Then the process ends, so that others do the work, or a UserError is raised.
     """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -83,8 +92,26 @@ def evaluate_trial(
         outcome = _attempts(evaluator, trial, retries, timeout, last_resort)
         return replace(outcome, gpu_memory=_gpu_memory())
     finally:
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _release_gpu(may_end=last_resort is not None)
+
+
+def _release_gpu(may_end: bool) -> None:
+    if not torch.cuda.is_initialized():
+        return
+    gc.collect()  # tracebacks of caught exceptions may keep a network in a reference cycle
+    try:
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(device):  # others may be full of someone else's work
+                torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except torch.AcceleratorError as error:
+        reason = str(error).splitlines()[0]
+        if may_end:
+            _log.error("the process ends because its GPU no longer works: %s", reason)
+            os._exit(1)
+        raise UserError(
+            f"the GPU no longer works in this process ({reason}): repeat the command to continue"
+        ) from error
 
 
 def _gpu_memory() -> float:
