@@ -705,6 +705,27 @@ def test_memory_that_pytorch_lacks_on_a_cpu_is_a_lack_of_memory():
     assert "can't allocate memory" in outcome.error
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+)
+def test_memory_that_nvidias_libraries_lack_is_a_lack_of_memory(error):
+    """PyTorch has only words for that, too; it happens where evaluations share a GPU."""
+
+    class Hungry:
+        def evaluate(self, arch, *, seed):
+            raise error
+
+    outcome = evaluate_trial(Hungry(), Trial(0, 0, TOY.from_str("aa/aa"), "initial", 0), RETRIES)
+    assert outcome.out_of_memory
+    assert outcome.attempts == 1
+
+
 def test_failures_are_not_learned_from(tmp_path):
     config = replace(CONFIG, budget=24, n_init=12, batch_size=4, pool_size=10)
     executor, _ = faulty(raises_at_b, config)

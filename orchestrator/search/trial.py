@@ -140,7 +140,7 @@ def _attempts(
             late = TimeoutError(f"the evaluation took more than {timeout:g} s")
             return _failed(trial, late, started, attempt)
         except Exception as error:
-            if isinstance(error, RuntimeError) and out_of_memory(error):  # of the machine's memory
+            if isinstance(error, RuntimeError) and out_of_memory(error):
                 return _failed(trial, MemoryError(str(error)), started, attempt)
             if attempt > retries:
                 return _failed(trial, error, started, attempt, where=_place(error))

@@ -33,6 +33,13 @@ from trainers.training.interrupts import uninterrupted
 from trainers.training.recipe import Recipe
 
 _STEPS_AHEAD = 32  # steps whose losses are read together, so that a GPU need not wait in between
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",  # from the driver, e.g. for the context of a process
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -337,8 +344,10 @@ def _mixed(*numbers: int) -> int:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class for this error on GPUs, but only a message on CPUs."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """PyTorch has a class for this error if its own allocator for GPUs raises it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in _OUT_OF_MEMORY
+    )
 
 
 def of_the_machine(error: Exception) -> bool:
