@@ -56,7 +56,9 @@ def test_the_peak_of_an_evaluation_is_measured_from_its_beginning(monkeypatch):
         cuda, "get_device_properties", lambda: type("Properties", (), {"total_memory": 80e9})
     )
     trial = Trial(0, 0, TOY.from_str("a-/a-"), "initial", seed=0)
-    assert evaluate_trial(Hungry(), trial, retries=0).gpu_memory == pytest.approx(0.4)
+    expected = 0.4 + 0.5 * 2**30 / 80e9  # CUDA itself takes half a GiB or so
+    assert evaluate_trial(Hungry(), trial, retries=0).gpu_memory == pytest.approx(expected)
+    assert evaluate_trial(ToyEvaluator(), trial, retries=0).gpu_memory == 0.0, "computed nothing"
 
 
 def test_without_a_gpu_nothing_is_said():

@@ -8,7 +8,7 @@ from orchestrator.executors.cluster import Machines, evaluation_request
 from orchestrator.history.trials import Outcome
 from orchestrator.runtime import GpusPerEval, Runtime
 
-_TO_SPARE = 1.25  # times the peak so far: others may need more, and each needs a context
+_TO_SPARE = 1.25  # times the peak so far: others may need more
 _UNITS = 10_000  # parts in which Ray counts a GPU
 _LOOK_SECONDS = 1.0
 

@@ -27,6 +27,7 @@ from trainers.training.loop import out_of_memory
 
 _TAKEN = frozenset(one.name for kind in (Trial, Outcome) for one in fields(kind))
 Outcomes: TypeAlias = collections.abc.Generator[Outcome, None, None]
+_CONTEXT = 2**29  # bytes of a GPU that CUDA and its libraries take for a process, about
 _log = logging.getLogger(__name__)
 
 
@@ -115,10 +116,11 @@ def _release_gpu(may_end: bool) -> None:
 
 
 def _gpu_memory() -> float:
-    """The largest share of its GPU's memory that PyTorch has held in this process."""
-    if not torch.cuda.is_initialized():
+    """The largest share of its GPU's memory that this process has held; 0 if it was not used."""
+    held = torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else 0
+    if not held:
         return 0.0
-    return torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties().total_memory
+    return (held + _CONTEXT) / torch.cuda.get_device_properties().total_memory
 
 
 def _attempts(
