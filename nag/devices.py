@@ -27,5 +27,6 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(refusal) from error
+        reason = str(error).partition("\n")[0]  # the rest is advice for debugging
+        raise UserError(f"{refusal} ({reason})") from error
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device

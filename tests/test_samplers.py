@@ -395,3 +395,12 @@ def test_devices():
     for name in ("warp", "meta", "mps", "cpu:x", "cuda:999", "cuda:9999999999", ""):
         with pytest.raises(UserError, match=f"device '{name}' is not available: use cpu, cuda or"):
             resolve_device(name)
+
+
+def test_why_a_gpu_is_not_available(monkeypatch):
+    def full(*size, device):
+        raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(UserError, match=r"use cpu, cuda or auto \(CUDA error: out of memory\)$"):
+        resolve_device("cuda")

@@ -106,7 +106,7 @@ def _release_gpu(may_end: bool) -> None:
                 torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
     except torch.AcceleratorError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]  # the rest is advice for debugging
         if may_end:
             _log.error("the process ends because its GPU no longer works: %s", reason)
             os._exit(1)
