@@ -26,7 +26,7 @@ from orchestrator.config import RunConfig
 from orchestrator.history.earlier import EarlierRun
 from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion
-from orchestrator.search.record import check_same_run
+from orchestrator.search.record import check_same_run, provenance
 from orchestrator.search.store import COLUMNS, RunStore
 from orchestrator.storage.journal import SCHEMA
 from trainers.training.task import NetworkOptions
@@ -863,3 +863,18 @@ def test_a_configuration_that_cannot_be_read(out):
     (out / "config.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json"):
         RunStore.open(out, CONFIG)
+
+
+def test_a_driver_too_old_for_pytorch_is_no_obstacle(monkeypatch):
+    """NVIDIA's library counts the GPU, but PyTorch cannot use it."""
+
+    def refuse(device):
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", refuse)
+    assert provenance(["python"])["machine"].endswith(("CPU", "CPUs"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100")
+    assert provenance(["python"])["machine"].endswith(", NVIDIA H100")

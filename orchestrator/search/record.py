@@ -39,7 +39,9 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     """
     packages = ("diffusionnag-bo", "torch", "ray", "numpy", "scipy", "pandas", "pyarrow")
     versions = {package: package_version(package) for package in packages}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # a driver too old for PyTorch still counts its GPUs
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     machine = f"{platform.system()} {platform.machine()}, {counted(os.cpu_count() or 1, 'CPU')}"
     return {
         "command": shlex.join(["python", *map(without_secrets, command[1:])]),
