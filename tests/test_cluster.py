@@ -463,6 +463,26 @@ def test_what_must_be_alone_asks_for_what_one_machine_has() -> None:
     assert machines.alone({"CPU": 1, "GPU": 0.25}, {"GPU": 0.5}) == {"CPU": 8, "GPU": 0.5}
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_ray_of_our_own_has_the_gpus_that_pytorch_can_use(
+    usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray also counts Apple's, on which the generator could not start."""
+    asked: dict[str, Any] = {}
+
+    def init(**options: Any) -> None:
+        asked.update(options)
+        raise RuntimeError("that is enough")
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: usable)
+    with pytest.raises(ClusterError, match="that is enough"):
+        connect(Runtime(auth="disabled"))
+    assert asked["num_gpus"] == (None if usable else 0)
+
+
 def test_a_kept_process_may_be_given_another_gpu_where_there_are_several() -> None:
     one, eight = Machines((SMALL, BIG)), Machines((BIG, BIG | {"GPU": 8.0}))
     for share in (0.25, 1, 8):

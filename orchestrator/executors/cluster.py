@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+import torch
 from ray._private import services
 from ray._private.utils import get_num_cpus
 from ray._raylet import Config  # type: ignore[attr-defined]
@@ -52,6 +53,8 @@ def connect(runtime: Runtime) -> str | None:
         options |= {
             "address": "local",
             "num_cpus": max(_cores(), runtime.workers or 1),
+            # Ray also counts GPUs that PyTorch cannot use: Apple's, or with too old a driver
+            "num_gpus": None if torch.cuda.is_available() else 0,
             "include_dashboard": runtime.dashboard,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": _LOOPBACK,
