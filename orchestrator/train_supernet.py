@@ -54,6 +54,8 @@ def main(
         raise UserError("--workers must be at least 1")
     if images.data is None:
         raise UserError("--data is required: a folder with train/CLASS/ and val/CLASS/")
+    if workers > 1 and gpus_per_worker % 1 and place.device != "cpu":
+        raise UserError("--gpus-per-worker must be whole: NCCL refuses processes that share a GPU")
     if not gpus_per_worker and place.device.startswith("cuda"):
         raise UserError(f"--device {place.device} needs GPUs: set --gpus-per-worker 1")
     if not gpus_per_worker and place.device == "auto":

@@ -285,6 +285,10 @@ def test_on_ray(tmp_path):
     [
         (["--workers", "0"], "--workers must be at least 1"),
         (["--device", "cuda"], "--device cuda needs GPUs: set --gpus-per-worker 1"),
+        (
+            ["--workers", "2", "--gpus-per-worker", "0.5"],
+            "--gpus-per-worker must be whole: NCCL refuses processes that share a GPU",
+        ),
         (["--auth", "password"], 'Invalid value "password" for --auth'),
         (
             ["--workers", "2", "--batch-size", "7"],
