@@ -265,7 +265,7 @@ def accelerated(network: ScoreNetwork, device: torch.device) -> ScoreFn:
         with _tf32():
             try:
                 found = compiled(*filled)
-            except RuntimeError as error:
+            except Exception as error:  # Triton also compiles when a kernel first runs: of any kind
                 if compiled is network or isinstance(error, torch.OutOfMemoryError):
                     raise
                 _log.warning(

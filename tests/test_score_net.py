@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from subprocess import CalledProcessError
 
 import pytest
 import torch
 from torch import nn
 
+from nag.errors import one_line
 from nag.generator import accelerated
 from nag.laws import UniformLaw, sde_of
 from nag.score_net import ScoreNetConfig, ScoreNetwork, attention_mask, preset
@@ -256,10 +258,18 @@ def test_few_batch_sizes_are_compiled(monkeypatch):
     assert sizes == [64, 64, 64, 128, 128, 512]
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler.\nPlease specify via CC"),
+        CalledProcessError(1, ["gcc", "main.c"]),  # without the header files of Python
+        PermissionError(13, "Permission denied", "/root/.triton"),
+    ],
+)
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(error, monkeypatch, caplog):
     def compiled(net, **options):
         def called(x, t):
-            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+            raise error
 
         return called
 
@@ -269,7 +279,7 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
     for _ in range(2):
         torch.testing.assert_close(score(x, t), net(x, t))
     (warning,) = caplog.messages
-    assert warning.endswith("Failed to find C compiler. Please specify via CC")
+    assert warning.endswith(one_line(error))
 
 
 def test_want_of_memory_is_no_want_of_a_compiler(monkeypatch):
