@@ -10,6 +10,7 @@ import torch
 from pictures import colours
 from safetensors import safe_open
 from torch import nn
+from torch.nn import functional as F
 
 from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -740,3 +741,21 @@ def test_training_in_bfloat16_is_close_to_that_in_float32(task):
     }
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+
+
+@pytest.mark.parametrize("with_supernet", [False, True])
+def test_losses_are_in_float32(task, with_supernet, monkeypatch):
+    """On a GPU, autocast does not see to it: it leaves logarithms of bfloat16 in bfloat16."""
+    seen = []
+
+    def watched(logits, *args, found=F.cross_entropy, **options):
+        seen.append(logits.dtype)
+        return found(logits, *args, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    recipe = replace(RECIPE, precision="bfloat16", ema=0.0)
+    more = {"backward": sandwich(1, 0.1), "measure": lambda network: 0.5} if with_supernet else {}
+    network = Supernet(3, width=0.25) if with_supernet else training(task, recipe).network
+    begun = Training(network, recipe, task.training_set(recipe, 1), 1, **more)
+    begun._one_step(*next(begun.images.train.epoch(0)))
+    assert seen == [torch.float32] * (3 if with_supernet else 1)

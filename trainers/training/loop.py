@@ -78,12 +78,15 @@ processes, so that draws from it yield gradients of the same parameters everywhe
 
 
 def cross_entropy(smoothing: float) -> Backward:
-    """Cross-entropy with smoothed labels (Szegedy et al., 2016)."""
+    """Cross-entropy with smoothed labels (Szegedy et al., 2016), in float32.
+
+    Autocast computes it in float32 on a CPU; on a GPU only from float32 logits.
+    """
 
     def backward(
         network: nn.Module, images: Tensor, labels: Tensor, share: float, seed: int
     ) -> Tensor:
-        loss = F.cross_entropy(network(images), labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(network(images).float(), labels, label_smoothing=smoothing)
         (share * loss).backward()
         return loss.detach()
 

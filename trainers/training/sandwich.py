@@ -31,12 +31,12 @@ def sandwich(random: int, smoothing: float) -> Backward:
         supernet: nn.Module, images: Tensor, labels: Tensor, share: float, seed: int
     ) -> Tensor:
         drawn = MOBILENETV3.sample(random, np.random.default_rng(seed))
-        logits = supernet(images, LARGEST)
+        logits = supernet(images, LARGEST).float()  # as in `loop.cross_entropy`
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         (share * share_of_each * loss).backward()
         taught = logits.detach().softmax(-1)
         for arch in (SMALLEST, *drawn):
-            imitation = F.cross_entropy(supernet(images, arch), taught)
+            imitation = F.cross_entropy(supernet(images, arch).float(), taught)
             (share * share_of_each * imitation).backward()
         return loss.detach()
 
