@@ -216,6 +216,7 @@ def pretended_gpu() -> Iterator[torch.device]:
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None,
+        "memory_allocated": lambda device=None: 2**29,
         "memory_reserved": lambda device=None: 2**30,
         "max_memory_reserved": lambda device=None: 2**30,
         "get_device_properties": lambda device=None: properties,

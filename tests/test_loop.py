@@ -630,6 +630,7 @@ def test_the_memory_of_a_gpu_is_given_back_when_the_evaluation_no_longer_holds_i
             raise torch.OutOfMemoryError(f"no room for {network}")
 
     pretend_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: len(alive))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(alive)))
     executor, _ = faulty(out_of_memory)
     store = study(tmp_path / "run", executor=executor)
@@ -641,6 +642,7 @@ def pretend_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30 * device)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

@@ -49,6 +49,7 @@ def test_the_peak_of_an_evaluation_is_measured_from_its_beginning(monkeypatch):
     cuda = torch.cuda
     monkeypatch.setattr(cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0.0))
+    monkeypatch.setattr(cuda, "memory_allocated", lambda: 0)
     monkeypatch.setattr(cuda, "max_memory_reserved", lambda: 80e9 * peak[0])
     monkeypatch.setattr(cuda, "device_count", lambda: 0)
     monkeypatch.setattr(cuda, "empty_cache", lambda: None)

@@ -87,19 +87,23 @@ def evaluate_trial(
     After some errors, such as an illegal memory access, a GPU refuses all further work of a
     process. Then the process ends, so that others do the work, or a UserError is raised.
     """
+    held = 0
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     try:
         outcome = _attempts(evaluator, trial, retries, timeout, last_resort)
         return replace(outcome, gpu_memory=_gpu_memory())
     finally:
-        _release_gpu(may_end=last_resort is not None)
+        _release_gpu(held, may_end=last_resort is not None)
 
 
-def _release_gpu(may_end: bool) -> None:
+def _release_gpu(held: int, may_end: bool) -> None:
+    """held: bytes that were in use before the evaluation."""
     if not torch.cuda.is_initialized():
         return
-    gc.collect()  # tracebacks of caught exceptions may keep a network in a reference cycle
+    if torch.cuda.memory_allocated() > held:  # by a reference cycle, as in kept tracebacks?
+        gc.collect()
     try:
         for device in range(torch.cuda.device_count()):
             if torch.cuda.memory_reserved(device):  # others may be full of someone else's work
