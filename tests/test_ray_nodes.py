@@ -187,6 +187,19 @@ def test_evaluations_are_packed_by_what_they_took(
         assert executor.slots == 2
 
 
+def process() -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_each_task_on_a_gpu_has_a_process_of_its_own(cluster: Nodes) -> None:
+    cluster.add(num_gpus=1)
+    runtime = Runtime(address=cluster.address, auth="disabled", gpus_per_eval=1)
+    with closing(RayTasks(runtime)) as tasks:
+        found = [pid for _, ended in tasks.run([process] * 3) for _, pid in ended]
+    assert len({*found}) == 3
+
+
 class Bound(ToyEvaluator):
     """Synthetic: says on which GPU its process was first, to which CUDA would be bound."""
 

@@ -21,6 +21,7 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 _in_kept_process = ray.remote(max_calls=0)(_call)
+# On a GPU: a kept process would stay on its first one, keep its memory, and fail if it once failed.
 _in_new_process = ray.remote(max_calls=1)(_call)
 
 
@@ -62,11 +63,9 @@ class RayTasks:
             while waiting and len(running) < self._limit():
                 number, function = waiting.popleft()
                 request = self._room.request
-                anew = self._room.machines.may_move(request)
-                call = (_in_new_process if anew else _in_kept_process).options(
-                    **options_of(request), max_retries=self._runtime.retries
-                )
-                running[call.remote(function)] = number
+                call = _in_new_process if "GPU" in request else _in_kept_process
+                options = {**options_of(request), "max_retries": self._runtime.retries}
+                running[call.options(**options).remote(function)] = number
             done, _ = ray.wait(list(running), timeout=_HEARTBEAT_SECONDS)
             self._room.look()
             patience.look(None if done else self._room.lack)
