@@ -17,6 +17,7 @@ pytest.importorskip("ray")
 import ray
 from ray import cloudpickle
 
+from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Part
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
@@ -240,6 +241,23 @@ def test_an_evaluator_that_cannot_start_stops_the_run(
     executor = start(_no_table)
     with pytest.raises(ClusterError, match=r"^an evaluator could not start: .*table\.parquet$"):
         _outcomes(executor, _trials("a-/a-"))
+
+
+def _on_a_full_gpu(cpus: int) -> Evaluator:
+    """Starts only where there are so many CPUs, as an attempt has that is alone."""
+    if ray.get_runtime_context().get_assigned_resources()["CPU"] < cpus:
+        raise UserError("device 'cuda' is not available (CUDA error: out of memory)")
+    return ToyEvaluator()
+
+
+def test_an_evaluator_without_memory_starts_alone(start: Callable[..., RayExecutor]) -> None:
+    executor = start(partial(_on_a_full_gpu, 2))
+    outcomes = _outcomes(executor, _trials("a-/a-", "b-/b-"))
+    assert [outcome.status for outcome in outcomes] == ["ok", "ok"]
+    assert max(outcome.attempts for outcome in outcomes) == 2
+    executor.close()
+    with pytest.raises(ClusterError, match=r"^an evaluator could not start: .*out of memory\)$"):
+        _outcomes(start(partial(_on_a_full_gpu, 3)), _trials("a-/a-", "b-/b-"))
 
 
 def test_what_no_machine_has_is_refused() -> None:

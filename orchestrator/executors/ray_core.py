@@ -232,7 +232,10 @@ class RayExecutor:
         try:
             return attempt.result(ray.get(reference))
         except RayTaskError as error:  # evaluate_trial never raises: making the evaluator did
-            raise ClusterError(f"an evaluator could not start: {_last_line(error)}") from error
+            reason = _last_line(error)
+            if "out of memory" in reason and not attempt.alone:  # beside others on its GPU
+                return Attempt(attempt.trial, attempt.number + 1, alone=True)
+            raise ClusterError(f"an evaluator could not start: {reason}") from error
         except RayError as error:  # Outcome also recognises Ray's OutOfMemoryError
             text = f"{type(error).__name__}: the worker was lost"
             outcome = Outcome(attempt.trial.trial, "failed", error=text)
