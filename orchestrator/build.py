@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from acquisition.functions import ACQUISITIONS, AcquisitionFunction, TargetLikelihood
 from acquisition.parzen import ParzenEstimator
@@ -25,7 +26,7 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.earlier import EarlierRun
 from orchestrator.methods import NONE, Parts
 from orchestrator.parts import MULTI_FIDELITY
-from orchestrator.runtime import Runtime, place_of, wants_gpu
+from orchestrator.runtime import Runtime, is_own, place_of, wants_gpu
 from orchestrator.search.bayesopt import BayesianOptimizer
 from orchestrator.search.halving import SuccessiveHalving
 from orchestrator.search.loop import Observer, Optimizer, Plan
@@ -39,7 +40,13 @@ from trainers.base import (
     at_epochs,
     in_steps,
 )
-from trainers.build import EvaluatorSettings, build_evaluator, network_task, unit_of
+from trainers.build import (
+    ON_IMAGES,
+    EvaluatorSettings,
+    build_evaluator,
+    network_task,
+    unit_of,
+)
 from trainers.constraints import build_constraints
 from trainers.cost import Task
 from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
@@ -244,6 +251,7 @@ def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) ->
     evaluator: that of the driver. Workers make their own, on the requested device.
     """
     build_predictor(config.parts.surrogate, find_space(config.space))  # is everything installed?
+    runtime = sharing_gpus(config, runtime)
     here, anywhere = config.generator(runtime.device), config.generator("cpu")
     if runtime.executor == "local":
         return LocalExecutor(here, evaluator, runtime.retries, runtime.timeout)
@@ -257,6 +265,19 @@ def build_executor(config: RunConfig, runtime: Runtime, evaluator: Evaluator) ->
     from orchestrator.executors.ray_core import RayExecutor  # Ray is slow to import
 
     return RayExecutor(config, runtime, make)
+
+
+def sharing_gpus(config: RunConfig, runtime: Runtime) -> Runtime:
+    """Unless the user decides, networks are trained and measured on this machine's GPUs, if any.
+
+    On a cluster the user decides: an evaluation that asks for a GPU may start a machine.
+    """
+    on_gpu = config.evaluator_name in ON_IMAGES and runtime.eval_device != "cpu"
+    decided = runtime.gpus_per_eval is not None or not is_own(runtime)
+    if decided or not on_gpu or not torch.cuda.is_available():
+        return runtime
+    share = 0.2 if runtime.generator_gpus is None else runtime.generator_gpus
+    return replace(runtime, gpus_per_eval="auto", generator_gpus=share)
 
 
 def build_observers(

@@ -1,6 +1,7 @@
 """Where a run happens: the part of the command line that does not change its trials."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +40,9 @@ class Runtime:
         CPUs that an evaluation reserves.
     gpus_per_eval
         GPUs that an evaluation reserves: 0.25 puts four on one GPU. auto starts with a whole one
-        each, then packs as many onto a GPU as fit, judging by the memory used so far.
+        each (or all that the generator leaves), then packs as many onto a GPU as fit, judging by
+        the memory used so far. By default auto where a local Ray trains or measures networks and
+        this machine has a GPU, else 0.
     timeout
         Seconds after which an evaluation is abandoned and its trial fails, not counting the
         start-up of its process; by default never.
@@ -48,7 +51,8 @@ class Runtime:
     generators
         Number of generators; they split pools of more than 512 samples between them.
     generator_gpus
-        Share of a GPU that each generator reserves if it runs on one.
+        Share of a GPU that each generator reserves if it runs on one; by default 1, but 0.2 if it
+        shares GPUs with evaluations by default.
     auth
         Ray's token authentication; by default RAY_AUTH_MODE, else token.
     dashboard
@@ -77,11 +81,11 @@ class Runtime:
     address: str | None = None
     workers: WholeNumber | None = None
     cpus_per_eval: float = 1.0
-    gpus_per_eval: GpusPerEval = 0.0
+    gpus_per_eval: GpusPerEval | None = None
     timeout: float | None = None
     device: str = "auto"
     generators: WholeNumber = 1
-    generator_gpus: float = 1.0
+    generator_gpus: float | None = None
     auth: Auth | None = None
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
     metrics_port: WholeNumber | None = None
@@ -114,15 +118,10 @@ class Runtime:
             raise UserError("--cpus-per-eval must be more than 0")
         for name in ("gpus_per_eval", "generator_gpus"):
             share = getattr(self, name)
-            if share == "auto":
+            if share in (None, "auto"):
                 continue
             if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
                 raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
-        if self.gpus_per_eval == "auto" and self.executor == "tune":
-            raise UserError(
-                "--gpus-per-eval auto cannot be used with --executor tune: its trials keep the "
-                "GPUs they start with"
-            )
         if not is_device(self.eval_device):
             raise UserError(f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
@@ -152,3 +151,8 @@ def place_of(runtime: Runtime) -> Place:
 def wants_gpu(device: str) -> bool:
     """Whether the generator should use a GPU of the cluster, if there is one."""
     return device == "auto" or device.startswith("cuda")
+
+
+def is_own(runtime: Runtime) -> bool:
+    """Whether a run starts a local Ray instead of joining a cluster."""
+    return (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"

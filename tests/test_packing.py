@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from nag.spaces.toy import TOY
-from orchestrator.executors.packing import GPUShare
+from orchestrator.executors.cluster import Machines
+from orchestrator.executors.packing import GPUShare, Room
 from orchestrator.history.trials import Outcome, Trial
+from orchestrator.runtime import Runtime
 from orchestrator.search.trial import evaluate_trial
 from trainers.evaluators.toy import ToyEvaluator
 
 
-def share(*memory, asked="auto"):
+def share(*memory, asked="auto", whole=1.0):
     found = GPUShare(asked)
     for taken in memory:
         found.saw(Outcome(0, "ok", 0.5, gpu_memory=taken))
-    return found.now()
+    return found.now(whole)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +35,31 @@ def test_as_many_as_the_hungriest_leaves_room_for(memory, expected):
     assert share(*memory) == expected
 
 
+def test_beside_a_generator_they_share_what_it_leaves():
+    assert share(whole=0.8) == 0.8
+    assert share(0.3, whole=0.8) == 0.4
+    assert share(0.7, whole=0.8) == 0.8
+
+
+@pytest.mark.parametrize(
+    ("gpus", "generator", "expected"),
+    [
+        (1, {"GPU": 0.2}, (0.8, 1)),
+        (1, {}, (1.0, 1)),
+        (3, {"GPU": 0.2}, (1.0, 2)),
+        (1, {"GPU": 1.0}, (1.0, 0)),  # no room: the run says so
+    ],
+)
+def test_the_first_have_as_much_of_a_gpu_as_there_is(monkeypatch, gpus, generator, expected):
+    machines = Machines(({"CPU": 8.0, "GPU": float(gpus)},))
+    monkeypatch.setattr(Machines, "now", lambda: machines)
+    room = Room(Runtime(gpus_per_eval="auto"), [generator])
+    assert (room.request["GPU"], room.size) == expected
+
+
 def test_what_the_user_says_is_done():
     assert share(0.1, asked=0.5) == 0.5
+    assert share(0.1, asked=None) == 0
 
 
 def test_the_peak_of_an_evaluation_is_measured_from_its_beginning(monkeypatch):

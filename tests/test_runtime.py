@@ -6,7 +6,7 @@ from pictures import colours
 
 from nag.errors import UserError
 from orchestrator import build
-from orchestrator.build import build_evaluator_here, build_executor
+from orchestrator.build import build_evaluator_here, build_executor, sharing_gpus
 from orchestrator.config import RunConfig
 from orchestrator.runtime import Runtime, place_of
 from trainers.training.task import NetworkOptions
@@ -46,12 +46,33 @@ def test_one_process_is_on_no_cluster():
 
 
 def test_what_an_evaluation_reserves():
-    with pytest.raises(
-        UserError, match=r"^--gpus-per-eval auto cannot be used with --executor tune"
-    ):
-        Runtime(executor="tune", gpus_per_eval="auto")
     with pytest.raises(UserError, match=r"^--gpus-per-eval must be 0 to 1 or a whole number"):
         Runtime(gpus_per_eval=1.5)
+
+
+TRAINED = {"space": "nasbench201", "evaluator": "train"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "gpus", "expected"),
+    [
+        (TRAINED, {}, 1, ("auto", 0.2)),
+        (TRAINED, {"executor": "tune"}, 1, ("auto", 0.2)),
+        (TRAINED, {"generator_gpus": 0.5}, 1, ("auto", 0.5)),
+        (TRAINED, {"gpus_per_eval": 0}, 1, (0, None)),
+        (TRAINED, {"eval_device": "cpu"}, 1, (None, None)),
+        (TRAINED, {"address": "127.0.0.1:1"}, 1, (None, None)),  # may start a machine there
+        (TRAINED, {}, 0, (None, None)),
+        ({"space": "toy"}, {}, 1, (None, None)),  # looks its values up
+    ],
+)
+def test_networks_are_trained_on_the_gpus_of_this_machine(
+    monkeypatch, settings, asked, gpus, expected
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    runtime = sharing_gpus(RunConfig(**settings), Runtime(**asked))
+    assert (runtime.gpus_per_eval, runtime.generator_gpus) == expected
 
 
 def test_several_generators_are_on_a_cluster():

@@ -24,7 +24,7 @@ from ray._private.utils import get_num_cpus
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from nag.errors import UserError
-from orchestrator.runtime import Runtime, wants_gpu
+from orchestrator.runtime import Runtime, is_own, wants_gpu
 from trainers.images.parallel import cores
 
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -133,11 +133,6 @@ def _watch_head() -> None:
     Thread(target=look, name="head", daemon=True).start()
 
 
-def is_own(runtime: Runtime) -> bool:
-    """Whether a run starts a local Ray instead of joining a cluster."""
-    return (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-
-
 def generator_request(
     resources: Mapping[str, float], runtime: Runtime
 ) -> tuple[dict[str, float], str]:
@@ -148,8 +143,9 @@ def generator_request(
     gpus = resources.get("GPU", 0)
     if runtime.device.startswith("cuda") and not gpus:
         raise ClusterError(f"--device {runtime.device}: the cluster has no GPU; use cpu or auto")
-    on_gpu = wants_gpu(runtime.device) and gpus >= max(runtime.generator_gpus, 1e-9)
-    request = {"GPU": runtime.generator_gpus} if on_gpu else {}
+    share = 1.0 if runtime.generator_gpus is None else runtime.generator_gpus
+    on_gpu = wants_gpu(runtime.device) and gpus >= max(share, 1e-9)
+    request = {"GPU": share} if on_gpu else {}
     if resources.get("generator", 0) >= 1:
         request["generator"] = 1
     return request, "cuda" if on_gpu else "cpu"

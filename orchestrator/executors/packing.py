@@ -16,11 +16,11 @@ _LOOK_SECONDS = 1.0
 class GPUShare:
     """The share of a GPU that an evaluation reserves.
 
-    asked: the share, or "auto": a whole GPU until evaluations have ended, then the smallest share
+    asked: the share, or "auto": all there is until evaluations have ended, then the smallest share
         that holds the most memory-hungry of them with a quarter to spare.
     """
 
-    def __init__(self, asked: GpusPerEval) -> None:
+    def __init__(self, asked: GpusPerEval | None) -> None:
         self._asked = asked
         self._largest = 0.0
 
@@ -28,14 +28,15 @@ class GPUShare:
         """Learn from an evaluation that has ended; ignored if it reports no memory."""
         self._largest = max(self._largest, outcome.gpu_memory)
 
-    def now(self) -> float:
-        """GPUs for each evaluation that begins now."""
+    def now(self, whole: float) -> float:
+        """GPUs for each evaluation that begins now.
+
+        whole: the largest share that one can have.
+        """
         if self._asked != "auto":
-            return self._asked
-        if not self._largest:
-            return 1.0
-        together = max(1, int(1 / (_TO_SPARE * self._largest)))
-        return math.floor(_UNITS / together) / _UNITS
+            return self._asked or 0.0
+        together = int(whole / (_TO_SPARE * self._largest)) if self._largest else 1
+        return math.floor(_UNITS * whole / max(together, 1)) / _UNITS
 
 
 class Room:
@@ -60,12 +61,20 @@ class Room:
         """Look at the machines, at most once a second: asking Ray can take longer than a trial."""
         if monotonic() - self._looked < _LOOK_SECONDS:
             return
-        machines = Machines.now()
-        request = evaluation_request(machines.total, self._runtime, self._share.now())
-        self.machines, self.request = machines, request
+        self.machines = machines = Machines.now()
+        self.request = request = self._requesting(self._share.now(self._whole_gpu()))
         self.size = machines.room(request, self._held)  # of evaluations at a time
         self.lack = machines.lack(self._what, request, self._held)  # why it is 0
         self._looked = monotonic()
+
+    def _whole_gpu(self) -> float:
+        """A GPU, or what the generator leaves of one if no machine has another."""
+        left = 1 - max((share.get("GPU", 0) % 1 for share in self._held), default=0)
+        room = self.machines.room(self._requesting(1.0), self._held)
+        return 1.0 if room else left
+
+    def _requesting(self, gpus: float) -> dict[str, float]:
+        return evaluation_request(self.machines.total, self._runtime, gpus)
 
     def saw(self, outcome: Outcome) -> None:
         """Learn from the memory use of an evaluation that has ended."""

@@ -32,12 +32,11 @@ from orchestrator.executors.cluster import (
     connect,
     generator_request,
     in_words,
-    is_own,
     options_of,
 )
 from orchestrator.executors.packing import Room
 from orchestrator.history.trials import Outcome, Trial
-from orchestrator.runtime import Runtime
+from orchestrator.runtime import Runtime, is_own
 from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator
 

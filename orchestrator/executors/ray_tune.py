@@ -29,11 +29,11 @@ from nag.generator import DiffusionGenerator
 from nag.spaces import SPACES, Architecture
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
-from orchestrator.executors.cluster import ClusterError, Patience, connect, is_own
+from orchestrator.executors.cluster import ClusterError, Patience, connect
 from orchestrator.executors.packing import Room
 from orchestrator.executors.ray_core import LAST_RESORT_SECONDS, in_flight
 from orchestrator.history.trials import Outcome, Trial
-from orchestrator.runtime import Runtime
+from orchestrator.runtime import Runtime, is_own
 from orchestrator.search.trial import Ask, Outcomes, evaluate_trial
 from trainers.base import Evaluator, Measurement, TrainingInSteps, in_steps
 

@@ -8,9 +8,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.executors.bell import Bell, interruptible
-from orchestrator.executors.cluster import ClusterError, Patience, connect, is_own, options_of
+from orchestrator.executors.cluster import ClusterError, Patience, connect, options_of
 from orchestrator.executors.packing import Room
-from orchestrator.runtime import Runtime
+from orchestrator.runtime import Runtime, is_own
 
 _HEARTBEAT_SECONDS = 1.0
 
