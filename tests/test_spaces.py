@@ -445,6 +445,25 @@ def test_what_cannot_be_derived_is_refused(fields, message):
         replace(MIXED, **fields)
 
 
+@pytest.mark.parametrize(
+    ("choices", "depths", "message"),
+    [
+        (((0, 3),), (1,), r"mixed, stage 2: .* operators, 0 to 2, not \(0, 3\)"),
+        (((0, 0),), (1,), r"not \(0, 0\)"),
+        (((),), (1,), r"not \(\)"),
+        ((0, 1), (2,), "not 0"),  # a comma is missing: ((0, 1),)
+        (((0, 1),), (1, 2), r"mixed, stage 2: depths .* nodes, 1, .* not \(1, 2\)"),
+        (((0, 1),) * 2, (1,), r"nodes, 2, and include it, not \(1,\)"),
+        (((0, 1),), (1, 1), r"not \(1, 1\)"),
+        (((0, 1),), 1, "not 1"),
+        ((), (), r"nodes, 0, .* not \(\)"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_refused(choices, depths, message):
+    with pytest.raises(ValueError, match=message):
+        replace(MIXED, stages=(MIXED.stages[0], Stage(choices, depths)))
+
+
 # NAS-Bench-201.
 
 

@@ -40,7 +40,7 @@ class Stage:
     """Consecutive nodes; the first `depth` are present. Allowed depths are equally likely.
 
     choices: the operators that each slot of the stage may hold.
-    depths: the allowed numbers of present nodes.
+    depths: the allowed numbers of present nodes; the largest is that of all nodes.
     """
 
     choices: tuple[tuple[int, ...], ...]
@@ -170,6 +170,20 @@ class StagedSpace:
     )
 
     def __post_init__(self) -> None:
+        last = len(self.operators) - 1
+        for number, stage in enumerate(self.stages, start=1):
+            for choices in stage.choices:
+                if not _are_distinct(choices, range(last + 1)):
+                    raise ValueError(
+                        f"{self.name}, stage {number}: the choices of a node are different indices "
+                        f"of operators, 0 to {last}, not {choices!r}"
+                    )
+            slots = len(stage.choices)
+            if not _are_distinct(stage.depths, range(slots + 1)) or slots not in stage.depths:
+                raise ValueError(
+                    f"{self.name}, stage {number}: depths are different numbers up to that of its "
+                    f"nodes, {slots}, and include it, not {stage.depths!r}"
+                )
         if (self.render is None) != (self.parse is None):
             raise ValueError(f"{self.name}: render and parse go together")
         if self.render is None and (
@@ -324,6 +338,13 @@ class StagedSpace:
             ops += [self.operators.index(name) for name in names]
             ops += [ABSENT] * (len(stage.choices) - len(names))
         return tuple(ops)
+
+
+def _are_distinct(values: object, allowed: range) -> bool:
+    """Whether `values` are one or more numbers, all different and allowed."""
+    if not isinstance(values, Sequence) or not values:
+        return False
+    return len({*values}) == len(values) and all(value in allowed for value in values)
 
 
 def _changes(stage: Stage, own: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
