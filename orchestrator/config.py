@@ -15,11 +15,12 @@ from cyclopts import Parameter
 from acquisition.strategies import STRATEGIES
 from nag.calibration import Calibrated
 from nag.cli import WholeNumber, check_seed, find_space, section
-from nag.errors import UserError
+from nag.errors import UserError, choose
 from nag.files import sha256_of
 from nag.generate import DEFAULT_SAMPLER
 from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
+from nag.samplers import SAMPLERS
 from nag.sde import SIGMA_MAX, SIGMA_MIN
 from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
 from orchestrator.methods import DEFAULT, NONE, Parts
@@ -89,7 +90,7 @@ class RunConfig:
     sigma_max
         Largest noise level; must match the weights.
     sampler
-        Sampler of the diffusion model.
+        predictor-corrector (the reference), ancestral, heun (EDM), dpm++2m or dpm++2m-sde.
     steps
         Number of sampler steps.
     noise_schedule
@@ -226,6 +227,7 @@ class RunConfig:
         if self.strategy != MULTI_FIDELITY and self.networks.fidelity != NetworkOptions().fidelity:
             raise UserError(f"--fidelity requires --method {MULTI_FIDELITY}, which trains briefly")
         check_seed(self.seed)
+        choose("sampler", self.sampler, SAMPLERS)
         if (self.guidance_form == TARGET) != (self.target is not None):
             raise UserError("--target requires --guidance-form target, and vice versa")
         aiming = [name for name, found in STRATEGIES.items() if found.surrogate == "climbed"]

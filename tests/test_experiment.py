@@ -266,6 +266,7 @@ class TestLabels:
         ("[settings]\nseed = 3", r"seed: write seeds = NUMBER"),
         ("[settings]\nspace = 'mars'", r"unknown space 'mars': choose from mobilenetv3, nasb"),
         ("[settings]\nacq = 'foo'", "unknown acquisition function 'foo': choose from ei, pi"),
+        ("[settings]\nsampler = 'foo'", r"\[\[runs\]\] 1: unknown sampler 'foo': choose from pred"),
         ("[settings]\nbudget = 6.5", r"--budget: .*6\.5"),
         ("[settings]\nbudget = 5", r"--budget 5 is smaller than --n-init 10"),
         ("[settings]\nbudget = [20, 40]", r"settings.budget must be one value; .* grid.budget"),
