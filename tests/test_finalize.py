@@ -306,8 +306,10 @@ class TestRepeatedCommands:
         assert "1 already exists" in said
         assert "epoch" not in said
         assert (tmp_path / "out" / "1" / "config.json").stat().st_mtime_ns == before
-        other = (*argv, "--seeds", 2)
-        assert "1 holds a network with other seeds: choose another --out" in refusal(capsys, *other)
+        other = ("--top", 1, "--epochs", 3, "--seeds", 2)
+        error = refusal(capsys, *cells, *other, "--data", data, "--out", tmp_path / "out")
+        assert "1 holds another network (recipe.epochs is 2 there, 3 here, " in error
+        assert "seeds is 1 there, 2 here): choose another --out" in error
 
     def test_onnx_comes_when_it_is_installed(self, cells, data, tmp_path, capsys):
         argv = (*cells, *ONE, "--data", data, "--out", tmp_path / "out")

@@ -102,14 +102,17 @@ def test_a_supernet_that_is_there_is_not_trained_again(supernet, data):
     argv = ["--data", data, *TRAIN, "--out", supernet]
     code, _, err = outcome(train_supernet, *argv, "--epochs", 2, "--seed", 1)
     assert (code, err.count("\n")) == (2, 1)
-    assert "W.pt was trained with other epochs, seed: delete it or choose another --out" in err
+    assert "W.pt was trained with other settings (epochs is 1 there, 2 here, seed is 0 " in err
     argv += ["--epochs", 1]
     code, _, err = outcome(train_supernet, *argv)
     assert (code, "already exists: nothing to train" in err) == (0, True)
     code, _, err = outcome(train_on_ray, *argv, "--workers", 1)  # found before Ray is started
     assert (code, "already exists: nothing to train" in err) == (0, True)
     code, _, err = outcome(train_on_ray, *argv, "--workers", 2)
-    assert (code, "W.pt was trained with other processes" in err) == (2, True)
+    assert (code, "with other settings (processes is 1 there, 2 here): delete it or ch" in err) == (
+        2,
+        True,
+    )
     assert (supernet.read_bytes(), len(lines(supernet))) == before
 
 

@@ -183,12 +183,14 @@ def test_an_interrupt_while_averaged_weights_come_and_go_loses_none(task, tmp_pa
 
 def test_checkpoints_of_others_and_damaged_ones_are_refused(task, tmp_path):
     path = tmp_path / "t.safetensors"
-    training(task, identity="a").save(path)
-    with pytest.raises(NoCheckpointError, match="another training: a"):
-        training(task, identity="b").load(path)
+    training(task, identity={"width": 1, "random": 2}).save(path)
+    with pytest.raises(NoCheckpointError, match=r"another training \(width is 1 there, 2 here\)$"):
+        training(task, identity={"width": 2, "random": 2}).load(path)
+    with pytest.raises(NoCheckpointError, match=r"\(random is 2 there, None here, width is 1 "):
+        training(task).load(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(NoCheckpointError):
-        training(task, identity="a").load(path)
+        training(task, identity={"width": 1, "random": 2}).load(path)
 
 
 @pytest.mark.parametrize(("ema", "kept"), [(0.9, "average"), (0.0, "network")])

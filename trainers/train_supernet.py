@@ -13,7 +13,15 @@ from cyclopts import Parameter
 from rich.console import Console
 from torch import nn
 
-from nag.cli import WholeNumber, check_output, check_seed, command_line, plain_console, run
+from nag.cli import (
+    WholeNumber,
+    check_output,
+    check_seed,
+    command_line,
+    difference,
+    plain_console,
+    run,
+)
 from nag.errors import UserError, counted
 from nag.spaces import Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -133,7 +141,7 @@ def train_supernet(
     if is_there(options.out, made, console):
         return
     state = _state(options.out)
-    training = _begin(task, recipe, options, json.dumps(made, sort_keys=True))
+    training = _begin(task, recipe, options, made)
     if state.exists():
         try:
             training.load(state)
@@ -182,9 +190,9 @@ def is_there(out: Path, made: Mapping[str, Any], console: Console) -> bool:
     if not out.exists():
         return False
     found = load_supernet(out).meta
-    if others := [name for name in made if found.get(name) != made[name]]:
+    if others := difference({name: found.get(name) for name in made}, made):
         raise UserError(
-            f"{out} was trained with other {', '.join(others)}: delete it or choose another --out"
+            f"{out} was trained with other settings ({others}): delete it or choose another --out"
         )
     _state(out).unlink(missing_ok=True)
     console.print(f"{out} already exists: nothing to train")
@@ -196,7 +204,9 @@ def _state(out: Path) -> Path:
     return out.with_name(out.name + ".training")
 
 
-def _begin(task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: str) -> Training:
+def _begin(
+    task: ImageTask, recipe: Recipe, options: SupernetOptions, identity: Mapping[str, Any]
+) -> Training:
     torch.manual_seed(options.seed)
     supernet = Supernet(len(task.classes), options.width).to(task.device)
     return Training(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from nag.cli import package_version
+from nag.cli import difference, package_version
 from nag.errors import UserError
 from nag.spaces import SearchSpace
 from trainers.evaluators.supernet import SupernetEvaluator
@@ -100,11 +100,8 @@ class Packaging:
         record = _read(folder)
         if record is not None:
             asked = json.loads(json.dumps(self._asked(finalist)))
-            others = [name for name in asked if record["asked"].get(name) != asked[name]]
-            if others:
-                raise UserError(
-                    f"{folder} holds a network with other {', '.join(others)}: choose another --out"
-                )
+            if others := difference(_flat(record["asked"]), _flat(asked)):
+                raise UserError(f"{folder} holds another network ({others}): choose another --out")
         return record
 
     def _finish(self, rank: int, finalist: Finalist, console: Console) -> Finished:
@@ -220,6 +217,12 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, AttributeError):
         pass
     raise UserError(f"{folder} exists and is not a finished network: choose another --out")
+
+
+def _flat(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, with each setting of the recipe on its own."""
+    recipe = {f"recipe.{name}": value for name, value in asked["recipe"].items()}
+    return {name: value for name, value in asked.items() if name != "recipe"} | recipe
 
 
 def _replace(folder: Path, new: Path) -> None:

@@ -5,9 +5,10 @@ training equals an uninterrupted one: bit by bit on a CPU; on a GPU, fast kernel
 arbitrary order are allowed.
 """
 
+import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nag.cli import difference
 from trainers.base import EvaluationError
 from trainers.images import Loader, LoaderError
 from trainers.training import parallel
@@ -110,14 +112,14 @@ class Training:
         *,
         backward: Backward | None = None,
         measure: Callable[[nn.Module], float] | None = None,
-        identity: str = "",
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a training.
 
         backward, measure: by default cross-entropy and the accuracy on held-out images.
-        identity: identifies its checkpoints; others are refused.
+        identity: settings that identify its checkpoints; others are refused.
         """
-        self.identity = identity
+        self.identity = json.dumps(identity, sort_keys=True) if identity else ""
         self.network, self.recipe, self.images, self.seed = network, recipe, images, seed
         self.device = next(network.parameters()).device
         if self.device.type == "cuda":
@@ -293,7 +295,11 @@ class Training:
         groups, record = read_checkpoint(path, self.device)
         try:
             if (record["identity"], record["seed"]) != (self.identity, self.seed):
-                raise NoCheckpointError(f"{path} belongs to another training: {record['identity']}")
+                begun, own = (json.loads(i or "{}") for i in (record["identity"], self.identity))
+                begun["seed"], own["seed"] = record["seed"], self.seed
+                raise NoCheckpointError(
+                    f"{path} belongs to another training ({difference(begun, own)})"
+                )
             for name, average in self.average.items():
                 average.copy_(groups["average"][name])
             self.network.load_state_dict(groups.get("network", self.average))
