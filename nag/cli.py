@@ -153,7 +153,7 @@ def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows adds a BOM
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "not a text file (UTF-8)"
         raise UserError(f"cannot read {path}: {reason}") from None
     return parse_architectures(path, "line", 1, lines, space)
 

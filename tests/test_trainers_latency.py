@@ -266,7 +266,7 @@ def test_errors_of_tables_of_networks(tmp_path, rng):
 
     assert message_of(lat_b=1.0) == " has several latencies: add :KEY, one of lat_synthetic, lat_b"
     assert message_of(":lat_x") == " has no latency lat_x: it has lat_synthetic"
-    assert message_of(lat_synthetic=None) == " has no latency lat_*: it has none"
+    assert message_of(lat_synthetic=None) == " has no latencies: columns with names lat_*"
     assert message_of(ks=None) == " has no column ks; it has e, d, r, lat_synthetic"
     assert message_of(lat_synthetic="slow") == ": column lat_synthetic does not hold numbers"
     assert message_of(r="large") == ": column r does not hold numbers"

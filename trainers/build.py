@@ -115,7 +115,8 @@ def _supernet(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
         raise UserError(
             f"{weights} has {supernet.num_classes} classes, {networks.data} has "
             f"{len(task.classes)}: train a supernet on it (python -m trainers.train_supernet), or "
-            "start from these weights with --evaluator train"
+            "start from these weights with --evaluator train (in trainers.finalize, without "
+            "--no-train)"
         )
     recipe = find_recipe(networks.recipe or supernet.meta.get("recipe", "imagenet"))
     return SupernetEvaluator(

@@ -59,7 +59,7 @@ def main(
     networks: NetworkOptions = NetworkOptions(),
     place: Place = Place(),
 ) -> int:
-    """Write one row per architecture, in the order of the list.
+    """Evaluate a list of architectures: one row for each, in the order of the list.
 
     Columns: arch, value (accuracies in percent), status ("ok" or "failed"), error, seconds, and one
     per metric (macs, params, test in percent, ...). Duplicate architectures are evaluated once.
@@ -71,20 +71,22 @@ def main(
     Parameters
     ----------
     space
-        Search space of the architectures.
+        Search space of the architectures: mobilenetv3, nasbench201 or toy.
     evaluator
-        surrogate, table, supernet, train or toy.
+        surrogate (embedded estimate of ImageNet-1K top-1), table, supernet (weights taken from
+        one), train or toy.
     archs
         Text file with one architecture per line, in the notation of the space, or parquet file with
         a column arch, such as orchestrator.propose writes.
     out
         Parquet file to write; a finished one is not overwritten.
     table
-        Parquet file of accuracies, for the table evaluator.
+        Parquet file for the table evaluator, with columns arch, c10_valid_200 and so on, in
+        percent; see docs/experiments.md.
     dataset
-        Data set; by default the evaluator's own.
+        Data set of the table: cifar10 (default), cifar100 or imagenet16-120.
     objective
-        valid or test.
+        Accuracy of the table to write as value: valid or test.
     seed
         Seed of every evaluation. Unfinished rows and trainings with another seed are not reused.
     networks

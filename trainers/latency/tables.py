@@ -218,11 +218,13 @@ def _is_time(value: object) -> bool:
 def _fitted(path: Path, key: str, resolution: int) -> tuple[float, Array, float, float | None]:
     """Offset, coefficients (20, 9) and standard deviation of a fit to networks of any width."""
     latencies = [name for name in column_names(path) if name.startswith("lat_")]
+    if not latencies:
+        raise UserError(f"{path} has no latencies: columns with names lat_*")
     if not key and len(latencies) > 1:
         raise UserError(f"{path} has several latencies: add :KEY, one of {', '.join(latencies)}")
-    column = key or (latencies[0] if latencies else "lat_*")
+    column = key or latencies[0]
     if column not in latencies:
-        raise UserError(f"{path} has no latency {column}: it has {', '.join(latencies) or 'none'}")
+        raise UserError(f"{path} has no latency {column}: it has {', '.join(latencies)}")
     one_hot, area, y = _measured(path, column, resolution)
     # A layer takes a constant time plus one proportional to the pixels of its output.
     x = np.stack([one_hot, one_hot * area[..., None]], axis=1).reshape(len(y), -1)  # (n, 2NF)

@@ -72,7 +72,8 @@ class Place(Machine):
     Parameters
     ----------
     checkpoints
-        Folder for unfinished trainings, which can then be continued; by default nothing is kept.
+        Folder that keeps trainings, so that interrupted ones can be continued. By default none are
+        kept, but by trainers.finalize in OUT/checkpoints.
     """
 
     checkpoints: Path | None = None
