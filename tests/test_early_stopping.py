@@ -23,6 +23,7 @@ from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
 from orchestrator.history.trials import Outcome, Trial
+from orchestrator.reporting import figures
 from orchestrator.reporting.figures import BLUE
 from orchestrator.reporting.run_report import write_report
 from orchestrator.run_bo import app
@@ -30,6 +31,7 @@ from orchestrator.search.bayesopt import Suggestion, with_early_values
 from orchestrator.search.store import RunStore
 from orchestrator.search.trial import evaluate_trial
 from trainers.base import Measurement
+from trainers.rows import PERCENT
 
 ROOT = Path(__file__).parent.parent
 CONFIG = RunConfig(space="toy", score="exact")
@@ -73,6 +75,14 @@ def shown_as_best(html):
     figure = html[html.index('<h2 id="curves">') : html.index('<section id="calibration">')]
     lines = re.findall(rf'<path d="([^"]*)"[^>]*stroke: {BLUE}; stroke-width: 1.8', figure)
     return [len(re.findall("[ML]", line)) for line in lines][:-1]  # the last is in the legend
+
+
+def test_learning_curves_are_drawn_from_the_first_epoch_to_the_last(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "to_svg", lambda figure, name: drawn.append(figure))
+    figures.draw_curves([[0.1, 0.2, 0.3], [0.2]], best=0, unit=PERCENT)
+    first, last = drawn[0].axes[0].get_xlim()
+    assert (0 < first < 1, 3 < last < 4) == (True, True)
 
 
 def test_the_best_learning_curve_is_that_of_a_whole_training(store, tmp_path):

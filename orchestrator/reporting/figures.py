@@ -149,7 +149,7 @@ def draw_curves(curves: Sequence[Sequence[float]], best: int | None, unit: Unit)
                 zorder=3 if chosen else 2,
             )
         axes.set(ylabel=unit.label("value"))
-        _count_along_x(axes, "epoch", max(map(len, curves)))
+        _count_along_x(axes, "epoch", max(map(len, curves)), first=1)
         _legend_above(axes)
         return to_svg(figure, "curves")
 
@@ -275,9 +275,10 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _count_along_x(axes: Axes, label: str, count: int) -> None:
-    """0, 1, ..., count - 1 along the x axis."""
-    axes.set(xlabel=label, xlim=(-0.5 - 0.02 * count, count - 0.5 + 0.02 * count))
+def _count_along_x(axes: Axes, label: str, count: int, first: int = 0) -> None:
+    """`count` numbers along the x axis: first, first + 1, ..."""
+    margin = 0.5 + 0.02 * count
+    axes.set(xlabel=label, xlim=(first - margin, first + count - 1 + margin))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
