@@ -154,18 +154,23 @@ def main(
     net_config = preset(preset_name, search_space)
     if not positions:
         net_config = replace(net_config, positions="none")
-    train_network(
-        law,
-        net_config,
-        config,
-        out,
-        sde=sde_of(law, sigma_min, sigma_max),
-        seed=seed,
-        device=resolve_device(device),
-        report_every=report_every,
-        dtype=torch.float16 if half else None,
-        record={"command": "python -m nag.train " + " ".join(sys.argv[1:]), "preset": preset_name},
-    )
+    command = "python -m nag.train " + " ".join(sys.argv[1:])
+    try:
+        train_network(
+            law,
+            net_config,
+            config,
+            out,
+            sde=sde_of(law, sigma_min, sigma_max),
+            seed=seed,
+            device=resolve_device(device),
+            report_every=report_every,
+            dtype=torch.float16 if half else None,
+            record={"command": command, "preset": preset_name},
+        )
+    except KeyboardInterrupt:
+        plain_console().print("interrupted: repeat the command to continue")
+        sys.exit(130)
 
 
 def _law(space: StagedSpace, archs: Path | None, num_archs: int | None, seed: int) -> Law:

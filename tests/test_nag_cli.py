@@ -170,7 +170,7 @@ def interrupt_at_the_first_save(out):
 def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, capsys):
     out = tmp_path / "W.safetensors"
     assert interrupt_at_the_first_save(out) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert capsys.readouterr().err.endswith("interrupted: repeat the command to continue\n")
     continue_and_compare(out, trained, capsys)
 
 
