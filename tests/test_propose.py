@@ -338,6 +338,7 @@ def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(cap
         ({"values": "none.parquet"}, "no such table: none.parquet\n"),
         ({"values": "."}, ". is not a readable parquet file\n"),
         ({"values": "notes.txt"}, "notes.txt is not a readable parquet file\n"),
+        ({"values": "values.csv"}, "values.csv is not a readable parquet file: convert it, e.g. w"),
         ({"values": None}, "--values"),
         ({"out": None}, "--out"),
         ({"out": "no/such/next.parquet"}, "no such folder: no/such\n"),
@@ -365,6 +366,7 @@ def test_what_is_proposed_is_evaluated_and_both_are_values_of_the_next_round(cap
 )
 def test_bad_settings(changes, message, capsys):
     Path("notes.txt").write_text("not a table\n")
+    Path("values.csv").write_text("arch,value\nab/c-,50.0\n")
     assert message in refusal(capsys, QUICK, **changes)
 
 

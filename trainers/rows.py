@@ -79,6 +79,11 @@ def to_parquet(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> 
     return sink.getvalue().to_pybytes()
 
 
+def _unreadable(path: Path) -> UserError:
+    remedy = ": convert it, e.g. with pandas.read_csv and to_parquet" * (path.suffix == ".csv")
+    return UserError(f"{path} is not a readable parquet file{remedy}")
+
+
 def column_names(path: Path) -> list[str]:
     """Columns of a parquet file; raises UserError if it is not readable as one."""
     try:
@@ -86,7 +91,7 @@ def column_names(path: Path) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"no such table: {path}") from None
     except (pa.ArrowInvalid, OSError):
-        raise UserError(f"{path} is not a readable parquet file") from None
+        raise _unreadable(path) from None
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
@@ -103,7 +108,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
     try:
         return pq.ParquetFile(path).read(columns=list(columns)).to_pydict()
     except (pa.ArrowInvalid, OSError):
-        raise UserError(f"{path} is not a readable parquet file") from None
+        raise _unreadable(path) from None
 
 
 def numbers(path: Path, column: str, values: Sequence[object]) -> NDArray[np.float64]:
