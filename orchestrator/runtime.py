@@ -70,8 +70,8 @@ class Runtime:
         Folder in which decoded images are cached if all of them, or those that networks are
         measured on, fit into a quarter of the memory; by default next to the data.
     patience
-        Stop after this many evaluations without improvement; by default only when the budget is
-        spent. To continue, repeat the command with more patience.
+        Stop after this many evaluations without improvement, not counting the first n-init; by
+        default only when the budget is spent. To continue, repeat the command with more patience.
     """
 
     out: OptionalPathOrURI = None
