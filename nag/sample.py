@@ -93,6 +93,8 @@ def main(
         raise UserError("--num, --batch-size, --threads and --steps must be at least 1")
     check_output(out)
     check_new(out)
+    if out.suffix == ".parquet":
+        raise UserError(f"--out {out}: samples are written as text, so choose another suffix")
     config = GeneratorConfig(
         space, score, weights, sigma_min, sigma_max, sampler, steps, schedule, device, threads
     )

@@ -504,6 +504,7 @@ def test_bad_lists_of_architectures(content, message, tmp_path, capsys):
         (["--space", "toy", "--seed", "9" * 20], "and below 2^63"),
         (["--space", "toy", "--out", "no/such/folder/s.txt"], "no such folder: no/such/folder"),
         (["--space", "toy", "--out", "."], "--out . is a folder"),
+        (["--space", "toy", "--out", "s.parquet"], "--out s.parquet: samples are written as text"),
         (["--space", "toy", "--score", "exact", "--weights", "W"], "the exact score takes no we"),
     ],
 )
