@@ -13,6 +13,7 @@ from nag.cli import command_line, plain_console, run
 from nag.errors import counted
 from orchestrator.reporting.view import after
 from orchestrator.search.store import RunStore
+from orchestrator.storage.journal import in_use
 from orchestrator.storage.location import PathOrURI
 
 app = command_line(
@@ -30,7 +31,7 @@ _SHARE = 0.1  # of the time, at most, is spent reading
 
 @app.default
 def main(out: PathOrURI, *, watch: bool = False) -> None:
-    """Show how a run is going, without locking or writing anything there.
+    """Show how a run is going, without writing anything there.
 
     Parameters
     ----------
@@ -107,10 +108,13 @@ def _facts(store: RunStore, now: float) -> Iterator[tuple[str, RenderableType]]:
         found = f"{store.unit.text(value)}, trial {trial.trial} ({trial.strategy})"
         yield "best", f"{found}, {_ago(store.history.finished_at[trial.trial], now)}"
         yield "", store.space.to_str(trial.arch)
-    rate = _rate(store, now)
-    if rate and not finished(store):
-        left = duration(_left(store) / rate)
-        yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at this rate"
+    if not finished(store):
+        rate = _rate(store, now)
+        if not in_use(store.out):
+            yield "rate", "0, as no process drives the run: repeat its command to continue"
+        elif rate:
+            left = duration(_left(store) / rate)
+            yield "rate", f"{60 * rate:.3g} evaluations a minute, {left} left at this rate"
     if pending := store.pending():
         since = [
             f"trial {trial.trial}, {_ago(store.history.proposed_at[trial.iteration], now)}"

@@ -99,6 +99,13 @@ def test_a_run_that_stands_still(store, clock):
     assert "rate 0.0488 evaluations a minute, 2 h 44 min left at this rate" in lines
 
 
+def test_a_run_that_nobody_drives(store, clock):
+    store.close()
+    assert "rate 0, as no process drives the run: repeat its command to continue" in shown(
+        store.out, clock[0]
+    )
+
+
 def test_a_run_that_has_ended(store, clock):
     """It has neither a rate nor anything pending."""
     store.record(Outcome(4, "ok", 0.5))

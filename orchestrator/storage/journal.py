@@ -78,3 +78,12 @@ def unused(out: Location) -> Iterator[None]:
     else:
         refuse_if_held(out / LEASES, out)
         yield
+
+
+def in_use(out: Location) -> bool:
+    """Whether a process has the journal open, or may have: not every file system can tell."""
+    try:
+        with unused(out):
+            return False
+    except (InUseError, OSError):
+        return True
