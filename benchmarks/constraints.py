@@ -19,13 +19,14 @@ import numpy as np
 from publish import machine, publish
 
 from nag.calibration import Calibrated
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.errors import UserError, counted
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance
 from nag.guidance import Ladder
 from nag.predictors.base import FittedPredictor, Observations
 from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, satisfied
+from nag.spaces import find_space
 from orchestrator.config import RunConfig
 from trainers.constraints import build_constraints
 from trainers.evaluators.surrogate import SurrogateEvaluator

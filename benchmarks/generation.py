@@ -33,7 +33,7 @@ import torch
 from publish import machine, publish
 
 from nag.checkpoint import load_network
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.devices import resolve_device
 from nag.errors import UserError, counted
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
@@ -53,6 +53,7 @@ from nag.predictors.noise_aware import fit_noise_aware
 from nag.samplers import SAMPLERS
 from nag.score_net import ScoreNetwork, preset
 from nag.sde import VESDE, ScoreFn
+from nag.spaces import find_space
 from orchestrator.config import RunConfig
 from trainers.evaluators.surrogate import SurrogateEvaluator
 

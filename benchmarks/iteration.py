@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from publish import machine, publish
 
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.errors import counted
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
+from nag.spaces import find_space
 from orchestrator.build import build_optimizer
 from orchestrator.config import RunConfig
 from trainers.evaluators.surrogate import SurrogateEvaluator

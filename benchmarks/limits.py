@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 
 from acquisition.functions import ExpectedImprovement
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.errors import UserError
 from nag.predictors.base import FittedPredictor, Observations, Prediction
 from nag.predictors.gp import GaussianProcess
-from nag.spaces import Architecture
+from nag.spaces import Architecture, find_space
 from nag.spaces.mobilenetv3 import stage_numbers
 from trainers.evaluators.surrogate import SurrogateEvaluator
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from publish import machine, publish
 from torch import Tensor
 
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.errors import UserError
 from nag.exact_score import posterior
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
@@ -34,7 +34,7 @@ from nag.guidance import Ladder, guided
 from nag.metrics import distances, noise
 from nag.samplers import SAMPLERS, SCHEDULES
 from nag.sde import VESDE, ScoreFn
-from nag.spaces import Architecture
+from nag.spaces import Architecture, find_space
 
 SPACE = find_space("mobilenetv3")
 REFERENCE = "predictor-corrector"

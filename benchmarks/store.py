@@ -26,8 +26,8 @@ from time import perf_counter, process_time
 import numpy as np
 from publish import publish
 
-from nag.cli import command_line, find_space, run
-from nag.spaces import Architecture
+from nag.cli import command_line, run
+from nag.spaces import Architecture, find_space
 from orchestrator.config import RunConfig
 from orchestrator.history.trials import Outcome
 from orchestrator.search.bayesopt import Suggestion

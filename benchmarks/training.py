@@ -19,11 +19,12 @@ import torch
 from publish import machine, publish
 from torch import nn
 
-from nag.cli import command_line, find_space, run
+from nag.cli import command_line, run
 from nag.devices import resolve_device
 from nag.errors import UserError
 from nag.laws import UniformLaw, sde_of
 from nag.score_net import ScoreNetwork, preset
+from nag.spaces import find_space
 from nag.training import (
     PAPER_TRAINING,
     TrainingConfig,

@@ -21,8 +21,8 @@ from cyclopts import (
 )
 from rich.console import Console
 
-from nag.errors import UserError, choose, one_line
-from nag.spaces import SPACES, Architecture, InvalidArchitectureError, StagedSpace
+from nag.errors import UserError, one_line
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -138,11 +138,6 @@ def check_new(out: Path) -> None:
     """Raise UserError if --out exists, so that finished work is not overwritten."""
     if out.exists():
         raise UserError(f"--out {out} already exists: delete it or choose another")
-
-
-def find_space(name: str) -> StagedSpace:
-    """The search space called `name`."""
-    return SPACES[choose("space", name, SPACES)]
 
 
 def read_architectures(path: Path, space: StagedSpace) -> list[Architecture]:

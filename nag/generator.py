@@ -37,7 +37,7 @@ from nag.properties import Constraint
 from nag.samplers import SAMPLERS, SCHEDULES
 from nag.score_net import ScoreNetwork
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE, ScoreFn
-from nag.spaces import SPACES, Architecture, SearchSpace
+from nag.spaces import Architecture, SearchSpace, find_space
 
 GuidanceKind = Literal["denoised", "noise-aware"]
 GuidanceForm = Literal["value", "improvement", "target"]
@@ -125,7 +125,7 @@ class DiffusionGenerator:
     def __init__(self, config: GeneratorConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        self.space = SPACES[config.space]
+        self.space = find_space(config.space)
         self.device = resolve_device(config.device)
         self.score, self.sde = load_score(config, self.space, self.device)
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
-from nag.cli import WholeNumber, command_line, find_space, plain_console, progress_bar, run
+from nag.cli import WholeNumber, command_line, plain_console, progress_bar, run
 from nag.devices import resolve_device
 from nag.errors import UserError, choose
 from nag.exact_score import exact_score, exact_score_of_samples
@@ -27,7 +27,7 @@ from nag.quality_report import report
 from nag.samplers import SAMPLERS
 from nag.score_net import ScoreNetConfig, preset
 from nag.sde import VESDE, ScoreFn, centre
-from nag.spaces import SearchSpace, StagedSpace
+from nag.spaces import SearchSpace, StagedSpace, find_space
 from nag.train import train_network
 from nag.training import PAPER_TRAINING, TrainingConfig
 

@@ -14,7 +14,6 @@ from nag.cli import (
     check_output,
     check_seed,
     command_line,
-    find_space,
     plain_console,
     progress_bar,
     run,
@@ -25,7 +24,7 @@ from nag.generate import DEFAULT_SAMPLER, Samples, generate
 from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.samplers import SAMPLERS
 from nag.sde import SIGMA_MAX, SIGMA_MIN
-from nag.spaces import SearchSpace
+from nag.spaces import SearchSpace, find_space
 
 app = command_line(
     "python -m nag.sample",

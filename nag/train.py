@@ -20,7 +20,6 @@ from nag.cli import (
     check_seed,
     command_line,
     difference,
-    find_space,
     plain_console,
     read_architectures,
     run,
@@ -33,7 +32,7 @@ from nag.laws import LARGEST_EXACT, Law, ListLaw, UniformLaw, random_list, sde_o
 from nag.metrics import pack, summary
 from nag.score_net import ScoreNetConfig, ScoreNetwork, preset
 from nag.sde import SIGMA_MAX, SIGMA_MIN, VESDE
-from nag.spaces import StagedSpace
+from nag.spaces import StagedSpace, find_space
 from nag.training import (
     PAPER_TRAINING,
     TrainingConfig,

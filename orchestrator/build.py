@@ -12,14 +12,13 @@ import torch
 from acquisition.functions import ACQUISITIONS, AcquisitionFunction, TargetLikelihood
 from acquisition.parzen import ParzenEstimator
 from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
-from nag.cli import find_space
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.predictors.registry import SURROGATES
 from nag.properties import Constraint, Property
-from nag.spaces import SPACES, Architecture, SearchSpace
+from nag.spaces import Architecture, SearchSpace, find_space
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
@@ -215,7 +214,7 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
     Raises UserError, also if it lacks a fidelity that the run asks for.
     """
     evaluator = build_evaluator(
-        SPACES[config.space], config.evaluator_name, _settings(config, place)
+        find_space(config.space), config.evaluator_name, _settings(config, place)
     )
     if config.strategy == MULTI_FIDELITY:
         at_epochs(evaluator, LOW_EPOCHS)

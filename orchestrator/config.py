@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from acquisition.strategies import STRATEGIES
 from nag.calibration import Calibrated
-from nag.cli import WholeNumber, check_seed, find_space, section
+from nag.cli import WholeNumber, check_seed, section
 from nag.errors import UserError, choose
 from nag.files import sha256_of
 from nag.generate import DEFAULT_SAMPLER
@@ -22,6 +22,7 @@ from nag.generator import GeneratorConfig, GuidanceForm, GuidanceKind
 from nag.guidance import Ladder
 from nag.samplers import SAMPLERS
 from nag.sde import SIGMA_MAX, SIGMA_MIN
+from nag.spaces import find_space
 from orchestrator.history.earlier import EarlierRun, earlier_runs, from_command_line
 from orchestrator.methods import DEFAULT, NONE, Parts
 from orchestrator.parts import CHOICES, MULTI_FIDELITY, TARGET, resolve

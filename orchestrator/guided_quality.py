@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from nag.calibration import Calibrated
-from nag.cli import WholeNumber, command_line, find_space, plain_console, run
+from nag.cli import WholeNumber, command_line, plain_console, run
 from nag.errors import UserError, counted
 from nag.files import code_digest, kept, write_text
 from nag.generate import Samples
@@ -28,7 +28,7 @@ from nag.generator import DiffusionGenerator, Guidance
 from nag.laws import random_list
 from nag.predictors.base import Observations
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
-from nag.spaces import Architecture, StagedSpace
+from nag.spaces import Architecture, StagedSpace, find_space
 from orchestrator.config import RunConfig
 from orchestrator.reporting.figures import draw_densities
 from trainers.base import EvaluationError, Evaluator, Measurement

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from nag.cli import check_output, command_line, find_space, run
+from nag.cli import check_output, command_line, run
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
-from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace, find_space
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.methods import NONE

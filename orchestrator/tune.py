@@ -22,11 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from ray.tune.search import Searcher
 
-from nag.cli import find_space
 from nag.errors import UserError, choose
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
-from nag.spaces import Architecture
+from nag.spaces import Architecture, find_space
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.parts import MULTI_FIDELITY

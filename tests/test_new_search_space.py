@@ -3,9 +3,12 @@
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +35,19 @@ from trainers.constraints import PROPERTIES
 
 torch.set_num_threads(1)
 
-DOC = (Path(__file__).parent.parent / "docs" / "new_search_space.md").read_text()
-SPACE, STRUCTURE, SPACES_LINE, GUIDANCE, EVALUATOR, EVALUATORS_LINE, PROPERTIES_LINES = re.findall(
-    r"^```python\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE
-)
+DOCS = Path(__file__).parent.parent / "docs"
+DOC = (DOCS / "new_search_space.md").read_text()
+(
+    SPACE,
+    STRUCTURE,
+    SPACES_LINE,
+    GUIDANCE,
+    EVALUATOR,
+    EVALUATORS_LINE,
+    PROPERTIES_LINES,
+    PLUGIN_LINES,
+) = re.findall(r"^```python\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE)
+(PLUGIN_PROJECT,) = re.findall(r"^```toml\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE)
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (python -m .*)$", DOC, re.MULTILINE)]
 CONTRACT = [
     test
@@ -53,9 +65,8 @@ def import_block(name, source, patch):
     return module
 
 
-QUICK = shlex.split(
-    "--budget 10 --n-init 6 --batch-size 2 --pool-size 16 --steps 10 --executor local"
-)
+QUICK = shlex.split("--budget 10 --n-init 6 --batch-size 2 --pool-size 16 --steps 10")
+LOCAL = [*QUICK, "--executor", "local"]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +234,7 @@ def test_guidance_as_shown(space):
 
 @pytest.mark.parametrize("word", ["exact", "rea"])
 def test_a_search(space, word, capsys):
-    run_here(shown("orchestrator.run_bo", word), *QUICK, "--out", "run")
+    run_here(shown("orchestrator.run_bo", word), *LOCAL, "--out", "run")
     trials = pd.read_parquet("run/trials.parquet")
     assert (trials["status"] == "ok").all()
     assert len({*trials["arch"]}) == 10
@@ -232,7 +243,7 @@ def test_a_search(space, word, capsys):
 
 
 def test_a_value_that_is_no_accuracy_is_shown_as_it_is(space, capsys):
-    run_here(shown("orchestrator.run_bo", "rea"), *QUICK, "--out", "run")
+    run_here(shown("orchestrator.run_bo", "rea"), *LOCAL, "--out", "run")
     said = capsys.readouterr().out
     trials = pd.read_parquet("run/trials.parquet")
     evaluator = EVALUATORS["transformer"][1](space, EvaluatorSettings())
@@ -262,14 +273,14 @@ def test_a_value_that_is_no_accuracy_is_shown_as_it_is(space, capsys):
 
 def test_a_value_that_is_an_accuracy_is_shown_in_percent(space, monkeypatch, capsys):
     monkeypatch.setattr("trainers.build.OF_ACCURACIES", ("transformer",))
-    run_here(shown("orchestrator.run_bo", "rea"), *QUICK, "--out", "run")
+    run_here(shown("orchestrator.run_bo", "rea"), *LOCAL, "--out", "run")
     best = pd.read_parquet("run/trials.parquet")["value"].max()
     assert f"value {best:.3f} %, params" in capsys.readouterr().out
     assert "value, %" in Path("run/report.html").read_text()
 
 
 def test_a_constraint(space, capsys):
-    run_here(shown("orchestrator.run_bo", "heads<=16"), *QUICK, "--out", "run")
+    run_here(shown("orchestrator.run_bo", "heads<=16"), *LOCAL, "--out", "run")
     trials = pd.read_parquet("run/trials.parquet")
     numbers = [map(int, re.findall(r"(\d)-", text)) for text in trials["arch"]]
     assert trials["heads"].tolist() == [sum(found) for found in numbers]
@@ -284,10 +295,47 @@ def test_a_constraint(space, capsys):
 def test_a_constraint_on_what_is_not_known_of_the_space(space, capsys):
     command = [*shown("orchestrator.run_bo", "heads<=16")[:-1], "macs<=3e8"]
     with pytest.raises(SystemExit) as exit_:
-        run(importlib.import_module(command[0]).app, [*command[1:], *QUICK, "--out", "run"])
+        run(importlib.import_module(command[0]).app, [*command[1:], *LOCAL, "--out", "run"])
     assert exit_.value.code == 2
     said = "unknown quantity 'macs' of the space transformer: choose from heads\n"
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The space and its evaluator as an installed package of somebody else."""
+    project = tomllib.loads(PLUGIN_PROJECT)
+    ((group, points),) = project["project"]["entry-points"].items()
+    (module,) = project["tool"]["setuptools"]["py-modules"]
+    assert [*points.values()] == [module]
+    package = tmp_path / "site"
+    evaluator = EVALUATOR.replace("from nag.spaces.transformer import LAYERS, WIDTHS\n", "")
+    package.mkdir()
+    (package / f"{module}.py").write_text(SPACE + evaluator + PLUGIN_LINES)
+    info = package / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformer-space\nVersion: 1.0\n")
+    lines = [f"{name} = {module}" for name in points]
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), str(DOCS.parent)]))
+
+
+def of_the_plugin(*command):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.ray
+def test_outside_the_project(plugin):
+    search = [*shown("orchestrator.run_bo", "exact"), *QUICK, "--out", "run"]
+    assert "\n[10/10] trial " in of_the_plugin("-m", *search, "--no-dashboard")
+    assert "10 of 10 evaluations" in of_the_plugin("-m", "orchestrator.status", "run")
+    of_the_plugin("-m", "orchestrator.report", "run", "--out", "compared")
+    assert "transformer" in Path("compared/report.html").read_text()
 
 
 # The commands.

@@ -235,4 +235,4 @@ EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "train": (("mobilenetv3", "nasbench201"), _train),
 }
 ON_IMAGES = ("supernet", "train")
-OF_ACCURACIES = ("surrogate", "table", "toy", *ON_IMAGES)  # the toy's only look like accuracies
+OF_ACCURACIES = {"surrogate", "table", "toy", *ON_IMAGES}  # the toy's only look like accuracies

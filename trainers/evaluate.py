@@ -16,14 +16,13 @@ from nag.cli import (
     check_output,
     check_seed,
     command_line,
-    find_space,
     plain_console,
     progress_bar,
     run,
 )
 from nag.errors import one_line
 from nag.files import sha256_of
-from nag.spaces import Architecture, StagedSpace
+from nag.spaces import Architecture, StagedSpace, find_space
 from trainers.base import EvaluationError, Evaluator
 from trainers.build import EvaluatorSettings, build_evaluator, unit_of
 from trainers.partial import Partial

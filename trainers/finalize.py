@@ -7,12 +7,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nag.cli import WholeNumber, command_line, find_space, plain_console
+from nag.cli import WholeNumber, command_line, plain_console
 from nag.cli import run as run_command
 from nag.errors import UserError, one_line
 from nag.files import sha256_of
 from nag.locks import claim
-from nag.spaces import StagedSpace
+from nag.spaces import StagedSpace, find_space
 from trainers.base import EvaluationError
 from trainers.build import EvaluatorSettings, build_evaluator
 from trainers.evaluators.supernet import SupernetEvaluator

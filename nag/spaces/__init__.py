@@ -1,5 +1,13 @@
-"""Search spaces by name. To add one, write its module and register it in SPACES."""
+"""Search spaces by name. To add one, write its module and register it in SPACES, or in a plugin.
 
+A plugin is a module of another package, named as an entry point of the group `diffusionnag_bo`. It
+is imported before anything is looked up, and may add to this and to all other registries.
+"""
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from nag.errors import choose
 from nag.spaces.base import (
     ABSENT,
     Architecture,
@@ -14,6 +22,19 @@ from nag.spaces.toy import TOY
 
 SPACES: dict[str, StagedSpace] = {space.name: space for space in (MOBILENETV3, NASBENCH201, TOY)}
 
+
+def find_space(name: str) -> StagedSpace:
+    """The search space called `name`; raises UserError."""
+    _load_plugins()
+    return SPACES[choose("space", name, SPACES)]
+
+
+@cache
+def _load_plugins() -> None:
+    for plugin in entry_points(group="diffusionnag_bo"):
+        plugin.load()
+
+
 __all__ = [
     "ABSENT",
     "SPACES",
@@ -22,4 +43,5 @@ __all__ = [
     "SearchSpace",
     "Stage",
     "StagedSpace",
+    "find_space",
 ]

@@ -26,7 +26,7 @@ from ray.tune.stopper import Stopper
 
 from nag.errors import UserError, counted
 from nag.generator import DiffusionGenerator
-from nag.spaces import SPACES, Architecture
+from nag.spaces import Architecture, find_space
 from orchestrator.config import RunConfig
 from orchestrator.executors.attempts import Attempt, to_begin
 from orchestrator.executors.cluster import ClusterError, Patience, connect
@@ -204,7 +204,7 @@ class _Evaluation(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._problem:
             return {"outcome": ClusterError(self._problem), "done": True}
-        space = SPACES[self.config["space"]]
+        space = find_space(self.config["space"])
         fields = {name: x for name, x in self.config.items() if name != "space"}
         trial = Trial(**fields | {"arch": space.from_str(fields["arch"])})
         evaluator = self._evaluator
@@ -263,7 +263,7 @@ class _Queues(Searcher):
         if trial is None:
             return Searcher.FINISHED
         self._running[trial_id] = trial
-        text = SPACES[self._space].to_str(trial.arch)
+        text = find_space(self._space).to_str(trial.arch)
         return {"space": self._space, **asdict(trial), "arch": text}
 
     def on_trial_complete(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nag.cli import find_space
 from nag.errors import UserError
+from nag.spaces import find_space
 from orchestrator.history.record import DAMAGE, DamagedRunError, read_record
 from orchestrator.history.trials import History
 from orchestrator.storage.journal import read_journal

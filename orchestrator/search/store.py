@@ -24,10 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nag.cli import find_space
 from nag.errors import UserError, counted
 from nag.predictors.base import Observations
-from nag.spaces import Architecture
+from nag.spaces import Architecture, find_space
 from orchestrator.config import RunConfig
 from orchestrator.history.record import DamagedRunError
 from orchestrator.history.trials import History, Outcome, Trial

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nag.errors import UserError
 from nag.files import write_json
-from nag.spaces import SPACES, InvalidArchitectureError
+from nag.spaces import InvalidArchitectureError, find_space
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from trainers.cells import CellNetwork
 from trainers.ofa import build_network
@@ -45,14 +45,14 @@ class Spec:
 
     def network(self) -> nn.Module:
         """The network, without the trained weights."""
-        arch = SPACES[self.space].from_str(self.arch)
+        arch = find_space(self.space).from_str(self.arch)
         if self.space == MOBILENETV3.name:
             return build_network(arch, num_classes=len(self.classes), width=self.width)
         return CellNetwork(arch, len(self.classes))
 
     def architecture(self) -> dict[str, Any]:
         """The format of the space's own tools: once-for-all, or AutoDL-Projects and NATS-Bench."""
-        space = SPACES[self.space]
+        space = find_space(self.space)
         config = space.to_config(space.from_str(self.arch))
         if self.space == MOBILENETV3.name:
             return {**config, "r": [self.resolution], "w": self.width}

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nag.cli import find_space
 from nag.errors import UserError, counted
-from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace
+from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace, find_space
 from trainers.rows import PARTIAL
 
 
