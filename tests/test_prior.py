@@ -334,7 +334,8 @@ def test_equal_content_makes_equal_configurations(earlier):
 def test_on_ray_the_trials_are_those_of_a_local_run(earlier, capsys, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    settings = ["--prior", earlier, "--strategy", "guided", "--steps", 5, "--batch-size", 2]
+    guided = ["--strategy", "guided", "--score", "exact", "--steps", 5]
+    settings = ["--prior", earlier, *guided, "--batch-size", 2]
     local = search(capsys, "local", *settings, budget=8)
     ray = ["--executor", "ray", "--auth", "disabled", "--no-dashboard", "--workers", 1]
     code, _, err = command(capsys, *settings, "--budget", 8, "--out", "ray", *ray)
