@@ -782,7 +782,7 @@ def test_the_page(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "random, seed 2: 7 of 10 evaluations; rea, seed 0: 3 of 10" in text
     assert "2 runs are not finished; 2 are missing" in text
     assert "rea: no run of seed 1, 2" in text
-    assert "not run" in text
+    assert "not reached" in text
     drawn = re.findall(r'<svg[^>]*class="figure.*?</svg>', html, re.DOTALL)
     assert len(drawn) == len(svgs(html)) > 4
     assert all("SYNTHETIC" in svg for svg in drawn)
@@ -847,7 +847,7 @@ def test_the_files_beside_the_page(
     assert (out / "figures" / "toy-curves.svg").exists()
     tex = (out / "tables" / "toy-values.tex").read_text()
     assert tex.count(r"\\") == 1 + 4
-    assert r"\textit{not run}" in tex
+    assert r"\textit{not reached}" in tex
 
 
 def test_equal_runs_give_equal_reports(
@@ -1153,6 +1153,18 @@ def test_nothing_left_to_report(
     code, said = _report(capsys, path, "--out", tmp_path / "report")
     assert code == 2
     assert "of 1 run, none can be compared" in said
+
+
+def test_runs_that_end_before_the_horizon(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("a", [0.1, 0.2, 0.3, 0.4, 0.5])
+    out = make("b", [0.1, 0.2, 0.3], strategy="mutation")
+    code, _ = _report(capsys, out.parent, "--out", tmp_path / "report", "--horizon", 5)
+    assert code == 0
+    text = check_page((tmp_path / "report" / "report.html").read_text()).sections["panel-1"]
+    assert "not reached" in text
+    assert "not run" not in text
 
 
 def test_runs_whose_trials_all_failed(

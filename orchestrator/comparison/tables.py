@@ -15,6 +15,7 @@ from orchestrator.history.trials import PHASES
 from orchestrator.methods import METHODS
 
 NOT_RUN = "not run"
+_NOT_REACHED = "not reached"
 _UNDEFINED = "–"
 
 # Table 2 of An et al., DiffusionNAG, ICLR 2024: test accuracy, percent, @ trained architectures.
@@ -248,11 +249,13 @@ def _means(
     form = unit.form(2) if form is None else form
     first, tied = summary.leaders(values)
     num_at = summary.num_at(mark)
+    begun = {method.label for method in summary.panel.methods if _has_begun(method)}
     cells = {}
     for label, by_seed in values.items():
         found = mean_interval(list(by_seed.values()))
         if found is None:
-            cells[label] = Cell(_UNDEFINED if num_at[label] else NOT_RUN, "missing")
+            short = _NOT_REACHED if label in begun else NOT_RUN
+            cells[label] = Cell(_UNDEFINED if num_at[label] else short, "missing")
             continue
         text = f"{times * found.mean + 0:{form}}"
         if np.isfinite(found.half):
@@ -264,11 +267,14 @@ def _means(
     return cells
 
 
+def _has_begun(method: Method) -> bool:
+    return any(len(run) for run in method.runs.values())
+
+
 def _hits(summary: Summary, method: Method) -> tuple[Cell, Cell]:
     hits = summary.hits(method)
     if hits is None:
-        begun = any(len(run) for run in method.runs.values())
-        missing = Cell(_UNDEFINED if begun else NOT_RUN, "missing")
+        missing = Cell(_UNDEFINED if _has_begun(method) else NOT_RUN, "missing")
         return missing, missing
     low, median, high = (f"{q:g}" if np.isfinite(q) else f"> {hits.last}" for q in hits.quartiles)
     spread = f" ({low} to {high})" if low != high else ""
