@@ -42,18 +42,20 @@ def test_beside_a_generator_they_share_what_it_leaves():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "generator", "expected"),
+    ("gpus", "generators", "expected"),
     [
-        (1, {"GPU": 0.2}, (0.8, 1)),
-        (1, {}, (1.0, 1)),
-        (3, {"GPU": 0.2}, (1.0, 2)),
-        (1, {"GPU": 1.0}, (1.0, 0)),  # no room: the run says so
+        (1, [{"GPU": 0.2}], (0.8, 1)),
+        (1, [{"GPU": 0.2}] * 2, (0.6, 1)),
+        (1, [{}], (1.0, 1)),
+        (3, [{"GPU": 0.2}], (1.0, 2)),
+        (1, [{"GPU": 1.0}], (1.0, 0)),  # no room: the run says so
+        (1, [{"GPU": 0.5}] * 2, (1.0, 0)),
     ],
 )
-def test_the_first_have_as_much_of_a_gpu_as_there_is(monkeypatch, gpus, generator, expected):
+def test_the_first_have_as_much_of_a_gpu_as_there_is(monkeypatch, gpus, generators, expected):
     machines = Machines(({"CPU": 8.0, "GPU": float(gpus)},))
     monkeypatch.setattr(Machines, "now", lambda: machines)
-    room = Room(Runtime(gpus_per_eval="auto"), [generator])
+    room = Room(Runtime(gpus_per_eval="auto"), generators)
     assert (room.request["GPU"], room.size) == expected
 
 

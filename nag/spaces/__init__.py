@@ -1,7 +1,7 @@
 """Search spaces by name. To add one, write its module and register it in SPACES, or in a plugin.
 
 A plugin is a module of another package, named as an entry point of the group `diffusionnag_bo`. It
-is imported before anything is looked up, and may add to this and to all other registries.
+is imported before a space is looked up, and may also register evaluators and properties.
 """
 
 from functools import cache

@@ -68,8 +68,8 @@ class Room:
         self._looked = monotonic()
 
     def _whole_gpu(self) -> float:
-        """A GPU, or what the generator leaves of one if no machine has another."""
-        left = 1 - max((share.get("GPU", 0) % 1 for share in self._held), default=0)
+        """A GPU, or what the generators leave of one if no machine has another."""
+        left = 1 - sum(share.get("GPU", 0) for share in self._held) % 1
         room = self.machines.room(self._requesting(1.0), self._held)
         return 1.0 if room else left
 
