@@ -65,6 +65,18 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     )
 
 
+def end_interrupted(
+    said: str = "repeat the command to continue", *, stderr: bool = True, quiet: bool = False
+) -> NoReturn:
+    """Say that Ctrl-C ended the command, and exit the process with 130.
+
+    It is said on a new console: Ctrl-C within `Console.print` can leave that console keeping back
+    all that it is to print later (Rich 15).
+    """
+    plain_console(stderr=stderr, quiet=quiet).print(f"interrupted: {said}")
+    sys.exit(130)
+
+
 def terminal_bar(
     console: Console, note: str = "", *, transient: bool = False, auto_refresh: bool = True
 ) -> "Progress":

@@ -20,6 +20,7 @@ from nag.cli import (
     check_seed,
     command_line,
     difference,
+    end_interrupted,
     plain_console,
     read_architectures,
     run,
@@ -168,8 +169,7 @@ def main(
             record={"command": command, "preset": preset_name},
         )
     except KeyboardInterrupt:
-        plain_console().print("interrupted: repeat the command to continue")
-        sys.exit(130)
+        end_interrupted()
 
 
 def _law(space: StagedSpace, archs: Path | None, num_archs: int | None, seed: int) -> Law:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.cli import WholeNumber, command_line, end_interrupted, plain_console, run
 from nag.errors import UserError, counted
 from orchestrator.experiments.file import Data, Experiment, read_experiment
 from orchestrator.experiments.jobs import Job, JobPlace, Result, check, execute
@@ -192,8 +192,7 @@ def run_experiment(
                     failures += [(job, result)] if result.failed else []
     except KeyboardInterrupt:
         board.watch(todo)
-        console.print(f"interrupted: {board}; repeat the command to continue")
-        return 130
+        end_interrupted(f"{board}; repeat the command to continue", stderr=False)
     for job, result in failures:
         console.print(f"failed: {job.label}: {result.text}")
     console.print(str(board))

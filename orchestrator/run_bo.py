@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from nag.cli import command_line, plain_console, run
+from nag.cli import command_line, end_interrupted, plain_console, run
 from nag.errors import UserError, counted
 from orchestrator.build import (
     build_evaluator_here,
@@ -101,11 +101,10 @@ def _search(
             )
     except KeyboardInterrupt:
         store.compact()
-        console.print(
-            f"interrupted: {counted(store.num_finished, 'trial is', 'trials are')} saved in "
-            f"{store.out}; repeat the command to continue"
+        saved = counted(store.num_finished, "trial is", "trials are")
+        end_interrupted(
+            f"{saved} saved in {store.out}; repeat the command to continue", stderr=False
         )
-        return 130
     if ended != "budget":
         trials = counted(store.num_finished, "trial")
         console.print(_ENDS[ended].format(trials=trials, patience=patience))

@@ -488,7 +488,8 @@ class TestRuns:
 
     def test_sigterm_is_taken_for_an_interruption(self, toy, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(experiment_jobs, "run_study", lambda *_, **__: os.kill(os.getpid(), 15))
-        assert main(toy, out=tmp_path / "runs", executor="local") == 130
+        with pytest.raises(SystemExit, match="130"):
+            main(toy, out=tmp_path / "runs", executor="local")
         out = capsys.readouterr().out
         assert out.startswith("interrupted: 0/4 runs finished, 0 of 56 trials, in ")
         assert out.endswith("; repeat the command to continue\n")

@@ -332,6 +332,23 @@ def test_a_stopped_run_says_so_and_continues(expected, tmp_path, capsys, stop):
     assert found(out)[:14] == expected
 
 
+def test_a_run_that_is_stopped_while_it_prints_says_so(tmp_path, capsys, monkeypatch):
+    """Rich then holds back whatever the same console is to print."""
+    leave, said = Console.__exit__, itertools.count()
+
+    def interrupted(console, *how):
+        if next(said) == 5:
+            raise KeyboardInterrupt
+        leave(console, *how)
+
+    monkeypatch.setattr(Console, "__exit__", interrupted)
+    code, out, err = run_here(capsys, QUICK, out=tmp_path / "run")
+    assert (code, err) == (130, "")
+    saved = num_finished(tmp_path / "run")
+    assert 0 < saved < 8
+    assert out.splitlines()[-1].startswith(f"interrupted: {saved} trial")
+
+
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_as_if_it_had_not_been(expected, tmp_path, capsys):
     moments = np.sort(np.random.default_rng().choice(np.arange(1, 11), size=3, replace=False))

@@ -20,6 +20,7 @@ from nag.cli import (
     check_output,
     command_line,
     difference,
+    end_interrupted,
     plain_console,
     run,
     terminal_bar,
@@ -177,8 +178,7 @@ def _build(
                 )
                 _measure(timer, side, repeats, partial, console)
         except KeyboardInterrupt:
-            console.print("interrupted: repeat the command to continue")
-            sys.exit(130)
+            end_interrupted()
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

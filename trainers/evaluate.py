@@ -1,6 +1,5 @@
 """Evaluate a list of architectures: `python -m trainers.evaluate --help`."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from nag.cli import (
     check_output,
     check_seed,
     command_line,
+    end_interrupted,
     plain_console,
     progress_bar,
     run,
@@ -159,8 +159,7 @@ def _evaluate(
                 unlucky += not final
                 advance(1)
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue")
-        sys.exit(130)
+        end_interrupted()
     return [rows[text] for text in texts], unlucky
 
 

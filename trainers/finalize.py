@@ -1,13 +1,12 @@
 """After a search: train its best networks and export them: `python -m trainers.finalize --help`."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from nag.cli import WholeNumber, command_line, plain_console
+from nag.cli import WholeNumber, command_line, end_interrupted, plain_console
 from nag.cli import run as run_command
 from nag.errors import UserError, one_line
 from nag.files import sha256_of
@@ -114,8 +113,7 @@ def main(
                     failed, said = failed + 1, f"failed: {one_line(error)}"
                 console.print(f"{rank} of {len(finalists)}: {said}")
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue")
-        sys.exit(130)
+        end_interrupted()
     if not can_write_onnx():
         console.print(f"{ONNX} was not written: pip install 'diffusionnag-bo[export]'")
     return 1 if failed else 0

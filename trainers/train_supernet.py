@@ -1,7 +1,6 @@
 """Train a once-for-all supernet on images: `python -m trainers.train_supernet --help`."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from nag.cli import (
     check_seed,
     command_line,
     difference,
+    end_interrupted,
     plain_console,
     run,
 )
@@ -127,8 +127,7 @@ def main(
     try:
         train_supernet(options, images, place, console)
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to continue")
-        sys.exit(130)
+        end_interrupted(quiet=console.quiet)
 
 
 def train_supernet(
