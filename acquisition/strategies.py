@@ -34,7 +34,7 @@ from nag.generate import Samples
 from nag.generator import Generator, Guidance, GuidanceForm, GuidanceKind, Part
 from nag.guidance import Ladder
 from nag.predictors.base import DifferentiablePredictor, FittedPredictor, Observations
-from nag.properties import Constraint, satisfied
+from nag.properties import satisfied
 from nag.spaces import Architecture, SearchSpace
 
 _MAX_ROUNDS = 3  # batches to generate before a smaller pool is accepted; the first has the size of
@@ -176,7 +176,6 @@ class GuidedGeneration:
     form: GuidanceForm = "value"
     target: float | None = None
     scale: Ladder | Calibrated = field(default_factory=Calibrated)
-    constraints: tuple[Constraint, ...] = ()
 
     def propose(
         self,
@@ -196,13 +195,13 @@ class GuidedGeneration:
             target=self.target,
             best=incumbent(observations, predictor, exclude),
             scale=self.scale,
-            constraints=self.constraints,
+            constraints=exclude.constraints,
         )
         pool = _generate_unseen(self.generator, n, exclude, rng, guidance)
         short = n - len(pool.archs)
-        if not self.constraints or short <= 0:
+        if not exclude.constraints or short <= 0:
             return pool
-        space = self.constraints[0].quantity.space
+        space = exclude.constraints[0].quantity.space
         return pool.filled(random_unseen(space, short, exclude | set(pool.archs), rng))
 
 
@@ -241,7 +240,6 @@ def _generate_unseen(
     rng: np.random.Generator,
     guidance: Guidance | None,
 ) -> Pool:
-    constraints = () if guidance is None else guidance.constraints
     made: list[Samples] = []
     found: dict[Architecture, None] = {}
     wanted = n
@@ -258,8 +256,8 @@ def _generate_unseen(
     generated = sum(len(samples.archs) for samples in made)
     valid = [arch for samples in made for arch in samples.valid]
     feasible = {}
-    if constraints and valid:
-        feasible = {"feasible": float(satisfied(constraints, valid).mean())}
+    if exclude.constraints and valid:
+        feasible = {"feasible": float(satisfied(exclude.constraints, valid).mean())}
     diagnostics = {
         "generated": generated,
         "validity": len(valid) / max(generated, 1),
@@ -304,7 +302,6 @@ class ConstrainedGeneration:
     """
 
     generator: Generator
-    constraints: tuple[Constraint, ...]
 
     def propose(
         self,
@@ -315,7 +312,7 @@ class ConstrainedGeneration:
         rng: np.random.Generator,
     ) -> Pool:
         del predictor
-        guidance = Guidance(None, observations, constraints=self.constraints)
+        guidance = Guidance(None, observations, constraints=exclude.constraints)
         return _generate_unseen(self.generator, n, exclude, rng, guidance)
 
 

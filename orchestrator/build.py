@@ -112,7 +112,6 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         form=config.guidance_form,
         target=target,
         scale=config.scale(),
-        constraints=constraints,
     )
     build = STRATEGIES[parts.strategy].build
     strategy = build(space, guided, initial=config.n_init, patience=config.batch_size)
@@ -124,7 +123,7 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         strategy_name=parts.strategy,
         pool_size=config.pool_size,
         constraints=constraints,
-        rare=ConstrainedGeneration(generator, constraints) if constraints else None,
+        rare=ConstrainedGeneration(generator) if constraints else None,
     )
 
 

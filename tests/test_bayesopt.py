@@ -484,7 +484,7 @@ def test_the_generator_finds_what_random_draws_do_not():
     constraint = few_macs(130e6)
     draws = MOBILENETV3.sample(20_000, np.random.default_rng(0))
     assert not constraint.satisfied(draws).any()
-    rare = ConstrainedGeneration(GENERATORS[MOBILENETV3.name], (constraint,))
+    rare = ConstrainedGeneration(GENERATORS[MOBILENETV3.name])
     constrained = optimizer(MOBILENETV3, DryStrategy(), constraints=(constraint,), rare=rare)
     initial = constrained.initial(frozenset(), 6, np.random.default_rng(0)).archs
     again = constrained.initial(frozenset(), 6, np.random.default_rng(0)).archs

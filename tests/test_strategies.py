@@ -635,12 +635,12 @@ def test_random_architectures_that_keep_the_constraints_fill_a_guided_pool():
     opposing = (Constraint(layers, 3.0), Constraint(layers, 3.0, at_most=False))
     predictor, seen = fit(TOY, observations), set(observations.archs)
     left = [a for a in TOY_ARCHS if a not in seen and satisfied(opposing, [a])[0]]
-    strategy = GuidedGeneration(BrokenGenerator(), constraints=opposing)
+    strategy = GuidedGeneration(BrokenGenerator())
     for n, found in ((10, 10), (144, len(left))):
         pool = propose(strategy, n, observations, predictor, Unwanted(seen, opposing))
         assert len(set(pool.archs)) == pool.diagnostics["filled"] == found
         assert set(pool.archs) <= set(left)
-    real = GuidedGeneration(GENERATORS["toy"], constraints=opposing)
+    real = GuidedGeneration(GENERATORS["toy"])
     pool = propose(real, len(left), observations, predictor, Unwanted(seen, opposing))
     assert set(pool.archs) == set(left)
     assert pool.diagnostics.get("filled", 0) < len(left)
