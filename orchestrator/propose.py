@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 
-from nag.cli import check_output, command_line, run
+from nag.cli import check_new, check_output, command_line, run
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
@@ -53,7 +53,7 @@ class Files:
         of a run, or the output of trainers.evaluate; may be repeated.
     out
         Parquet file to write: arch, predicted mean and std (percent) and constrained quantities,
-        most promising first.
+        most promising first; must not exist yet.
     device
         Device of the generator: cpu, cuda, or auto (the GPU if there is one).
     """
@@ -75,6 +75,7 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     so none is the latest evaluation: guided acts like guided-gen here.
     """
     check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
+    check_new(files.out)
     if config.surrogate == NONE:
         raise UserError(
             "ranking candidates needs a surrogate, not --surrogate none or a method without one"

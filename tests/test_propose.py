@@ -113,7 +113,7 @@ def test_values_in_another_unit_change_the_predictions_alone(capsys):
     table, _ = propose(capsys)
     frame = pd.read_parquet("values.parquet")
     frame.assign(value=frame.value / 10 - 3).to_parquet("values.parquet")
-    scaled, _ = propose(capsys)
+    scaled, _ = propose(capsys, out="scaled.parquet")
     assert set(scaled.arch) == set(table.arch)
     merged = table.merge(scaled, on="arch")
     np.testing.assert_allclose(
@@ -185,7 +185,7 @@ def test_what_has_failed_is_not_proposed_again(capsys):
     rows = pd.read_parquet("values.parquet").to_dict("records")
     failed = [{"arch": arch, "value": None} for arch in first.arch]
     write_rows(rows + failed, ("arch", "value"), Path("values.parquet"))
-    second, found = propose(capsys)
+    second, found = propose(capsys, out="second.parquet")
     assert found["observations"] == len(rows)
     assert not set(first.arch) & set(second.arch)
 
@@ -197,7 +197,7 @@ def test_what_is_left_of_a_space_may_be_little(capsys):
     assert set(table.arch) == left
     assert found["proposed"] == 3
     write_values(TOY, ARCHS, [toy_value(arch) for arch in ARCHS])
-    table, found = propose(capsys)
+    table, found = propose(capsys, out="nothing.parquet")
     assert (len(table), found["proposed"]) == (0, 0)
     assert tuple(table.columns) == COLUMNS
 
@@ -251,6 +251,7 @@ def test_settings_of_many_rounds_change_nothing(capsys):
     for rounds in ({"budget": 5}, {"n_init": 200}, {"budget": 40, "n_init": 30, "window": 2}):
         propose(capsys, **rounds)
         assert Path("next.parquet").read_bytes() == Path("plain.parquet").read_bytes()
+        Path("next.parquet").unlink()
 
 
 # MobileNetV3: guidance, constraints
@@ -261,7 +262,7 @@ def test_guidance_goes_where_its_form_says(mobile_values, capsys):
     means = {}
     for target in (None, 74, 76):
         form = {} if target is None else {"guidance_form": "target", "target": target}
-        table, _ = propose(capsys, MOBILE, guidance_scale=10, **form)
+        table, _ = propose(capsys, MOBILE, guidance_scale=10, out=f"{target}.parquet", **form)
         assert len(table) == 15
         means[target] = table.predicted_mean
     assert means[None].mean() > mobile_values.max()
@@ -368,6 +369,12 @@ def test_bad_settings(changes, message, capsys):
     Path("notes.txt").write_text("not a table\n")
     Path("values.csv").write_text("arch,value\nab/c-,50.0\n")
     assert message in refusal(capsys, QUICK, **changes)
+
+
+def test_what_was_proposed_is_not_overwritten(capsys):
+    propose(capsys)
+    said = "error: --out next.parquet already exists: delete it or choose another\n"
+    assert refusal(capsys, QUICK, seed=1) == said
 
 
 @pytest.mark.parametrize(
