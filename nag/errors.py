@@ -1,6 +1,7 @@
 """Errors in what a user asked for."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 _LONGEST = 800  # characters of an error, which may quote a file that is not text at all
 
@@ -12,12 +13,19 @@ class UserError(ValueError):
     """
 
 
-def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Return `name` if it is allowed, else raise a UserError that lists the allowed names."""
+def choose(kind: str, name: str, allowed: Iterable[str], *, see: str = "") -> str:
+    """Return `name` if it is allowed, else raise a UserError that lists the allowed names.
+
+    see: where to read about the names if they are too many to list; a similar one is suggested.
+    """
     allowed = list(allowed)
-    if name not in allowed:
+    if name in allowed:
+        return name
+    if not see:
         raise UserError(f"unknown {kind} {name!r}: choose from {', '.join(allowed)}")
-    return name
+    similar = get_close_matches(name, allowed, n=1, cutoff=0.7)
+    hint = f"did you mean {similar[0]!r}? See" if similar else "see"
+    raise UserError(f"unknown {kind} {name!r}: {hint} {see}")
 
 
 def one_line(error: Exception) -> str:

@@ -168,7 +168,7 @@ class _Reader:
     def searches(self, block: _Block) -> Iterator[Search]:
         for settings in block.points():
             for key in settings:
-                choose("setting", key, _SETTINGS)
+                choose("setting", key, _SETTINGS, see="docs/experiments.md")
             earlier = settings.pop("prior", [])
             config = self._with_data(self._resolved(settings, PATHS))
             for seed in block.seeds if block.seeds is not None else (0,):
