@@ -8,9 +8,15 @@ from nag.cli import WholeNumber, command_line, plain_console, run
 from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
 from orchestrator.runtime import Auth, Runtime, wants_gpu
-from trainers.train_supernet import SupernetOptions, how_made, is_there, train_supernet
+from trainers.train_supernet import (
+    SupernetImages,
+    SupernetOptions,
+    how_made,
+    is_there,
+    train_supernet,
+)
 from trainers.training import parallel
-from trainers.training.task import ImageOptions, ImageTask, Machine
+from trainers.training.task import ImageTask, Machine
 
 app = command_line(
     "python -m orchestrator.train_supernet",
@@ -22,7 +28,7 @@ app = command_line(
 @app.default
 def main(
     options: SupernetOptions,
-    images: ImageOptions = ImageOptions(),
+    images: SupernetImages,
     place: Machine = Machine(),
     *,
     workers: WholeNumber = 1,
@@ -52,8 +58,6 @@ def main(
     """
     if workers < 1:
         raise UserError("--workers must be at least 1")
-    if images.data is None:
-        raise UserError("--data is required: a folder with train/CLASS/ and val/CLASS/")
     if workers > 1 and gpus_per_worker % 1 and place.device != "cpu":
         raise UserError("--gpus-per-worker must be whole: NCCL refuses processes that share a GPU")
     if not gpus_per_worker and place.device.startswith("cuda"):

@@ -183,6 +183,12 @@ def test_bad_settings_of_a_supernet_training(data, changes, message):
     assert message in err
 
 
+@pytest.mark.parametrize("app", [train_supernet, train_on_ray])
+def test_a_supernet_training_requires_images(app):
+    assert outcome(app, "--out", "W.pt") == (2, "", "error: --data is required: see --help\n")
+    assert "--out PATH --data PATH [OPTIONS]" in outcome(app, "--help")[1]
+
+
 def test_training_from_a_supernet_is_at_its_resolution(supernet, data):
     for resolution, expected in ((None, 32), (64, 64)):
         networks = NetworkOptions(data=data, weights=supernet, resolution=resolution)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nag.cli import (
     end_interrupted,
     plain_console,
     run,
+    section,
 )
 from nag.errors import UserError, counted
 from nag.spaces import Architecture
@@ -108,10 +109,18 @@ class SupernetOptions:
         )
 
 
+@Parameter(name="*", group=section("Images and networks"))
+@dataclass(frozen=True, kw_only=True)
+class SupernetImages(ImageOptions):
+    """What a supernet is trained and measured on."""
+
+    data: Path = field()  # required here
+
+
 @app.default
 def main(
     options: SupernetOptions,
-    images: ImageOptions = ImageOptions(),
+    images: SupernetImages,
     place: Machine = Machine(),
 ) -> None:
     """Train all networks of the once-for-all MobileNetV3 space at once, with shared weights.
