@@ -139,7 +139,7 @@ def _last(store: RunStore, now: float) -> Table:
             proposal.strategy,
             f"{store.unit.number(outcome.value)}{after(proposal, outcome)}",
             store.unit.number(proposal.predicted_mean),
-            f"{outcome.seconds:.3g}",
+            f"{outcome.seconds:.1f}",
             _ago(store.history.finished_at[trial], now),
             outcome.error or "",
         )

@@ -68,10 +68,10 @@ def test_what_is_shown(store, clock):
     assert "last event 0 s ago" in lines
     rows = [line for line in lines if line.startswith("│")]
     assert rows == [
-        "│ 0 │ initial │ 50.000 │ 50.000 │ 2 │ 1 min ago │ │",
-        f"│ 1 │ initial │ – │ 50.000 │ 1 │ 1 min ago │ {ERROR} │",
-        "│ 2 │ initial │ 25.000 │ 50.000 │ 2 │ 30 s ago │ │",
-        "│ 3 │ guided │ 87.500 │ 50.000 │ 2 │ 0 s ago │ │",
+        "│ 0 │ initial │ 50.000 │ 50.000 │ 2.0 │ 1 min ago │ │",
+        f"│ 1 │ initial │ – │ 50.000 │ 1.0 │ 1 min ago │ {ERROR} │",
+        "│ 2 │ initial │ 25.000 │ 50.000 │ 2.0 │ 30 s ago │ │",
+        "│ 3 │ guided │ 87.500 │ 50.000 │ 2.0 │ 0 s ago │ │",
     ]
 
 
@@ -90,6 +90,15 @@ def test_values_of_less_than_a_whole_training_say_so(store, clock):
     rows = [line for line in shown(store.out, clock[0]) if line.startswith("│")]
     assert rows[-2].startswith("│ 4 │ guided │ 75.000 after epoch 3 │")
     assert rows[-1].startswith("│ 5 │ bohb │ 75.000 after 12/200 of a training │")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.24e-05, "0.0"), (0.26, "0.3"), (43_210.98, "43211.0")]
+)
+def test_seconds_are_shown_without_exponents(store, clock, seconds, text):
+    store.record(Outcome(4, "ok", 0.75, seconds=seconds))
+    last = [line for line in shown(store.out, clock[0]) if line.startswith("│")][-1]
+    assert last == f"│ 4 │ guided │ 75.000 │ 50.000 │ {text} │ 0 s ago │ │"
 
 
 def test_a_run_that_stands_still(store, clock):
