@@ -25,6 +25,7 @@ from nag.errors import UserError
 from nag.spaces import SPACES
 from orchestrator.comparison.checklist import panel_checklist
 from orchestrator.comparison.diagnostics import diagnose
+from orchestrator.comparison.figures import Line, Look, draw_diagnostics
 from orchestrator.comparison.files import data_checksums
 from orchestrator.comparison.panels import Panel, make_panels, slugs
 from orchestrator.comparison.statistics import (
@@ -41,7 +42,7 @@ from orchestrator.comparison.statistics import (
     rank_methods,
     signed_rank_test,
 )
-from orchestrator.comparison.summary import Settings, Summary, summarise
+from orchestrator.comparison.summary import Curve, Settings, Summary, summarise
 from orchestrator.comparison.tables import Cell, Table, accuracy_table, published, to_latex
 from orchestrator.config import RunConfig
 from orchestrator.history.find import Source, find_runs, read_runs
@@ -718,6 +719,13 @@ def test_diagnostics_by_window(make: Make) -> None:
     assert found["novelty"] == pytest.approx([0.7, 0.7])
     blind = diagnose(read_run(make("b", values, predict=False)), initial=2, count=2)
     assert np.isnan(blind["tau"]).all()
+
+
+def test_evaluations_are_whole_numbers_in_the_figure_of_a_single_window() -> None:
+    curve = Curve(np.array([15.0]), np.array([0.5]), np.array([0.1]), whole=1)
+    svg = draw_diagnostics({"tau": {"": [Line("guided", Look("#d55e00"), curve)]}}, "short")
+    ticks = re.findall(r'id="short-xtick_\d+".*?<text[^>]*>(.*?)</text>', svg, re.DOTALL)
+    assert ticks == ["15"]
 
 
 def test_the_checklist_says_what_is_not_recorded(make: Make) -> None:

@@ -261,7 +261,7 @@ def _draw(
 
 def _evaluations_along_x(axes: Axes) -> None:
     axes.set(xlabel="evaluations")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def _band(axes: Axes, look: Look, x: Numbers, low: Numbers, high: Numbers) -> None:
