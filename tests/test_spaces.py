@@ -464,6 +464,12 @@ def test_a_stage_that_makes_no_sense_is_refused(choices, depths, message):
         replace(MIXED, stages=(MIXED.stages[0], Stage(choices, depths)))
 
 
+@pytest.mark.parametrize("stages", [(), (Stage((), (0,)),)], ids=["no stage", "no node"])
+def test_a_space_without_nodes_is_refused(stages):
+    with pytest.raises(ValueError, match="mixed: needs at least one stage with a node"):
+        replace(MIXED, stages=stages)
+
+
 # NAS-Bench-201.
 
 

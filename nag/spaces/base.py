@@ -170,6 +170,8 @@ class StagedSpace:
     )
 
     def __post_init__(self) -> None:
+        if not any(stage.choices for stage in self.stages):
+            raise ValueError(f"{self.name}: needs at least one stage with a node")
         last = len(self.operators) - 1
         for number, stage in enumerate(self.stages, start=1):
             for choices in stage.choices:
