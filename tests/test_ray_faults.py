@@ -15,17 +15,19 @@ import pytest
 pytest.importorskip("ray")
 
 import ray
+import torch
 from ray import cloudpickle
 
 from nag.errors import UserError
-from nag.generator import DiffusionGenerator, Part
+from nag.generate import Samples
+from nag.generator import DiffusionGenerator, Guidance, Part
 from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.local import LocalExecutor
-from orchestrator.executors.ray_core import RayExecutor
+from orchestrator.executors.ray_core import RayExecutor, RayGenerator
 from orchestrator.history.trials import Outcome, Trial
 from orchestrator.runtime import Runtime
 from orchestrator.search.loop import run_study
@@ -213,6 +215,26 @@ class TestFaults:
         ray.kill(executor.generator._actors[0], no_restart=False)
         after = executor.generator.generate(8, seed=3)
         assert after.archs == before.archs
+
+
+@ray.remote(num_cpus=0)
+class _Raising:
+    """In place of a generator."""
+
+    def generate(self, n: int, seed: int, guidance: Guidance | None) -> Samples:
+        if not n:
+            raise ValueError("a bug")
+        raise torch.AcceleratorError("CUDA error: illegal access\nCUDA kernel errors might be ...")
+
+
+def test_a_gpu_that_fails_the_generator_ends_the_run(start: Callable[..., RayExecutor]) -> None:
+    start()  # joins Ray
+    generator = RayGenerator([_Raising.remote()], {})
+    message = r"^the generator's GPU failed \(CUDA error: illegal access\): repeat the command"
+    with pytest.raises(ClusterError, match=message):
+        generator.generate(8, seed=3)
+    with pytest.raises(ValueError, match="a bug"):
+        generator.generate(0, seed=3)
 
 
 def test_one_proposal_serves_all_that_have_ended(

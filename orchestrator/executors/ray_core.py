@@ -17,6 +17,7 @@ from itertools import cycle
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from nag.errors import counted
@@ -85,8 +86,13 @@ class RayGenerator:
                 lack = None if done else Machines.now().lack("the generator", self._request)
                 patience.look(lack)
             return ray.get(references)
-        except RayTaskError:
-            raise  # a bug of ours
+        except RayTaskError as error:
+            if not isinstance(error.cause, torch.AcceleratorError | torch.OutOfMemoryError):
+                raise  # a bug of ours
+            reason = str(error.cause).partition("\n")[0]  # the rest is advice for debugging
+            raise ClusterError(
+                f"the generator's GPU failed ({reason}): repeat the command to continue"
+            ) from error
         except RayError as error:
             raise ClusterError(
                 f"the generator was lost ({type(error).__name__}): repeat the command to continue"
