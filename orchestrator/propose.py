@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from cyclopts import Parameter
 
-from nag.cli import check_new, check_output, command_line, run
+from nag.cli import WholeNumber, check_new, check_output, command_line, plain_console, run, section
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
@@ -63,16 +63,40 @@ class Files:
     device: str = "auto"
 
 
+_NO_EFFECT = Parameter(show=False)
+
+
+@Parameter(name="*", group=section("Search"))
+@dataclass(frozen=True, kw_only=True)
+class OneRound(RunConfig):
+    """The settings of a run; those named here concern several rounds and have no effect."""
+
+    budget: Annotated[WholeNumber, _NO_EFFECT] = RunConfig.budget
+    n_init: Annotated[WholeNumber, _NO_EFFECT] = RunConfig.n_init
+    schedule: Annotated[Literal["rounds", "async"], _NO_EFFECT] = RunConfig.schedule
+    window: Annotated[WholeNumber, _NO_EFFECT] = RunConfig.window
+    early_stopping: Annotated[Literal["none", "asha"], _NO_EFFECT] = RunConfig.early_stopping
+    grace_epochs: Annotated[WholeNumber, _NO_EFFECT] = RunConfig.grace_epochs
+
+    def without_effect(self) -> list[str]:
+        """Those of the options named here that are given."""
+        return [
+            f"--{name.replace('_', '-')}"
+            for name in OneRound.__annotations__
+            if getattr(self, name) != getattr(RunConfig, name)
+        ]
+
+
 @app.default
-def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
+def main(files: Files, config: OneRound = OneRound()) -> None:
     """Fit a surrogate predictor to your values and generate candidates with it, once.
 
     One round of run_bo without the evaluation: of --pool-size candidates, the best --batch-size by
     the acquisition function are written. None of them is in --values already, with or without a
     value. Statistics go to stdout as JSON. A fit needs two values; with fewer, the candidates are
-    random feasible ones without predictions, as at the start of a run. --n-init, --budget and
-    other options that concern several rounds have no effect. The rows of --values have no order,
-    so none is the latest evaluation: guided acts like guided-gen here.
+    random feasible ones without predictions, as at the start of a run. Options of run_bo that
+    concern several rounds, such as --budget, have no effect, which a warning says. The rows of
+    --values have no order, so none is the latest evaluation: guided acts like guided-gen here.
     """
     check_output(files.out, ".parquet", (*files.values, *config.paths.values()))
     check_new(files.out)
@@ -87,6 +111,8 @@ def main(files: Files, config: RunConfig = RunConfig()) -> None:  # noqa: B008
     observations, seen = read_observations(space, files.values, unit)
     generator = DiffusionGenerator(config.generator(files.device))
     optimizer = build_single_fidelity(config, generator)
+    if unused := config.without_effect():
+        plain_console().print(f"warning: no effect here: {', '.join(unused)}")
     started = perf_counter()
     suggestion = optimizer.suggest(
         observations,

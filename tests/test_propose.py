@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -245,13 +246,21 @@ def test_random_candidates_keep_the_constraints(capsys):
     assert (table.macs <= 250e6).all()
 
 
-def test_settings_of_many_rounds_change_nothing(capsys):
+@pytest.mark.parametrize(
+    ("rounds", "unused"),
+    [
+        ({"budget": 5}, "--budget"),
+        ({"n_init": 200}, "--n-init"),
+        ({"budget": 40, "n_init": 30, "window": 2}, "--budget, --n-init, --window"),
+    ],
+    ids=str,
+)
+def test_settings_of_many_rounds_change_nothing(rounds, unused, capsys):
     """So the settings of a run may be kept: what is at hand may be more, or less, than they say."""
     propose(capsys, out="plain.parquet")
-    for rounds in ({"budget": 5}, {"n_init": 200}, {"budget": 40, "n_init": 30, "window": 2}):
-        propose(capsys, **rounds)
-        assert Path("next.parquet").read_bytes() == Path("plain.parquet").read_bytes()
-        Path("next.parquet").unlink()
+    code, _, err = run_here(capsys, QUICK, **rounds)
+    assert (code, err) == (0, f"warning: no effect here: {unused}\n")
+    assert Path("next.parquet").read_bytes() == Path("plain.parquet").read_bytes()
 
 
 # MobileNetV3: guidance, constraints
@@ -423,9 +432,11 @@ def test_bad_input_as_the_shell_sees_it(tmp_path):
     assert process.stderr == f"error: no such table: {tmp_path / 'none.parquet'}\n"
 
 
-def test_help_names_every_option(capsys):
+def test_help_names_every_option_that_has_an_effect(capsys):
     code, out, err = run_here(capsys, {}, help="")
     assert (code, err) == (0, "")
-    options = [name for name in RunConfig.__dataclass_fields__ if name != "networks"]
-    for name in ("values", "out", "device", *options):
-        assert f"--{name.replace('_', '-')} " in out
+    named = set(re.findall(r"^│[ *]+--([\w-]+) ", out, re.MULTILINE))
+    options = {name.replace("_", "-") for name in RunConfig.__dataclass_fields__}
+    rounds = {"budget", "n-init", "schedule", "window", "early-stopping", "grace-epochs"}
+    assert named >= {"values", "out", "device"} | options - rounds - {"networks"}
+    assert not named & rounds
