@@ -319,18 +319,18 @@ class ConstrainedGeneration:
 class StrategyBuilder(Protocol):
     """Builds a strategy; it may use `guided` or its generator.
 
-    initial, patience: those of `NearAfterFailure`.
+    initial, patience: those of `NearAfterFailure`; without patience, nothing is a failure.
     """
 
     def __call__(
-        self, space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int
+        self, space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int | None
     ) -> CandidateStrategy: ...
 
 
 def _guided(
-    space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int
+    space: SearchSpace, guided: GuidedGeneration, *, initial: int, patience: int | None
 ) -> CandidateStrategy:
-    if guided.target is not None:  # beating the best value is not the aim
+    if patience is None:
         return guided
     return NearAfterFailure(guided, Mutation(space), initial, patience)
 

@@ -110,6 +110,22 @@ class Constraint:
         return self.log_feasible(archs) >= math.log(0.5)
 
 
+def random_limit(
+    quantity: Property, constraints: Sequence[Constraint], rng: np.random.Generator
+) -> Constraint:
+    """An upper limit within the values of the quantity that the constraints leave.
+
+    Log-uniform, as costs are compared by their ratios; uniform if not all values are positive.
+    """
+    low, high = quantity.extremes
+    own = [constraint for constraint in constraints if constraint.quantity.name == quantity.name]
+    low = max([low, *(constraint.limit for constraint in own if not constraint.at_most)])
+    high = min([high, *(constraint.limit for constraint in own if constraint.at_most)])
+    share = rng.random()
+    limit = low * (high / low) ** share if low > 0 else low + share * (high - low)
+    return Constraint(quantity, min(max(limit, low), high))
+
+
 def satisfied(
     constraints: Sequence[Constraint], archs: Sequence[Architecture]
 ) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -46,26 +46,47 @@ from trainers.build import (
     network_task,
     unit_of,
 )
-from trainers.constraints import build_constraints
+from trainers.constraints import build_constraints, build_property
 from trainers.cost import Task
 from trainers.evaluators.surrogate import DATASET, SurrogateEvaluator
 from trainers.training.task import Place
 
 
-def constraints_of(config: RunConfig, dataset: str | None = None) -> tuple[Constraint, ...]:
-    """The constraints of a run, counted as its evaluator measures; raises UserError.
+class Quantities(NamedTuple):
+    """What a run limits, and what it minimises beside maximising the value."""
+
+    constraints: tuple[Constraint, ...]
+    pareto: Property | None
+
+    @property
+    def properties(self) -> tuple[Property, ...]:
+        """Those that are limited or minimised, each once."""
+        limited = (constraint.quantity for constraint in self.constraints)
+        pareto = () if self.pareto is None else (self.pareto,)
+        return tuple({found.name: found for found in (*limited, *pareto)}.values())
+
+
+def quantities_of(config: RunConfig, dataset: str | None = None) -> Quantities:
+    """The constraints of a run and its --pareto, counted as its evaluator measures.
 
     dataset: of the evaluator, if the configuration does not name one; None if unknown.
+
+    Raises UserError.
     """
     config, space = config.absolute(), find_space(config.space)
     task: Task | str | None = None
-    if config.constraint:
+    if config.constraint or config.pareto:
         task = network_task(space, config.evaluator_name, _settings(config))
     if (config.evaluator, config.space) == ("surrogate", MOBILENETV3.name):
         dataset = DATASET  # if that is only the default, it says nothing of the networks
-    return build_constraints(
-        space, config.constraint, task or config.dataset or dataset, config.latency_table
+    task, table = task or config.dataset or dataset, config.latency_table
+    found = Quantities(
+        build_constraints(space, config.constraint, task, table),
+        None if config.pareto is None else build_property(space, config.pareto, task, table),
     )
+    if table is not None and all(quantity.name != "latency" for quantity in found.properties):
+        raise UserError("--latency-table needs a constraint on latency, or --pareto latency")
+    return found
 
 
 def _settings(config: RunConfig, place: Place = Place()) -> EvaluatorSettings:
@@ -103,7 +124,7 @@ def build_optimizer(config: RunConfig, generator: Generator) -> Optimizer:
 def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOptimizer:
     """The optimizer that proposes architectures from the values of one fidelity."""
     space, parts = find_space(config.space), config.parts
-    constraints = constraints_of(config)
+    constraints, pareto = quantities_of(config)
     unit = unit_of(config.evaluator_name)
     target = None if config.target is None else config.target / unit.times
     guided = GuidedGeneration(
@@ -113,8 +134,12 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         target=target,
         scale=config.scale(),
     )
-    build = STRATEGIES[parts.strategy].build
-    strategy = build(space, guided, initial=config.n_init, patience=config.batch_size)
+    strategy = STRATEGIES[parts.strategy].build(
+        space,
+        guided,
+        initial=config.n_init,
+        patience=config.batch_size if config.seeks_the_best else None,
+    )
     return BayesianOptimizer(
         space=space,
         predictor=build_predictor(parts.surrogate, space, config.prior),
@@ -124,6 +149,7 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         pool_size=config.pool_size,
         constraints=constraints,
         rare=ConstrainedGeneration(generator) if constraints else None,
+        pareto=pareto,
     )
 
 
@@ -150,7 +176,7 @@ def plan_of(config: RunConfig) -> Plan:
 
 def without_effect(config: RunConfig) -> list[str]:
     """The options without which the search would be made of the same parts."""
-    if config.constraint:  # whose search may need the generator, whatever the strategy
+    if config.constraint or config.pareto:  # may need the generator, whatever the strategy
         return []
     found, parts = [], _parts_of(config)
     for option in fields(config):
@@ -175,7 +201,7 @@ def _parts_of(config: RunConfig) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class WithProperties:
-    """An evaluator that also reports the constrained properties, computed as for the constraints.
+    """An evaluator that also reports the properties that the search limits or minimises.
 
     Only a latency that it has measured keeps the measured value.
     """
@@ -225,7 +251,7 @@ def make_evaluator(config: RunConfig, place: Place = Place()) -> Evaluator:
                 "epochs of a training"
             )
     dataset = DATASET if isinstance(evaluator, SurrogateEvaluator) else None
-    properties = tuple(constraint.quantity for constraint in constraints_of(config, dataset))
+    properties = quantities_of(config, dataset).properties
     return WithProperties(evaluator, properties) if properties else evaluator
 
 
@@ -293,6 +319,6 @@ def build_observers(
 
     assert isinstance(executor, OnRay)
     optimum = None  # regret only makes sense when searching for the largest value
-    if isinstance(evaluator, BenchmarkEvaluator) and config.target is None:
+    if isinstance(evaluator, BenchmarkEvaluator) and config.seeks_the_best:
         optimum = evaluator.optimum
     return (RayMetrics(run, config, executor, optimum, store),)

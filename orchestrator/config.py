@@ -111,8 +111,12 @@ class RunConfig:
     constraint
         Upper (<=) or lower (>=) bound on macs, params or latency, e.g. 'macs<=300e6'; may be
         repeated. All candidates satisfy it, and guidance steers towards doing so.
+    pareto
+        Quantity to minimise as well: macs, params or latency. Searches for the whole Pareto front:
+        every round maximises the value under its own random limit on the quantity. Constraints on
+        the quantity bound the front.
     latency_table
-        Block latencies on your device, for latency constraints: FILE or FILE:KEY. Either a look-up
+        Block latencies on your device, for limits on latency: FILE or FILE:KEY. Either a look-up
         table (JSON; KEY is the resolution, by default that of the evaluated networks; python -m
         trainers.build_latency_table makes one) or measured networks (parquet; KEY is the column).
         Its networks must be as wide as those evaluated.
@@ -173,6 +177,7 @@ class RunConfig:
     guidance_scale: Annotated[str, _DIFFUSION] = "auto"
     target: Annotated[float | None, _DIFFUSION] = None
     constraint: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    pareto: str | None = None
     latency_table: str | None = None
     prior: Annotated[
         tuple[EarlierRun, ...],
@@ -243,6 +248,13 @@ class RunConfig:
         of_accuracies = unit_of(self.evaluator_name) == PERCENT
         if self.target is not None and of_accuracies and not 1 <= self.target <= 100:
             raise UserError(f"--target {self.target:g} is in percent: it must be 1 to 100")
+        for option, given in (
+            ("target", self.target is not None),
+            ("early-stopping", self.early_stopping != "none"),
+            (f"method {MULTI_FIDELITY}", self.strategy == MULTI_FIDELITY),
+        ):
+            if self.pareto is not None and given:  # these judge by the value alone
+                raise UserError(f"--pareto cannot be used with --{option}")
         self.scale()
         if self.prior and self.surrogate != "gp":
             raise UserError(f"--prior requires --surrogate gp, not {self.surrogate}")
@@ -256,6 +268,11 @@ class RunConfig:
     def parts(self) -> Parts:
         """Names of the surrogate, the strategy and the acquisition function."""
         return resolve(None, self.surrogate, self.strategy, self.acq)
+
+    @property
+    def seeks_the_best(self) -> bool:
+        """Whether it searches for the largest value, not for a target or a Pareto front."""
+        return self.target is None and self.pareto is None
 
     @property
     def evaluator_name(self) -> str:
@@ -272,6 +289,7 @@ class RunConfig:
         parts = [self.space, self.dataset, "test" if self.objective == "test" else None]
         parts += [self.evaluator_name] if self.evaluator_name != self._usual_evaluator else []
         parts += [*self.parts.shown, *(f"prior-{run.task}" for run in self.prior), *self.constraint]
+        parts += [f"pareto-{self.pareto}"] if self.pareto else []
         parts += [f"batch{self.batch_size}"] if self.batch_size > 1 else []
         return file_name(*parts, f"seed{self.seed}")
 
@@ -338,6 +356,8 @@ class RunConfig:
         if self.networks != NetworkOptions():
             record |= asdict(self.networks)
         record["constraint"] = list(self.constraint)
+        if self.pareto is None:
+            del record["pareto"]
         paths = self.paths
         for name, path in paths.items():
             record[name] = str(record[name]).replace(str(path), path.name)

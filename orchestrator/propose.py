@@ -104,6 +104,8 @@ def main(files: Files, config: OneRound = OneRound()) -> None:
         raise UserError(
             "ranking candidates needs a surrogate, not --surrogate none or a method without one"
         )
+    if config.pareto is not None:
+        raise UserError("--pareto draws a limit for every round: give --constraint instead")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space, unit = find_space(config.space), unit_of(config.evaluator_name)

@@ -33,6 +33,7 @@ app = command_line(
     "python -m orchestrator.run_bo --space nasbench201 --table nb201.parquet --dataset cifar100",
     "python -m orchestrator.run_bo --method rea --budget 200",
     "python -m orchestrator.run_bo --acq ucb --constraint 'macs<=300e6' --batch-size 8",
+    "python -m orchestrator.run_bo --pareto macs",
 )
 
 _ENDS = {
@@ -55,6 +56,8 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     for earlier in config.prior:
         if earlier.path.resolve() == out.resolve():
             raise UserError(f"--prior {earlier.path} is the run itself")
+    if runtime.patience is not None and config.pareto is not None:
+        raise UserError("--patience waits for a larger value: it cannot be used with --pareto")
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     torch.set_num_threads(config.threads)
@@ -80,6 +83,7 @@ def _search(
     shown = [config.space, config.evaluator_name, *([config.dataset] if config.dataset else [])]
     shown += ["test"] if config.objective == "test" else []
     shown += [*config.parts.shown, *config.constraint]
+    shown += [f"pareto {config.pareto}"] if config.pareto else []
     shown += [f"prior {earlier.content}" for earlier in config.prior]
     console.print(f"{', '.join(shown)}: {executor.description}")
     if store.num_finished:
@@ -110,7 +114,7 @@ def _search(
         console.print(_ENDS[ended].format(trials=trials, patience=patience))
     from orchestrator.reporting.run_report import write_report  # slow to import: it draws
 
-    print_result(console, store, write_report(store), config.constraint)
+    print_result(console, store, write_report(store))
     return 0 if store.best else 1
 
 

@@ -93,7 +93,9 @@ def _facts(store: RunStore, now: float) -> Iterator[tuple[str, RenderableType]]:
     if config["target"] is not None:
         parts[-1] += f" {config['target']:g} {store.unit.sign}".rstrip()
     yield "run", str(store.out)
-    yield "search", ", ".join((*parts, *config["constraint"], f"seed {config['seed']}"))
+    parts += config["constraint"]
+    parts += [f"pareto {config['pareto']}"] if config.get("pareto") else []
+    yield "search", ", ".join((*parts, f"seed {config['seed']}"))
     failed = sum(outcome.value is None for outcome in store.outcomes.values())
     budget = counted(config["budget"], "evaluation")
     yield "progress", f"{float(store.spent):.10g} of {budget}, {failed} failed"

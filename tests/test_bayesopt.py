@@ -479,6 +479,31 @@ def test_where_nothing_keeps_the_constraints_yet_all_that_does_is_better():
     assert [layers(arch) for arch in found] == [2, 2]
 
 
+def test_each_round_of_a_pareto_search_has_its_own_limit():
+    """Between the fewest layers and the constraint; what is known beyond it is no example."""
+    lasting, strategy = num_layers(3.5), Recording(build("random", TOY))
+    searched = optimizer(TOY, strategy, constraints=(lasting,), pareto=lasting.quantity)
+    observations = observed(TOY, 20)
+    for seed in range(20):
+        (found,) = suggest(searched, observations, 1, seed=seed).archs
+        _, known, _, unwanted, _ = strategy.calls[-1]
+        first, limit = unwanted.constraints
+        assert first is lasting
+        assert 2 <= limit.limit <= 3.5
+        assert layers(found) <= limit.limit
+        assert all(layers(arch) <= limit.limit for arch in known.archs)
+    assert len({call[3].constraints[1].limit for call in strategy.calls}) == 20
+
+
+def test_a_limit_that_leaves_nothing_does_not_end_a_pareto_search():
+    large = [arch for arch in TOY_ARCHS if layers(arch) == 4][:5]
+    observations, seen = toy_with_left(large)
+    searched = optimizer(TOY, "guided-gen", pareto=num_layers(4).quantity)
+    found = suggest(searched, observations, 3, seen).archs
+    assert len(found) == 3
+    assert set(found) <= set(large)
+
+
 def test_the_generator_finds_what_random_draws_do_not():
     """20,000 draws do not come near a limit that is kept by one network in a million."""
     constraint = few_macs(130e6)

@@ -1097,6 +1097,15 @@ def test_searches_for_a_value_are_named_and_left_out(
     assert "1 run, 1 finished" in said
 
 
+def test_searches_for_a_pareto_front_are_named_and_left_out(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = make("front", [0.1, 0.9], pareto="macs", budget=2)
+    code, said = _report(capsys, front, "--out", tmp_path / "report")
+    assert code == 2
+    assert f"none can be compared: {front}: it searches for a Pareto front, and runs" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

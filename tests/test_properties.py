@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import kstest, loguniform, norm, uniform
 from toy_law import ARCHS, LOG_WEIGHTS, POINTS, law, noisy
 
 from nag.exact_score import exact_score, posterior
 from nag.generate import generate
 from nag.guidance import Ladder, guided
 from nag.laws import UniformLaw, sde_of
-from nag.properties import Constraint, Property, satisfied, shadow_prices
+from nag.properties import Constraint, Property, random_limit, satisfied, shadow_prices
 from nag.sde import centre, uncentre
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -104,6 +104,33 @@ def test_a_limit_belongs_to_what_it_allows():
     for at_most in (True, False):
         constraint = Constraint(quantity, float(quantity(ARCHS[7:8])[0]), at_most)
         assert constraint.satisfied(ARCHS[7:8]).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("limits", "low", "high"),
+    [
+        ((), 2, 4),
+        (((3.5, True), (3.8, True)), 2, 3.5),
+        (((2.5, False), (9.0, True)), 2.5, 4),
+        (((3.0, True), (3.0, False)), 3, 3),
+    ],
+)
+@pytest.mark.parametrize("offset", [0.0, -2.0])
+def test_random_limits_between_the_extremes_and_the_constraints(limits, low, high, offset):
+    """Log-uniform if all values are positive, else uniform."""
+    layers = Property("layers", TOY, offset, np.ones(TOY.shape))
+    limits = [(limit + offset, at_most) for limit, at_most in limits]
+    low, high = low + offset, high + offset
+    other = Property("other", TOY, 0.0, 2 * np.ones(TOY.shape))
+    constraints = [Constraint(layers, *limit) for limit in limits] + [Constraint(other, 5.0)]
+    rng = np.random.default_rng(0)
+    drawn = [random_limit(layers, constraints, rng) for _ in range(2000)]
+    assert all(constraint.quantity is layers and constraint.at_most for constraint in drawn)
+    found = np.array([constraint.limit for constraint in drawn])
+    assert low <= found.min() <= found.max() <= high
+    if low < high:
+        law = loguniform(low, high) if low > 0 else uniform(low, high - low)
+        assert kstest(found, law.cdf).pvalue > 0.01
 
 
 def test_a_constraint_is_possible_up_to_the_extremes():

@@ -391,7 +391,7 @@ def test_what_was_proposed_is_not_overwritten(capsys):
     [
         ("macs", "'macs' is not a constraint: expected QUANTITY<=NUMBER"),
         ("macs<=100e6", "no architecture of mobilenetv3 satisfies 'macs<=100e6'"),
-        ("latency<=25", "a constraint on latency needs --latency-table"),
+        ("latency<=25", "latency needs --latency-table"),
     ],
 )
 def test_bad_constraints(constraint, message, mobile_values, capsys):

@@ -23,11 +23,11 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.trials import Outcome, Trial
 from orchestrator.reporting.drawing import draw
 from orchestrator.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
+from orchestrator.reporting.pareto import hypervolume, pareto_front
 from orchestrator.reporting.run_report import (
     Calibration,
     Finished,
     Limit,
-    pareto_front,
     write_report,
 )
 from orchestrator.reporting.view import QUANTITIES
@@ -247,6 +247,18 @@ def test_the_pareto_front_by_comparing_all_pairs(seed: int) -> None:
     assert sorted(front) == expected
     assert (np.diff(amounts[front]) > 0).all()
     assert (np.diff(values[front]) > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_hypervolume_by_counting_cells(seed: int) -> None:
+    """Of points at whole numbers, some of them beyond the corner."""
+    rng = np.random.default_rng(seed)
+    amounts, values = rng.integers(0, 10, (2, int(rng.integers(1, 10)))).astype(float)
+    most, least = (int(corner) for corner in rng.integers(2, 8, 2))
+    cells = sum(
+        any((amounts <= x) & (values >= y + 1)) for x in range(most) for y in range(least, 10)
+    )
+    assert hypervolume(amounts, values, most, least) == cells
 
 
 @pytest.mark.parametrize("n", [1, 2, 12])

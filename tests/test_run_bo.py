@@ -23,9 +23,11 @@ from commands import arguments
 from report_page import undrawn
 from rich.console import Console
 
+from acquisition.strategies import GuidedGeneration, NearAfterFailure
 from nag.checkpoint import save_network
 from nag.cli import run
 from nag.errors import UserError
+from nag.generator import DiffusionGenerator
 from nag.laws import UniformLaw, sde_of
 from nag.properties import Property
 from nag.score_net import ScoreNetConfig, ScoreNetwork
@@ -33,7 +35,7 @@ from nag.spaces import SPACES
 from nag.spaces.mobilenetv3 import LAYERS, MOBILENETV3
 from nag.spaces.nasbench201 import CELL_OPERATORS, NASBENCH201, OPERATORS
 from nag.spaces.toy import TOY
-from orchestrator.build import WithProperties, constraints_of
+from orchestrator.build import WithProperties, build_single_fidelity, quantities_of
 from orchestrator.config import RunConfig
 from orchestrator.reporting.view import View
 from orchestrator.run_bo import app
@@ -757,6 +759,17 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ),
         ({"target": "high", "guidance_form": "target"}, "high"),
         ({"constraint": "macs<=3e8"}, "unknown quantity 'macs' of the space toy: it has none"),
+        ({"pareto": "macs"}, "unknown quantity 'macs' of the space toy: it has none"),
+        (
+            {"pareto": "macs", "target": 70, "guidance_form": "target"},
+            "--pareto cannot be used with --target",
+        ),
+        ({"pareto": "macs", "method": "bohb"}, "--pareto cannot be used with --method bohb"),
+        (
+            {"pareto": "macs", "early_stopping": "asha"},
+            "--pareto cannot be used with --early-stopping",
+        ),
+        ({"pareto": "macs", "patience": 3}, "it cannot be used with --pareto"),
         ({"sampler": "luck"}, "unknown sampler 'luck': choose from predictor-corrector"),
         ({"evaluator": "luck"}, "unknown evaluator 'luck': choose from surrogate, table, toy"),
         ({"evaluator": "table"}, "the table evaluator supports the space nasbench201, not toy"),
@@ -826,7 +839,7 @@ def test_bad_guidance_scales(scale, capsys):
         ),
         ("energy<=3", "'energy' of the space mobilenetv3: choose from macs, params, latency\n"),
         (("macs<=300e6", "params>=1e9"), "satisfies 'params>=1e9': params is between "),
-        ("latency<=25", "a constraint on latency needs --latency-table"),
+        ("latency<=25", "latency needs --latency-table"),
     ],
 )
 def test_bad_constraints(constraint, message, capsys):
@@ -844,9 +857,48 @@ def test_a_latency_table_of_other_networks_than_the_surrogate_knows(capsys):
     message = "phone.json is for networks of width 1.2, but those evaluated are of width 1\n"
     assert message in refusal(capsys, MOBILE, out="run", **settings)
     config = RunConfig(constraint=("latency<=20",), latency_table="phone.json")
-    assert [constraint.quantity.name for constraint in constraints_of(config)] == ["latency"]
+    assert [quantity.name for quantity in quantities_of(config).properties] == ["latency"]
     with pytest.raises(UserError, match=r"of width 1\.2, but those evaluated are of width 1"):
-        constraints_of(replace(config, evaluator="surrogate"))
+        quantities_of(replace(config, evaluator="surrogate"))
+
+
+def test_a_pareto_front(tmp_path, capsys):
+    """Printed by increasing cost, in the report as a whole, and a run of its own."""
+    changes = {"pareto": "macs", "constraint": "macs<=400e6", "out": tmp_path / "run"}
+    lines = search(capsys, MOBILE, **changes).splitlines()
+    assert ", macs<=400e6, pareto macs: " in lines[0]
+    first = lines.index("Pareto front with macs<=400e6:") + 1
+    front = lines[first : lines.index(f"trials: {tmp_path / 'run' / 'trials.parquet'}")]
+    table = trials(tmp_path / "run").sort_values("macs")
+    on_it = table[table["value"] > table["value"].cummax().shift(fill_value=0)]
+    expected = [
+        f"  value {row.value:.3f} %, MACs {row.macs / 1e6:.2f} M, params {row.params / 1e6:.2f} M "
+        f"(trial {row.trial}): {row.arch}"
+        for row in on_it.itertuples()
+    ]
+    assert front == expected
+    with pytest.raises(SystemExit, match="0"):
+        run(status, [str(tmp_path / "run")])
+    assert "pareto macs" in capsys.readouterr().out
+    assert "pareto is 'macs' there, None here" in refusal(
+        capsys, MOBILE, **changes | {"pareto": None}
+    )
+
+
+def test_a_pareto_search_is_guided_in_every_round():
+    """Mutants of the best would neglect the rest of the front."""
+    config = RunConfig(score="exact", pareto="macs")
+    generator = DiffusionGenerator(config.generator("cpu"))
+    assert isinstance(build_single_fidelity(config, generator).strategy, GuidedGeneration)
+    best = build_single_fidelity(replace(config, pareto=None), generator).strategy
+    assert isinstance(best, NearAfterFailure)
+
+
+def test_without_a_pareto_front_runs_are_what_they_were():
+    config = RunConfig()
+    assert "pareto" not in config.identity()
+    assert replace(config, pareto="macs").identity() == config.identity() | {"pareto": "macs"}
+    assert replace(config, pareto="macs").name == "mobilenetv3-guided-ei-pareto-macs-seed0"
 
 
 def test_a_latency_table_that_is_not_there(capsys):

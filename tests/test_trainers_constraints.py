@@ -165,9 +165,7 @@ def test_what_is_known_of_a_space(space, name, known):
 
 def test_a_latency_needs_a_table(tmp_path):
     arguments = [MOBILENETV3, ["latency<=9"], None]
-    assert refusal(build_constraints, *arguments, None) == (
-        "a constraint on latency needs --latency-table"
-    )
+    assert refusal(build_constraints, *arguments, None) == ("latency needs --latency-table")
     missing = tmp_path / "nowhere.json"
     assert refusal(build_constraints, *arguments, str(missing)) == f"no such table: {missing}"
     broken = tmp_path / "broken.json"

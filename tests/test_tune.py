@@ -18,7 +18,7 @@ from nag.errors import UserError
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
 from nag.spaces import SPACES
 from nag.spaces.toy import TOY
-from orchestrator.build import build_optimizer, constraints_of
+from orchestrator.build import build_optimizer, quantities_of
 from orchestrator.config import RunConfig
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.search.loop import Plan, run_study
@@ -117,7 +117,7 @@ def test_the_unit_of_the_metric_does_not_matter():
 
 def test_constraints_hold_for_all_trials():
     config = RunConfig(strategy="mutation", constraint=("macs<=250e6",), n_init=3)
-    (constraint,), space = constraints_of(config), SPACES["mobilenetv3"]
+    (constraint,), space = quantities_of(config).constraints, SPACES["mobilenetv3"]
     archs = search(searcher(config), 6, lambda c: len(c["arch"]))
     assert (constraint.quantity([space.from_str(arch) for arch in archs]) <= 250e6).all()
 

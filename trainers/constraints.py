@@ -71,8 +71,6 @@ def build_constraints(
         most = min((c.limit for c in bounds if c.at_most), default=math.inf)
         if least > most:
             raise UserError(f"{name} cannot be at least {least:.6g} and at most {most:.6g}")
-    if latency_table is not None and all(c.quantity.name != "latency" for c in constraints):
-        raise UserError("--latency-table needs a constraint on latency")
     return tuple(constraints)
 
 
@@ -87,7 +85,7 @@ def _cost(name: str, by_default: str) -> Builder:
 
 def _latency(space: SearchSpace, task: str | Task | None, table: str | None) -> Property:
     if table is None:
-        raise UserError("a constraint on latency needs --latency-table")
+        raise UserError("latency needs --latency-table")
     if isinstance(task, str):
         task = task_of_data_set(space.name, task)
     return latency_property(space, table, task)

@@ -314,7 +314,8 @@ def needed_files(config: RunConfig) -> dict[str, bool]:
     Raises ValueError for an invalid constraint.
     """
     needed = {"table": True} if config.evaluator_name == "table" else {}
-    if any(parse_constraint(text)[0] == "latency" for text in config.constraint):
+    limited = [parse_constraint(text)[0] for text in config.constraint]
+    if "latency" in (*limited, config.pareto):
         needed["latency_table"] = True
     if config.evaluator_name in ON_IMAGES:
         needed |= {"data": True, "weights": config.evaluator_name == "supernet"}

@@ -12,7 +12,10 @@ from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.history.run import Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 
-_FOR_A_VALUE = "it searches for a --target value, and runs are compared by the largest value found"
+_AIMS = {  # other than the largest value
+    "target": "a --target value",
+    "pareto": "a Pareto front",
+}
 
 
 class Source(NamedTuple):
@@ -120,8 +123,9 @@ class Skipped(NamedTuple):
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
     """The runs that can be compared, with groups, and those that cannot; UserError if none can.
 
-    A search for a target value cannot: the others search for the largest. A run gets the budget
-    that the experiment gives it, because another experiment may have extended the run.
+    A search for a target value or a Pareto front cannot: the others search for the largest value.
+    A run gets the budget that the experiment gives it, because another experiment may have extended
+    the run.
     """
     runs, skipped = [], []
     known: dict[Location, Run] = {}
@@ -130,8 +134,10 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
             if source.path not in known:
                 known[source.path] = _read(source)
             run = known[source.path]
-            if run.config["target"] is not None:
-                skipped.append(Skipped(source.path, _FOR_A_VALUE))
+            aims = [aim for key, aim in _AIMS.items() if run.config.get(key) is not None]
+            if aims:
+                why = f"it searches for {aims[0]}, and runs are compared by the largest value found"
+                skipped.append(Skipped(source.path, why))
             else:
                 runs.append((source.group, _as_asked(run, source.record)))
         except DamagedRunError as error:

@@ -31,6 +31,7 @@ from orchestrator.reporting.figures import (
     draw_seconds,
 )
 from orchestrator.reporting.pages import page_template
+from orchestrator.reporting.pareto import pareto_front
 from orchestrator.reporting.view import quantities, quantity_of
 from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
@@ -114,13 +115,6 @@ class Limit(NamedTuple):
         return amount <= self.amount if self.at_most else amount >= self.amount
 
 
-def pareto_front(amounts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which of (n,) are better than all with the same or a smaller amount, by rising amount."""
-    order = np.lexsort((-values, amounts))
-    best_below = np.maximum.accumulate(np.append(-np.inf, values[order]))[:-1]
-    return order[values[order] > best_below]
-
-
 def write_report(store: RunStore, live: bool = False) -> Location:
     """Write OUT/report.html atomically; equal stores give equal reports. Raises UserError.
 
@@ -158,9 +152,9 @@ def _render(store: RunStore, record: Mapping[str, Any], live: bool) -> str:
         failed=[_row(store.space, pair) for pair in finished if pair.outcome.value is None],
         best=_best(store, full),
         recorded={name for _, outcome in finished for name in outcome.metrics},
-        quantities=quantities(record["config"]["constraint"]),
+        quantities=quantities(record["config"]),
         limits=limits,
-        pareto=_pareto(full, limits, store.unit),
+        pareto=_pareto(full, limits, record["config"].get("pareto"), store.unit),
         legend=legend(store.space),
         progress=_progress(store, full),
         curves=_curves(store, finished),
@@ -223,12 +217,13 @@ def _curves(store: RunStore, finished: Sequence[Finished]) -> str | None:
 
 
 def _pareto(
-    finished: Sequence[Finished], limits: Sequence[Limit], unit: Unit
+    finished: Sequence[Finished], limits: Sequence[Limit], minimised: str | None, unit: Unit
 ) -> list[dict[str, Any]]:
-    """Value against each constrained quantity, or against MACs if there is none."""
-    names = dict.fromkeys(limit.metric for limit in limits) or {"macs": None}
+    """Value against each minimised or constrained quantity, or against MACs if there is none."""
+    first = () if minimised is None else (minimised,)
+    names = dict.fromkeys((*first, *(limit.metric for limit in limits))) or {"macs": None}
     return [
-        _trade_off(name, pairs, limits, unit)
+        _trade_off(name, pairs, limits, None if name == minimised else _NUM_FRONT, unit)
         for name in names
         if (pairs := [pair for pair in finished if _measured(pair.outcome, name)])
     ]
@@ -239,9 +234,9 @@ def _measured(outcome: Outcome, metric: str) -> bool:
 
 
 def _trade_off(
-    name: str, pairs: Sequence[Finished], limits: Sequence[Limit], unit: Unit
+    name: str, pairs: Sequence[Finished], limits: Sequence[Limit], top: int | None, unit: Unit
 ) -> dict[str, Any]:
-    """A figure, and the upper end of the Pareto front, best first."""
+    """A figure, and the Pareto front or its upper end, best first."""
     quantity = quantity_of(name)
     amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
     values = np.array([pair.outcome.value for pair in pairs], dtype=float)
@@ -259,7 +254,7 @@ def _trade_off(
         ],
         unit=unit,
     )
-    upper = [pairs[i] for i in front[::-1][:_NUM_FRONT]]
+    upper = [pairs[i] for i in front[::-1][:top]]
     return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
 
 

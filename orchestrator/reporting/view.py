@@ -2,15 +2,17 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from nag.cli import terminal_bar
 from orchestrator.history.trials import Outcome, Trial
+from orchestrator.reporting.pareto import pareto_front
 from orchestrator.search.bayesopt import Suggestion
 from orchestrator.search.store import RunStore
 from orchestrator.storage.location import Location
@@ -50,10 +52,11 @@ def quantity_of(metric: str) -> Quantity:
     return QUANTITIES.get(metric, Quantity(metric, digits="g"))
 
 
-def quantities(constraints: Sequence[str]) -> dict[str, Quantity]:
-    """What to show of trials, where known, by metric: the usual ones and the constrained ones."""
-    constrained = (parse_constraint(text)[0] for text in constraints)
-    return {name: quantity_of(name) for name in (*QUANTITIES, *constrained)}
+def quantities(config: Mapping[str, Any]) -> dict[str, Quantity]:
+    """What to show of trials, where known, by metric: the usual ones, and those of the search."""
+    searched = [parse_constraint(text)[0] for text in config["constraint"]]
+    searched += filter(None, [config.get("pareto")])
+    return {name: quantity_of(name) for name in (*QUANTITIES, *searched)}
 
 
 class View:
@@ -106,32 +109,51 @@ def _best(store: RunStore) -> str:
     return "no value yet" if best is None else f"best {store.unit.text(best[1])}"
 
 
-def print_result(
-    console: Console, store: RunStore, report: Location, constraints: Sequence[str] = ()
-) -> None:
-    """Print the best architecture, its numbers, and where the report is."""
-    best = store.best
-    if best is None:
+def print_result(console: Console, store: RunStore, report: Location) -> None:
+    """Print the best architecture or the Pareto front, and where the report is."""
+    if store.best is None:
         trials = store.out / "trials.parquet"
         console.print(f"no evaluation succeeded; see {trials}")
         return
-    trial, value = best
-    metrics = store.outcomes[trial.trial].metrics
-    numbers = [f"value {store.unit.text(value)}"]
-    if "test" in metrics:
-        numbers.append(f"test {store.unit.text(metrics['test'])}")
-    numbers += [
-        f"{quantity.label} {quantity.text(metrics[name])}"
-        for name, quantity in quantities(constraints).items()
-        if name in metrics
-    ]
+    constraints, pareto = store.config["constraint"], store.config.get("pareto")
     kept = f" with {', '.join(constraints)}" if constraints else ""
-    lines = [
-        f"best architecture{kept} (trial {trial.trial}): {', '.join(numbers)}",
-        f"  {store.space.to_str(trial.arch)}",
-        f"  {json.dumps(store.space.to_config(trial.arch))}",
-        f"trials: {store.out / 'trials.parquet'}",
-        f"report: {report}",
-    ]
+    if pareto is None:
+        trial = store.best[0]
+        lines = [
+            f"best architecture{kept} (trial {trial.trial}): {_numbers(store, trial)}",
+            f"  {store.space.to_str(trial.arch)}",
+            f"  {json.dumps(store.space.to_config(trial.arch))}",
+        ]
+    else:
+        lines = [f"Pareto front{kept}:"]
+        for trial in _front(store, pareto):
+            arch = store.space.to_str(trial.arch)
+            lines.append(f"  {_numbers(store, trial)} (trial {trial.trial}): {arch}")
+    lines += [f"trials: {store.out / 'trials.parquet'}", f"report: {report}"]
     for line in lines:
         console.print(line)
+
+
+def _numbers(store: RunStore, trial: Trial) -> str:
+    """The value of a trial, and what else is known of it."""
+    outcome = store.outcomes[trial.trial]
+    numbers = [f"value {store.unit.text(outcome.value or 0.0)}"]
+    if "test" in outcome.metrics:
+        numbers.append(f"test {store.unit.text(outcome.metrics['test'])}")
+    numbers += [
+        f"{quantity.label} {quantity.text(outcome.metrics[name])}"
+        for name, quantity in quantities(store.config).items()
+        if name in outcome.metrics
+    ]
+    return ", ".join(numbers)
+
+
+def _front(store: RunStore, name: str) -> list[Trial]:
+    """The trials on the Pareto front of the value and a metric, by increasing metric."""
+    known = [
+        (trial, outcome.metrics[name], outcome.value)
+        for trial in store.trials
+        if (outcome := store.outcomes.get(trial.trial)) is not None and outcome.value is not None
+    ]
+    trials, amounts, values = zip(*known, strict=True)
+    return [trials[i] for i in pareto_front(np.array(amounts), np.array(values))]

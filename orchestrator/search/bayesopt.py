@@ -22,7 +22,7 @@ from acquisition.select import Candidate, select_batch
 from acquisition.strategies import ConstrainedGeneration
 from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
 from nag.predictors.gp import GaussianProcess
-from nag.properties import Constraint, satisfied
+from nag.properties import Constraint, Property, random_limit, satisfied
 from nag.spaces import Architecture, SearchSpace
 
 MIN_OBSERVATIONS = 2  # below this there is nothing to fit
@@ -45,6 +45,10 @@ class BayesianOptimizer:
     """Stateless: `suggest` is a function of its arguments, so a run can be replayed.
 
     predictor, acquisition: None for a model-free strategy, all of whose proposals are suggested.
+    pareto: a quantity that is to be small where the value is large. Each round has a random upper
+        limit on it, so that the rounds together find the Pareto front: the epsilon-constraint
+        method (Haimes et al., IEEE Trans. SMC 1971), randomised as the weights of ParEGO are
+        (Knowles, IEEE Trans. Evolutionary Computation 2006). See docs/adr/0014-pareto.md.
     """
 
     space: SearchSpace
@@ -55,6 +59,7 @@ class BayesianOptimizer:
     pool_size: int
     constraints: tuple[Constraint, ...] = ()
     rare: ConstrainedGeneration | None = None  # finds feasible ones when random draws do not
+    pareto: Property | None = None
 
     def initial(
         self, exclude: Set[Architecture], count: int, rng: np.random.Generator
@@ -78,8 +83,11 @@ class BayesianOptimizer:
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        unwanted = Unwanted(exclude, self.constraints, tuple(pending))
-        feasible = observations.where(satisfied(self.constraints, observations.archs))
+        constraints = self.constraints
+        if self.pareto is not None:
+            constraints += (random_limit(self.pareto, constraints, rng),)
+        unwanted = Unwanted(exclude, constraints, tuple(pending))
+        feasible = observations.where(satisfied(constraints, observations.archs))
         started = perf_counter()
         if self.predictor is None or self.acquisition is None:
             pool = self._pool(count, count, feasible, None, unwanted, rng)
@@ -93,9 +101,7 @@ class BayesianOptimizer:
         fitted = perf_counter()
         pool = self._pool(self.pool_size, count, feasible, predictor, unwanted, rng)
         proposed = perf_counter()
-        best = select_batch(
-            pool, predictor, self.acquisition, best_value, count, rng, self.constraints
-        )
+        best = select_batch(pool, predictor, self.acquisition, best_value, count, rng, constraints)
         return Suggestion(
             archs=tuple(candidate.arch for candidate in best),
             strategy=self.strategy_name,
@@ -121,12 +127,16 @@ class BayesianOptimizer:
         unwanted: Unwanted,
         rng: np.random.Generator,
     ) -> Pool:
-        """What the strategy proposes, topped up to `least` with random architectures."""
+        """What the strategy proposes, topped up to `least` with random architectures.
+
+        They need not keep the limit of the round: it may have left none.
+        """
         pool = self.strategy.propose(size, observations, predictor, unwanted, rng)
         short = least - len(pool.archs)
         if short <= 0:
             return pool
-        return pool.filled(self._random(unwanted | set(pool.archs), short, rng))
+        unlimited = replace(unwanted | set(pool.archs), constraints=self.constraints)
+        return pool.filled(self._random(unlimited, short, rng))
 
     def _random(
         self, unwanted: Unwanted, count: int, rng: np.random.Generator
