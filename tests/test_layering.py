@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -137,3 +138,17 @@ def test_third_party_imports_are_declared():
     extern = {name.split(".")[0] for names in IMPORTS.values() for name in names} - known
     missing = {name for name in extern if f'"{name}' not in declared}
     assert not missing - {"PIL", "markdown_it"}  # distributed as pillow and markdown-it-py
+
+
+def test_data_files_are_packaged():
+    """What pyproject.toml does not list would be missing after an installation."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packaged = {
+        path
+        for package, patterns in listed["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*.*")}
+    assert packaged == {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert {path.parent.name for path in packaged if path.name == "py.typed"} == PACKAGES
