@@ -93,6 +93,16 @@ def test_the_trials_are_those_of_run_bo(tmp_path):
     assert search(searcher(), 12) == [TOY.to_str(trial.arch) for trial in store.trials]
 
 
+def test_ask_and_tell_on_a_space_that_no_evaluator_knows(monkeypatch):
+    monkeypatch.setitem(SPACES, "mine", replace(TOY, name="mine"))
+    found, archs = searcher(replace(CONFIG, space="mine"), max_t=None), []
+    for number in range(8):
+        config = found.suggest(str(number))
+        archs.append(config["arch"])
+        found.on_trial_complete(str(number), report(value_of(config)))
+    assert archs == search(searcher(), 8)
+
+
 def test_another_seed_gives_other_trials():
     assert search(searcher(MUTATION), 6) != search(searcher(replace(MUTATION, seed=4)), 6)
 
