@@ -420,6 +420,17 @@ def test_a_search_by_training(data, tmp_path):
     assert again["value"].tolist()[:2] == found["value"].tolist()
 
 
+def test_a_search_by_training_that_needs_what_is_not_there(data, tmp_path, monkeypatch):
+    """It does not begin: every trial would fail, and none would be proposed again."""
+    monkeypatch.setitem(sys.modules, "kornia.augmentation.auto", None)
+    out = tmp_path / "run"
+    argv = ["--evaluator", "train", "--data", data, *SEARCH, "--n-init", 2]
+    code, _, err = outcome(run_bo, *argv, "--budget", 2, "--out", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "randaugment needs kornia: pip install 'diffusionnag-bo[imagenet]'" in err
+    assert not out.exists()
+
+
 def test_what_is_promoted_goes_on_where_it_was(data, tmp_path):
     """Successive halving, with real trainings: the best of three after one epoch of four."""
     out = tmp_path / "run"

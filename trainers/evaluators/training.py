@@ -19,6 +19,7 @@ from trainers.base import FULL_EPOCHS, Measurement
 from trainers.cells import CellNetwork
 from trainers.cost import cost
 from trainers.ofa import Supernet, build_network
+from trainers.training.augment import Augmentation, Normalisation
 from trainers.training.checkpoint import NoCheckpointError, seed_of
 from trainers.training.loop import Epoch, Training
 from trainers.training.recipe import Recipe
@@ -58,6 +59,7 @@ class TrainingEvaluator:
             raise UserError(f"epochs must be 1 to {self.recipe.epochs}, not {self.epochs}")
         if self.supernet is not None and self.space.name != MOBILENETV3.name:
             raise UserError(f"there are no supernets for the space {self.space.name}")
+        Augmentation(self.recipe, Normalisation())  # raises UserError if a package is missing
 
     def at(self, epochs: int) -> "TrainingEvaluator":
         """An evaluator with epochs / FULL_EPOCHS of the cost.
