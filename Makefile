@@ -10,8 +10,9 @@ VENV ?= .venv
 RUNS ?= runs/experiments
 JOBS ?= 3
 BIN := $(VENV)/bin
-# in alphabetical order, which mixes tests that wait for Ray with tests that compute
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# in alphabetical order, which mixes tests that wait for Ray with tests that compute;
+# with bytecode, even where the environment forbids it: hundreds of processes import the same files
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check bench figures
 
