@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -80,19 +81,12 @@ def _no_table() -> Evaluator:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A Ray of two CPUs that all tests of this file join."""
-    from ray.cluster_utils import Cluster
+    from ray_cluster import PatientCluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 2,
-                "include_dashboard": False,
-                "object_store_memory": 150 * 2**20,
-            },
-        )
+        cluster = PatientCluster(num_cpus=2, object_store_memory=150 * 2**20)
         yield cluster.address
         cluster.shutdown()
 
@@ -280,6 +274,14 @@ def test_an_evaluator_without_memory_starts_alone(start: Callable[..., RayExecut
     executor.close()
     with pytest.raises(ClusterError, match=r"^an evaluator could not start: .*out of memory\)$"):
         _outcomes(start(partial(_on_a_full_gpu, 3)), _trials("a-/a-", "b-/b-"))
+
+
+def test_a_generator_that_cannot_start_stops_the_run(address: str) -> None:
+    runtime = Runtime(address=address, auth="disabled", device="cpu")
+    with pytest.raises(
+        ClusterError, match=r"^the generator could not start: .*no trained weights .* 'toy'"
+    ):
+        RayExecutor(replace(CONFIG, score="network"), runtime, TOY_EVALUATOR)
 
 
 def test_what_no_machine_has_is_refused() -> None:

@@ -53,11 +53,10 @@ class Nodes:
     """A cluster whose machines have two CPUs each, but for the head, which has none."""
 
     def __init__(self, count: int) -> None:
-        from ray.cluster_utils import Cluster
+        from ray_cluster import PatientCluster
 
         self.mark = os.environ[MARK]
-        quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+        self._cluster = PatientCluster(num_cpus=0, object_store_memory=100 * 2**20)
         self._nodes = [self._add() for _ in range(count)]
         self.address: str = self._cluster.address
 
