@@ -52,8 +52,12 @@ class Page(HTMLParser):
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Meanwhile the figures of runs are made but not drawn: half of what a small search takes."""
-    with patch("orchestrator.reporting.figures.to_svg", return_value="<svg></svg>"):
+    """Meanwhile figures are made but not drawn: half of what a small search takes."""
+    drawn = "<svg></svg>"
+    with (
+        patch("orchestrator.reporting.figures.to_svg", return_value=drawn),
+        patch("orchestrator.comparison.figures.to_svg", return_value=drawn),
+    ):
         yield
 
 

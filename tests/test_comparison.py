@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report_page import check_page, svgs
+from report_page import check_page, svgs, undrawn
 from scipy import stats
 
 from nag.cli import run
@@ -875,6 +875,7 @@ def test_files_of_panels_have_names_of_their_own(make: Make) -> None:
     assert found == ["a-x", "a-x-2", "A-x-3", "a-x-2-2", "panel"]
 
 
+@undrawn()
 def test_a_report_replaces_the_one_before_it_and_nothing_else(
     study: Path, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
