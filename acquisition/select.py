@@ -40,19 +40,19 @@ def select_batch(
     believer, Ginsbourger et al. 2010). This removes the uncertainty around it, and if that mean
     exceeds `best`, the next pick has to improve on it. Both spread the batch.
     """
-    before = predictor.predict(pool.archs)
+    prediction = before = predictor.predict(pool.archs)
     log_weight = np.zeros(len(pool.archs))
     if acquisition.is_logarithm:
         log_weight += sum(constraint.log_feasible(pool.archs) for constraint in constraints)
     left = list(range(len(pool.archs)))
     picked: list[Candidate] = []
     while left and len(picked) < count:
-        prediction = predictor.predict([pool.archs[i] for i in left])
         scores = acquisition(prediction, best=best, rng=rng) + log_weight[left]
         place = int(np.argmax(scores))
         best = max(best, float(prediction.mean[place]))
         i = left.pop(place)
         picked.append(Candidate(pool.archs[i], float(before.mean[i]), float(before.std[i])))
-        if len(picked) < count:
+        if left and len(picked) < count:
             predictor = predictor.condition([pool.archs[i]])
+            prediction = predictor.predict([pool.archs[i] for i in left])
     return picked
