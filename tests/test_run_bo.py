@@ -885,12 +885,13 @@ def test_a_pareto_front(tmp_path, capsys):
     )
 
 
-def test_a_pareto_search_is_guided_in_every_round():
-    """Mutants of the best would neglect the rest of the front."""
-    config = RunConfig(score="exact", pareto="macs")
-    generator = DiffusionGenerator(config.generator("cpu"))
-    assert isinstance(build_single_fidelity(config, generator).strategy, GuidedGeneration)
-    best = build_single_fidelity(replace(config, pareto=None), generator).strategy
+@pytest.mark.parametrize("aim", [{"pareto": "macs"}, {"guidance_form": "target", "target": 75}])
+def test_a_search_that_does_not_seek_the_best_is_guided_in_every_round(aim):
+    """Mutants of the best would lead away from the target, or neglect the rest of the front."""
+    generator = DiffusionGenerator(RunConfig(score="exact").generator("cpu"))
+    found = build_single_fidelity(RunConfig(score="exact", **aim), generator).strategy
+    assert isinstance(found, GuidedGeneration)
+    best = build_single_fidelity(RunConfig(score="exact"), generator).strategy
     assert isinstance(best, NearAfterFailure)
 
 

@@ -506,6 +506,7 @@ DIFFERENCES = {
     "guidance_scale": "1,20",
     "target": 70.0,
     "constraint": ("macs<=300e6",),
+    "pareto": "macs",
     "latency_table": "/tables/phone.json:160",
     "prior": (EarlierRun(Path("earlier"), "toy", "toy", ("a", "b"), (0.5, 0.6)),),
     "early_stopping": "asha",
