@@ -92,7 +92,7 @@ def _tables(shares: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Iterator
         for name, found in methods.items():
             means = (f"{100 * found[:, n - 1].mean():.1f}" for n in SHOWN)
             ours = methods["guided"][:, -1]
-            p = "" if name == "guided" else f"{wilcoxon(ours, found[:, -1]).pvalue:.3f}"
+            p = "" if name == "guided" else f"{wilcoxon(ours, found[:, -1]).pvalue:.2g}"
             yield f"| {name} | " + " | ".join(means) + f" | {p} |"
         yield ""
 
