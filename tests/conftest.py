@@ -14,6 +14,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, beside others that only compute: it is slow beside Ray."""
+    items.sort(key=lambda item: item.path.stem != "test_cluster_up")
+
+
 @pytest.fixture(autouse=True)
 def _sigterm() -> Iterator[None]:
     """Commands that run in this process take SIGTERM for Ctrl-C, each test anew."""

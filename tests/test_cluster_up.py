@@ -211,6 +211,10 @@ def tunnel(person: Person, request: pytest.FixtureRequest, failed_before: int) -
     _until(lambda: _http("127.0.0.1:8265"), 300, "the tunnel")
 
 
+def _has_raylet(host: str) -> bool:
+    return "raylet" in _on(host, "ps -eo comm")
+
+
 def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -220,6 +224,7 @@ def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float
 
 def _up(person: Person) -> None:
     person.types(command("^ray up"))
+    _until(lambda: _has_raylet("node2") and _has_raylet("node3"), 600, "three raylets")
     status = command("^ray exec .*ray status")
     _until(lambda: person.reads(status, " 3 local.cluster.node"), 600, "three machines", 5)
 
@@ -283,7 +288,7 @@ def test_down(person: Person) -> None:
     person.types(command("^ray rsync-down"))
     assert _on("laptop", "ls project/runs").split() == ["exec", "job", "submit"]
     person.types(command("^ray down"))
-    _until(lambda: "raylet" not in _on("node1", "ps -eo comm"), 60, "a raylet on node1")
+    _until(lambda: not _has_raylet("node1"), 60, "a raylet on node1")
 
 
 def test_all_of_the_readme_was_run(person: Person) -> None:
