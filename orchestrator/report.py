@@ -50,15 +50,16 @@ def main(
     reference: str | None = None,
     optimum: Annotated[tuple[str, ...], _REPEATED] = (),
     target: Annotated[tuple[str, ...], _REPEATED] = (),
-    within: float = 0.1,
+    within: float | None = None,
     workers: _WholeNumbers = (),
     split: Annotated[tuple[str, ...], _REPEATED] = (),
 ) -> int:
     """Compare runs: curves, tests and tables in one page, OUT/report.html.
 
     Runs are only read, and may still be in progress. They are grouped into panels that can be
-    compared: the same space, evaluator, data set, objective, constraints and batch size. Methods in
-    a panel are named by how they differ. Written beside the page: curves.csv, summary.csv,
+    compared: the same space, evaluator, data set, objective, constraints and batch size. Searches
+    for a Pareto front are compared by its hypervolume, others by the best value. Methods in a panel
+    are named by how they differ. Written beside the page: curves.csv, summary.csv,
     tests.csv, manifest.json, and the folders tables (LaTeX) and figures (SVG).
 
     Parameters
@@ -86,7 +87,7 @@ def main(
         evaluations are counted. May be repeated. By default --within points below the optimum.
     within
         Percentage points below the optimum that count as reaching it; for values that are not
-        accuracies, in their own unit.
+        accuracies, in their own unit. By default 0.1, and for hypervolumes 10.
     workers
         Adds curves over simulated time on this many workers (several, separated by commas), if
         trials have training times.
@@ -103,7 +104,7 @@ def main(
     for option, numbers in (("marks", marks), ("workers", workers), ("horizon", horizons)):
         if any(number < 1 for number in numbers):
             raise UserError(f"--{option} must be at least 1")
-    if not 0 <= within < math.inf:
+    if within is not None and not 0 <= within < math.inf:
         raise UserError("--within must be 0 or more points")
     optima, targets = _by_panel("optimum", optimum), _by_panel("target", target)
     sources, commands = find_runs(runs), find_commands(runs)
@@ -114,10 +115,10 @@ def main(
         )
     members, skipped = read_runs(sources) if sources else ([], [])
     panels, twice = make_panels(members, split)
-    for levels in (optima, targets):
+    for levels, fitting in ((optima, [p for p in panels if not p.pareto]), (targets, panels)):
         if "" in levels:  # for all panels that are not named
             of_all = levels.pop("")
-            for panel in panels:
+            for panel in fitting:
                 levels.setdefault(panel.name, of_all)
         times = {panel.name: panel.unit.times for panel in panels}
         levels.update({name: level / times.get(name, 1) for name, level in levels.items()})

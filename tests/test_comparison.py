@@ -264,6 +264,7 @@ def make(tmp_path: Path) -> Make:
         *,
         test: bool = False,
         seconds: Sequence[float] = (),
+        macs: Sequence[float] = (),
         pending: Sequence[int] = (),
         predict: bool = True,
         exhausted: bool = False,
@@ -291,6 +292,8 @@ def make(tmp_path: Path) -> Make:
                 metrics = {"test": value / 2} if test and value is not None else {}
                 if seconds and value is not None:
                     metrics["train_seconds"] = seconds[trial.trial]
+                if macs and value is not None:
+                    metrics["macs"] = macs[trial.trial]
                 status = "failed" if value is None else "ok"
                 store.record(Outcome(trial.trial, status, value, metrics, 0.5))
         if exhausted:
@@ -1098,13 +1101,109 @@ def test_searches_for_a_value_are_named_and_left_out(
     assert "1 run, 1 finished" in said
 
 
-def test_searches_for_a_pareto_front_are_named_and_left_out(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    front = make("front", [0.1, 0.9], pareto="macs", budget=2)
-    code, said = _report(capsys, front, "--out", tmp_path / "report")
+def _fronts(make: Make, **settings) -> list[Path]:
+    """Two methods that search for a front, with a front of (1, 0.2), (2, 0.6), (4, 0.8)."""
+    settings = {"pareto": "macs", **settings}
+    return [
+        make("mutation", [0.8, 0.2, 0.6], strategy="mutation", macs=[4, 1, 2], **settings),
+        make("random", [0.4, 0.2, 0.5], strategy="random", macs=[4, 1, 3], **settings),
+    ]
+
+
+# Their corner is (4.3, 0.14), a tenth beyond the ends of the front, which dominates this much:
+WHOLE = 1 * 0.06 + 2 * 0.46 + 0.3 * 0.66
+
+
+def test_hypervolumes_by_hand(make: Make) -> None:
+    summary = _summary(*_fronts(make))
+    assert summary.panel.name == "toy-pareto-macs"
+    mutation, random = (next(iter(method.runs.values())) for method in summary.panel.methods)
+    expected = np.array([0.3 * 0.66, 3 * 0.06 + 0.3 * 0.66, WHOLE]) / WHOLE
+    assert summary.best_so_far(mutation) == pytest.approx(expected)
+    expected = np.array([0.3 * 0.26, 3 * 0.06 + 0.3 * 0.26, 2 * 0.06 + 1.3 * 0.36]) / WHOLE
+    assert summary.best_so_far(random) == pytest.approx(expected)
+    assert list(summary.measures) == ["area @3", "hypervolume @3"]
+    assert summary.optimum == (1.0, "the hypervolume of all runs in this report together")
+    assert summary.target.value == pytest.approx(0.9)
+
+
+def test_the_best_value_under_a_limit(make: Make) -> None:
+    curves = _summary(*_fronts(make)).best_below()
+    for label, front in (("mutation", {1: 0.2, 2: 0.6, 4: 0.8}), ("random", {1: 0.2, 3: 0.5})):
+        x, found = curves[label].x, curves[label].mean
+        assert (x[0], x[-1]) == (1, 4.3)
+        assert found.tolist() == [max(v for at, v in front.items() if at <= most) for most in x]
+
+
+def test_a_trial_without_amount_or_value_adds_nothing(make: Make) -> None:
+    settings = {"strategy": "random", "pareto": "macs", "budget": 4}
+    broken = make("broken", [None, 0.9, 0.2, 0.6], macs=[9, np.nan, 1, 2], **settings)
+    summary = _summary(broken, *_fronts(make, seed=1))
+    run = read_run(broken)
+    expected = [np.nan, np.nan, 3.3 * 0.06 / WHOLE, (1 * 0.06 + 2.3 * 0.46) / WHOLE]
+    assert summary.best_so_far(run) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_front_of_one(make: Make) -> None:
+    summary = _summary(make("one", [0.5, 0.4], macs=[2, 3], pareto="macs"))
+    (run,) = summary.panel.runs
+    assert summary.best_so_far(run).tolist() == [1, 1]
+
+
+def test_runs_without_amounts_have_no_front(make: Make) -> None:
+    summary = _summary(make("none", [0.5, 0.4], pareto="macs"))
+    assert summary.optimum is None
+    assert summary.at_mark(summary.panel.methods[0], 2) == {}
+
+
+def test_fronts_are_compared_with_searches_for_the_best_only_in_experiments(make: Make) -> None:
+    paths = [*_fronts(make), make("best", [0.8, 0.7, 0.6], macs=[4, 3, 2])]
+    paths.append(make("params", [0.8, 0.7, 0.6], pareto="params"))
+    assert [panel.name for panel in _panels(*paths)] == [
+        "toy",
+        "toy-pareto-macs",
+        "toy-pareto-params",
+    ]
+    (panel,) = make_panels([("G", read_run(path)) for path in paths[:3]])[0]
+    assert (panel.name, panel.pareto) == ("G", "macs")
+    assert [method.label for method in panel.methods] == [
+        "mutation",
+        "random",
+        "random · for the best value",
+    ]
+    panels, _ = make_panels([("G", read_run(path)) for path in paths])
+    assert [panel.name for panel in panels] == [
+        "G: toy-best",
+        "G: toy-pareto-macs",
+        "G: toy-pareto-params",
+    ]
+
+
+def test_the_page_of_fronts(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [*_fronts(make), make("best", [0.8, 0.7, 0.6])]
+    code, said = _report(capsys, *paths, "--out", tmp_path / "report")
+    assert code == 0, said
+    html = (tmp_path / "report" / "report.html").read_text()
+    check_page(html)
+    assert "Best value or hypervolume at the horizon" in html
+    assert "toy-pareto-macs, hypervolume @3, %" in html
+    assert "in the plane of value and MACs" in html
+    figures = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
+    assert {"toy-pareto-macs-fronts.svg", "toy-regret.svg"} <= figures
+    assert not {"toy-pareto-macs-regret.svg", "toy-fronts.svg"} & figures
+    with (tmp_path / "report" / "curves.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "mutation"]
+    assert [float(row["hypervolume"]) for row in rows][-1] == 100
+    with (tmp_path / "report" / "summary.csv").open() as file:
+        found = {(row["method"], row["quantity"]): row["mean"] for row in csv.DictReader(file)}
+    expected = 100 * (2 * 0.06 + 1.3 * 0.36) / WHOLE
+    assert float(found["random", "hypervolume, %"]) == pytest.approx(expected)
+    arguments = ["--optimum", "toy-pareto-macs=90", "--out", tmp_path / "other"]
+    code, said = _report(capsys, *paths, *arguments)
     assert code == 2
-    assert f"none can be compared: {front}: it searches for a Pareto front, and runs" in said
+    assert "--optimum cannot be given for 'toy-pareto-macs': its runs search for" in said
+    code, said = _report(capsys, *paths, "--optimum", "90", "--out", tmp_path / "other")
+    assert code == 0, said  # for the others
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from orchestrator.comparison.panels import Method
 from orchestrator.comparison.statistics import Numbers, Ranking
 from orchestrator.comparison.summary import Curve
 from orchestrator.reporting.figures import STYLE, to_svg
+from orchestrator.reporting.view import Quantity
 from trainers.rows import Unit
 
 _GUIDED = "#d55e00"
@@ -139,6 +140,19 @@ def draw_clock(
 
     def scale(axes: Axes) -> None:
         axes.set(xlabel=f"simulated time on {where}, 1000 s", ylim=limits)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    return _draw(shown, name, scale, ylabel, watermark)
+
+
+def draw_fronts(
+    lines: Facets, name: str, *, quantity: Quantity, ylabel: str, unit: Unit, watermark: str = ""
+) -> str:
+    """Best value over a limit on a quantity."""
+    shown = _changed(lines, lambda c: _in_unit(c, unit)._replace(x=c.x / quantity.one))
+
+    def scale(axes: Axes) -> None:
+        axes.set(xlabel=f"limit on {quantity}")
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
     return _draw(shown, name, scale, ylabel, watermark)

@@ -25,9 +25,10 @@ _OURS = re.compile(
 
 def trial_rows(summary: Summary) -> pd.DataFrame:
     """One row per run and trial: its numbers, and the best so far. Accuracies in percent."""
-    parts, times = [], summary.panel.unit.times
+    parts, times = [], summary.panel.value_unit.times
     for method in summary.panel.methods:
         for seed, run in method.runs.items():
+            front = {"hypervolume": 100 * summary.progress(run)} if summary.front else {}
             columns = {n: run.columns[n] * (times if n in _VALUES else 1) for n in run.columns}
             parts.append(
                 pd.DataFrame(
@@ -41,6 +42,7 @@ def trial_rows(summary: Summary) -> pd.DataFrame:
                         **columns,
                         "best_value": times * run.of_incumbent("value"),
                         "test_of_best": times * run.of_incumbent("test"),
+                        **front,
                         "arch": run.archs,
                         "run": run.record["hash"][:8],
                     }
@@ -57,8 +59,8 @@ def summary_rows(summary: Summary) -> Iterator[dict[str, Any]]:
         quantities: list[tuple[str, int, float, Mapping[int, float]]] = []
         for mark in summary.marks:
             values = summary.at_mark(method, mark)
-            quantities.append((unit.label("best value"), mark, unit.times, values))
-            if optimum:
+            quantities.append((unit.label(summary.panel.measure), mark, unit.times, values))
+            if optimum and summary.panel.pareto is None:
                 regret = {seed: optimum.value - value for seed, value in values.items()}
                 quantities.append((unit.of_differences("simple regret"), mark, unit.times, regret))
             if summary.has_test:

@@ -23,6 +23,7 @@ from orchestrator.comparison.figures import (
     draw_clock,
     draw_curves,
     draw_diagnostics,
+    draw_fronts,
     draw_ranking,
     draw_regret,
     facets,
@@ -55,6 +56,7 @@ from orchestrator.history.find import CommandSource, Skipped
 from orchestrator.reporting.checklist import WHAT_VALUES_ARE
 from orchestrator.reporting.figures import standalone
 from orchestrator.reporting.pages import page_template
+from orchestrator.reporting.view import quantity_of
 from orchestrator.storage.location import without_secrets
 
 _PREDICTOR = {
@@ -177,6 +179,8 @@ def panel_page(number: int, summary: Summary, look: Mapping[str, Look]) -> dict[
         "what_values_are": WHAT_VALUES_ARE.get(str(panel.facts["evaluator"])),
         "synthetic": panel.synthetic,
         "unit": panel.unit,
+        "measure": panel.measure,
+        "pareto": None if panel.pareto is None else quantity_of(panel.pareto),
         "num_runs": len(panel.runs),
         "seeds": panel.seeds,
         "methods": [method.label for method in panel.methods],
@@ -208,7 +212,7 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
         return {}
     mark = "SYNTHETIC" if panel.synthetic else ""
     estimate = ", estimated" if panel.facts["evaluator"] == "surrogate" else ""
-    ylabel, unit = f"{panel.unit.label('best value so far')}{estimate}", panel.unit
+    ylabel, unit = f"{panel.unit.label(f'{panel.measure} so far')}{estimate}", panel.unit
 
     def side_by_side(curves: Mapping[str, Curve]) -> Facets:
         return facets(panel.methods, look, curves)
@@ -216,15 +220,21 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
     begun = [method for method in panel.methods if any(len(run) for run in method.runs.values())]
     lines = side_by_side({method.label: summary.curve(method) for method in begun})
     found = {
-        "curves": draw_curves(lines, f"{prefix}-curves", ylabel=ylabel, unit=unit, watermark=mark),
-        "regret": draw_regret(
-            lines,
-            f"{prefix}-regret",
-            optimum=summary.optimum.value,
-            unit=unit,
-            watermark=mark,
-        ),
+        "curves": draw_curves(lines, f"{prefix}-curves", ylabel=ylabel, unit=unit, watermark=mark)
     }
+    if panel.pareto is None:
+        found["regret"] = draw_regret(
+            lines, f"{prefix}-regret", optimum=summary.optimum.value, unit=unit, watermark=mark
+        )
+    else:
+        found["fronts"] = draw_fronts(
+            side_by_side(summary.best_below()),
+            f"{prefix}-fronts",
+            quantity=quantity_of(panel.pareto),
+            ylabel=f"{panel.value_unit.label('best value')}{estimate}",
+            unit=panel.value_unit,
+            watermark=mark,
+        )
     for measure, ranking in summary.rankings.items():
         name = f"ranks-{measure.replace(' @', '-').replace(' ', '-')}"
         found[name] = draw_ranking(ranking, look, f"{prefix}-{name}", watermark=mark)

@@ -1,8 +1,9 @@
 """Groups runs into panels of methods.
 
-A panel holds the runs whose values can be compared: the same space, evaluator, data set, objective,
-constraints, content of the files that values come from and, unless an experiment compares them,
-batch size. Within a panel, a method is a set of runs whose configurations differ only in the seed.
+A panel holds the runs that can be compared: the same space, evaluator, data set, objective,
+constraints, quantity of a Pareto front, content of the files that values come from and, unless an
+experiment compares them, batch size. Within a panel, a method is a set of runs whose configurations
+differ only in the seed.
 """
 
 import re
@@ -18,7 +19,7 @@ from orchestrator.history.find import Skipped
 from orchestrator.history.run import Run
 from orchestrator.methods import METHODS, NONE
 from trainers.build import unit_of
-from trainers.rows import Unit
+from trainers.rows import PERCENT, Unit
 
 _NETWORKS = (
     "data",
@@ -30,7 +31,10 @@ _NETWORKS = (
     "precision",
     "weights",
 )
-_TASK = ("space", "evaluator", "dataset", "objective", "constraint", "latency_table", *_NETWORKS)
+_TASK = (
+    *("space", "evaluator", "dataset", "objective", "constraint", "pareto", "latency_table"),
+    *_NETWORKS,
+)
 _PANEL = (*_TASK, "batch_size")
 _FILES = ("table", "data", "weights", "latency_table")  # their content affects the values
 _NO_SETTINGS = {"seed", "budget", "sha256"}
@@ -90,8 +94,23 @@ class Panel:
         return self.facts["evaluator"] == "toy"
 
     @property
+    def pareto(self) -> str | None:
+        """The quantity of the Pareto front that its runs search for; None if for the best value."""
+        return self.facts["pareto"]
+
+    @property
+    def measure(self) -> str:
+        """What its methods are compared by."""
+        return "best value" if self.pareto is None else "hypervolume"
+
+    @property
     def unit(self) -> Unit:
-        """The unit of its values."""
+        """The unit of what its methods are compared by."""
+        return self.value_unit if self.pareto is None else PERCENT
+
+    @property
+    def value_unit(self) -> Unit:
+        """The unit of the values of trials."""
         return unit_of(str(self.facts["evaluator"]))
 
     @property
@@ -124,7 +143,8 @@ def make_panels(
     runs: with the group that an experiment puts them in.
     split: further settings whose values each get their own panels.
 
-    Runs with different batch sizes are in separate panels, unless an experiment groups them.
+    Runs with different batch sizes, and those for a Pareto front and for the best value, are in
+    separate panels, unless an experiment groups them.
     """
     settings = {key for _, run in runs for key in run.config} - _NO_SETTINGS
     if unknown := set(split) - settings:
@@ -141,15 +161,17 @@ def make_panels(
     by_key: dict[tuple[str, str], list[Run]] = {}
     for group, run in runs:
         keys = dict.fromkeys((*(apart if run.config.get("data") else ()), *split))
-        name = _panel_name(run.config, keys, batches=not group)
+        name = _panel_name(run.config, keys, grouped=bool(group))
         by_key.setdefault((group, name), []).append(run)
     by_key = _taken_apart(by_key, lambda members: [run.config["evaluator"] for run in members])
     by_key = _taken_apart(by_key, _contents)
+    by_key = _taken_apart(by_key, _fronts)
     alone = Counter(group for group, _ in by_key)
     panels, twice = [], []
     for (group, name), members in sorted(by_key.items()):
         varied = {run.config["batch_size"] for run in members}
         facts = {key: members[0].config.get(key) for key in (*_PANEL, *split)}
+        facts["pareto"] = _quantity(members)
         facts["batch_size"] = varied.pop() if len(varied) == 1 else "several"
         facts["files"] = {key: _content(members[0].config, key) for key in _FILES}
         methods, doubles = _methods(members, {*_TASK, *_FILES, *split})
@@ -185,11 +207,24 @@ def _contents(runs: Sequence[Run]) -> list[str]:
     return ["-".join(str(found[i]) for found in differ) for i in range(len(runs))]
 
 
-def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool) -> str:
+def _quantity(runs: Sequence[Run]) -> str | None:
+    """The quantity of the Pareto front that any of the runs searches for."""
+    return next(filter(None, (run.config.get("pareto") for run in runs)), None)
+
+
+def _fronts(runs: Sequence[Run]) -> list[str]:
+    """For each run, what it searches for, if the runs have fronts of several quantities."""
+    found = [run.config.get("pareto") for run in runs]
+    if len({*found} - {None}) < 2:
+        return [""] * len(found)
+    return [f"pareto-{quantity}" if quantity else "best" for quantity in found]
+
+
+def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, grouped: bool) -> str:
     """A name made of what distinguishes the runs of a panel from all others.
 
     keys: further settings that separate panels.
-    batches: whether the batch size does.
+    grouped: whether an experiment puts runs with different batch sizes and aims together.
     """
     parts = [config["space"], config["dataset"], config["objective"]]
     if config["evaluator"] == "toy":
@@ -197,7 +232,9 @@ def _panel_name(config: Mapping[str, Any], keys: Iterable[str], *, batches: bool
     parts += config["constraint"]
     if config["latency_table"]:
         parts.append(config["latency_table"])
-    if batches and config["batch_size"] != 1:
+    if config.get("pareto") and not grouped:
+        parts.append(f"pareto-{config['pareto']}")
+    if config["batch_size"] != 1 and not grouped:
         parts.append(f"batch{config['batch_size']}")
     parts += [_shown(key, config[key]) for key in keys if config.get(key) is not None]
     return "-".join(part.replace(" ", "") for part in parts if part)
@@ -234,11 +271,13 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
 
     Earlier runs are named by their tasks, so that every seed may have its own, or in full if that
     would merge several methods. Weights with equal names but different content get its digest.
+    Beside searches for a Pareto front, those for the best value say so.
     """
     keys = {key for run in runs for key in run.config} - panel
     keys -= {"prior", *_NO_SETTINGS, *_NAMES}
     in_full = _share_seeds(runs)
     weights = {_content(run.config, "score_weights") for run in runs}
+    for_front = _quantity(runs) is not None
     same_name = len({run.config["score_weights"] for run in runs}) < len(weights)
 
     def setting(config: Mapping[str, Any], key: str) -> Any:
@@ -264,6 +303,8 @@ def _methods(runs: Sequence[Run], panel: set[str]) -> tuple[tuple[Method, ...], 
         if config["prior"] and "prior" not in panel:
             prior = config["prior"]
             extra.append(f"prior {', '.join(prior)}" if in_full else _shown_prior(prior))
+        if for_front and not config.get("pareto"):
+            extra.append("for the best value")
         label = " · ".join([family, *extra])
         facet = _shown("acq", config["acq"]) if "acq" in varied and name is None else ""
         _, _, by_seed = found.setdefault(label, (family, facet, {}))

@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nag.errors import UserError
 from orchestrator.comparison.diagnostics import WINDOW, diagnose
+from orchestrator.comparison.fronts import Front, amounts_of, front_of
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import (
     Comparison,
@@ -32,6 +34,7 @@ from trainers.rows import PERCENT
 
 MARKS = (30, 50, 100)
 _FOUND = "the best value of any run in this report"
+_WITHIN, _WITHIN_FRONT = 0.1, 10.0  # of the optimum, where evaluations to the target end
 _GRID = 200  # points of a curve over time
 
 BySeed = Mapping[int, float]
@@ -42,7 +45,7 @@ class Settings:
     """Settings of the report, the same for every panel except for optimum and target.
 
     optimum, target: values by panel; accuracies are fractions.
-    within: in points, or in the unit of the panel's values.
+    within: in points, or in the unit of the panel's values; by default 0.1, and 10 for fronts.
     """
 
     marks: tuple[int, ...] = ()
@@ -50,12 +53,18 @@ class Settings:
     reference: str | None = None
     optimum: Mapping[str, float] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
-    within: float = 0.1
+    within: float | None = None
     workers: tuple[int, ...] = ()
 
     def check(self, panels: Sequence[Panel]) -> None:
         """Raise UserError for an unknown panel or method, and for an invalid percentage."""
         units = {panel.name: panel.unit for panel in panels}
+        fronts = [panel.name for panel in panels if panel.pareto and panel.name in self.optimum]
+        if fronts:
+            raise UserError(
+                f"--optimum cannot be given for {fronts[0]!r}: its runs search for a Pareto front "
+                "and are compared with all of them together"
+            )
         for option, by_panel in (("optimum", self.optimum), ("target", self.target)):
             for name, level in by_panel.items():
                 if name not in units:
@@ -78,6 +87,9 @@ class Level(NamedTuple):
 
     value: float
     source: str
+
+
+_ALL = Level(1.0, "the hypervolume of all runs in this report together")
 
 
 class Hits(NamedTuple):
@@ -108,6 +120,7 @@ class Summary:
     panel: Panel
     settings: Settings
     best_known: float | None = None  # value of any run of the same task in the report
+    front: Front | None = None  # of all runs of the same task, if they search for one
 
     @cached_property
     def horizon(self) -> int:
@@ -128,11 +141,16 @@ class Summary:
 
     @cached_property
     def has_test(self) -> bool:
-        return any(np.isfinite(run.columns["test"]).any() for run in self.panel.runs)
+        """Whether the best value has a value on test."""
+        return self.panel.pareto is None and any(
+            np.isfinite(run.columns["test"]).any() for run in self.panel.runs
+        )
 
     @cached_property
     def optimum(self) -> Level | None:
         """The value that regret is measured against."""
+        if self.panel.pareto is not None:
+            return None if self.front is None else _ALL
         given, found = self.settings.optimum.get(self.panel.name), self.best_known
         if given is None:
             return None if found is None else Level(found, _FOUND)
@@ -150,8 +168,10 @@ class Summary:
             return Level(given, "given")
         if self.optimum is None:
             return None
-        within, unit = self.settings.within, self.panel.unit
-        what = "the optimum" if self.optimum.source == "given" else _FOUND
+        unit, within = self.panel.unit, self.settings.within
+        if within is None:
+            within = _WITHIN if self.panel.pareto is None else _WITHIN_FRONT
+        what = "the optimum" if self.optimum.source == "given" else self.optimum.source
         points = f" point{'s' * (within != 1)}" if unit.sign else ""
         return Level(
             self.optimum.value - within / unit.times,
@@ -161,13 +181,25 @@ class Summary:
     def best_so_far(self, run: Run, name: str = "value") -> Numbers:
         """A number of the best trial after 1, 2, 3, ... evaluations, as far as the run has got.
 
-        If a run has exhausted its space, nothing better can follow: its curve continues flat.
+        For a search for a Pareto front, the hypervolume. If a run has exhausted its space, nothing
+        better can follow: its curve continues flat.
         """
-        curve = run.curve(name)
+        found = self.progress(run) if name == "value" else run.of_incumbent(name)
+        curve = run.after_evaluations(found)
         if not (run.exhausted and len(run)):
             return curve
         more = max(self.horizon, self._longest, *self.marks) - len(curve)
-        return np.append(curve, np.full(max(more, 0), run.of_incumbent(name)[-1]))
+        return np.append(curve, np.full(max(more, 0), found[-1]))
+
+    def progress(self, run: Run, order: NDArray[np.int64] | None = None) -> Numbers:
+        """(n,) best value or hypervolume after each trial, in this order."""
+        order = np.arange(len(run.iteration)) if order is None else order
+        values = run.columns["value"][order]
+        if self.panel.pareto is not None:
+            if self.front is None:
+                return np.full(len(values), np.nan)
+            return self.front.progress(amounts_of(run, self.panel.pareto)[order], values)
+        return np.append(values, np.nan)[best_so_far(values)]
 
     def num_at(self, mark: int) -> dict[str, int]:
         """How many runs of each method have reached a mark, with or without a value."""
@@ -180,7 +212,7 @@ class Summary:
     def without_value(self) -> list[tuple[str, int, int]]:
         """Method, seed and number of initial failures of runs that these keep out of a result."""
         found = [
-            (method.label, seed, int(np.isnan(run.curve("value")).sum()))
+            (method.label, seed, int(np.isnan(self.best_so_far(run)).sum()))
             for method in self.panel.methods
             for seed, run in method.runs.items()
         ]
@@ -239,8 +271,8 @@ class Summary:
 
     @cached_property
     def measures(self) -> Mapping[str, Mapping[str, BySeed]]:
-        """The measures that methods are tested on: the area, and the best value at each mark."""
-        marks = {f"best value @{mark}": self.at_marks(mark) for mark in self.marks}
+        """The measures that methods are tested on: the area, and what is found at each mark."""
+        marks = {f"{self.panel.measure} @{mark}": self.at_marks(mark) for mark in self.marks}
         return {f"area @{self.horizon}": self.areas, **marks}
 
     @cached_property
@@ -256,7 +288,7 @@ class Summary:
 
     def pairs(self, mark: int) -> list[Comparison]:
         """Tests of every pair at a mark, regardless of the reference."""
-        measure = f"best value @{mark}"
+        measure = f"{self.panel.measure} @{mark}"
         known = self.reference is None
         return self.comparisons[measure] if known else compare_all(self.measures[measure])
 
@@ -316,10 +348,43 @@ class Summary:
         Starts when all of them have finished their initial design.
         """
         return {
-            method.label: _over_time(runs, workers, self.initial)
+            method.label: self._over_time(runs, workers)
             for method in self.panel.methods
             if (runs := [run for run in method.runs.values() if len(run)])
         }
+
+    def _over_time(self, runs: Sequence[Run], workers: int) -> Curve:
+        curves, starts, stops = [], [], []
+        for run in runs:
+            spent = np.nan_to_num(run.columns["train_seconds"])  # a failed trial takes no time
+            at_once = run.config["schedule"] == "async"  # no trial waits for another
+            rounds = np.zeros_like(run.iteration) if at_once else run.iteration
+            ends = list_schedule(spent, rounds, workers, run.config["window"])
+            order = np.argsort(ends, kind="stable")
+            curves.append((ends[order], np.append(np.nan, self.progress(run, order))))
+            starts.append(ends[: self.initial].max(initial=0.0))
+            stops.append(ends.max())
+        x = np.linspace(min(max(starts), min(stops)), min(stops), _GRID)
+        table = [best[np.searchsorted(ends, x, side="right")] for ends, best in curves]
+        return Curve(x, *pointwise_interval(np.array(table)), _GRID)
+
+    def best_below(self) -> dict[str, Curve]:
+        """Best value over the most that it may have of the front's quantity.
+
+        Starts where every seed has found one.
+        """
+        if self.front is None:
+            return {}
+        front, found = self.front, {}
+        x = np.linspace(front.first, front.most, _GRID)
+        for method in self.panel.methods:
+            runs = [run for run in method.runs.values() if len(run)]
+            table = np.array([front.best_below(run, x) for run in runs]).reshape(len(runs), _GRID)
+            known = np.isfinite(table).all(0)
+            if runs and known.any():
+                mean, half = pointwise_interval(table[:, known])
+                found[method.label] = Curve(x[known], mean, half, len(mean))
+        return found
 
     @cached_property
     def diagnostics(self) -> dict[str, dict[str, Numbers]]:
@@ -348,31 +413,22 @@ class Summary:
 
 
 def summarise(panels: Sequence[Panel], settings: Settings) -> list[Summary]:
-    """A summary of each panel; the best known value is over all panels with the same task."""
-    best: dict[str, float] = {}
+    """A summary of each panel; what is known is from all panels with the same task."""
+    runs: dict[str, list[Run]] = {}
     for panel in panels:
-        values = np.concatenate([run.columns["value"] for run in panel.runs])
-        if np.isfinite(values).any():
-            best[panel.task] = max(best.get(panel.task, -np.inf), float(np.nanmax(values)))
-    return [Summary(panel, settings, best.get(panel.task)) for panel in panels]
+        runs.setdefault(panel.task, []).extend(panel.runs)
+    fronts = {
+        panel.task: front_of(runs[panel.task], panel.pareto) for panel in panels if panel.pareto
+    }
+    return [
+        Summary(panel, settings, _best_of(runs[panel.task]), fronts.get(panel.task))
+        for panel in panels
+    ]
 
 
-def _over_time(runs: Sequence[Run], workers: int, initial: int) -> Curve:
-    curves, starts, stops = [], [], []
-    for run in runs:
-        spent = np.nan_to_num(run.columns["train_seconds"])  # a failed trial takes no time
-        at_once = run.config["schedule"] == "async"  # no trial waits for another
-        rounds = np.zeros_like(run.iteration) if at_once else run.iteration
-        ends = list_schedule(spent, rounds, workers, run.config["window"])
-        order = np.argsort(ends, kind="stable")
-        values = run.columns["value"][order]
-        best = np.append(values, np.nan)[best_so_far(values)]
-        curves.append((ends[order], np.append(np.nan, best)))
-        starts.append(ends[:initial].max(initial=0.0))
-        stops.append(ends.max())
-    x = np.linspace(min(max(starts), min(stops)), min(stops), _GRID)
-    table = [best[np.searchsorted(ends, x, side="right")] for ends, best in curves]
-    return Curve(x, *pointwise_interval(np.array(table)), _GRID)
+def _best_of(runs: Sequence[Run]) -> float | None:
+    values = np.concatenate([run.columns["value"] for run in runs])
+    return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
 
 def _stack(found: Sequence[Mapping[str, Numbers]]) -> dict[str, Numbers]:

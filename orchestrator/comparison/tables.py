@@ -72,25 +72,31 @@ class Table:
 def published(panel: Panel) -> Mapping[str, str]:
     """By method, published results for this panel's task; empty if there are none."""
     facts = panel.facts
-    ours = facts["constraint"] or facts["batch_size"] not in (None, 1)
+    ours = facts["constraint"] or panel.pareto or facts["batch_size"] not in (None, 1)
     if facts["space"] != "nasbench201" or facts["evaluator"] != "table" or ours:
         return {}
     return _PUBLISHED.get(str(facts["dataset"]), {})
 
 
 def overview(summaries: Sequence[Summary]) -> Table:
-    """Methods by panels: the best value at the horizon."""
+    """Methods by panels: what is found at the horizon."""
     methods = [method for summary in summaries for method in summary.panel.methods]
     labels = dict.fromkeys(m.label for m in sorted(methods, key=lambda m: not m.guided))
     columns = [_means(s, s.at_marks(s.horizon), s.horizon) for s in summaries]
     missing = Cell(NOT_RUN, "missing")
     rows = [(Cell(label), *(column.get(label, missing) for column in columns)) for label in labels]
-    head = ("method", *(s.panel.unit.label(f"{s.panel.name} @{s.horizon}") for s in summaries))
-    return Table("overview", "Best value at the horizon", head, tuple(rows))
+    measures = dict.fromkeys(s.panel.measure for s in summaries)
+    names = [
+        f"{s.panel.name}{f', {s.panel.measure}' if len(measures) > 1 else ''} @{s.horizon}"
+        for s in summaries
+    ]
+    head = [s.panel.unit.label(name) for s, name in zip(summaries, names, strict=True)]
+    caption = f"{' or '.join(measures)} at the horizon".capitalize()
+    return Table("overview", caption, ("method", *head), tuple(rows))
 
 
 def values_table(summary: Summary) -> Table:
-    """Best value at the marks, area under the curve and evaluations to the target."""
+    """What is found at the marks, area under the curve and evaluations to the target."""
     columns = [_means(summary, summary.at_marks(mark), mark) for mark in summary.marks]
     columns.append(_means(summary, summary.areas, summary.horizon, times=1, form=".3f"))
     rows = [
@@ -110,11 +116,13 @@ def values_table(summary: Summary) -> Table:
         "evaluations to target",
         "reached",
     )
-    return Table("values", "Best value and speed", head, tuple(rows))
+    return Table("values", f"{summary.panel.measure} and speed".capitalize(), head, tuple(rows))
 
 
-def regret_table(summary: Summary) -> Table:
-    """Mean simple regret at the marks."""
+def regret_table(summary: Summary) -> Table | None:
+    """Mean simple regret at the marks; for a front, the hypervolume already says it."""
+    if summary.panel.pareto is not None:
+        return None
     unit = summary.panel.unit
     best = summary.optimum.value if summary.optimum else np.nan
     columns = []

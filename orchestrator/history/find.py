@@ -12,11 +12,6 @@ from orchestrator.history.record import DAMAGE, DamagedRunError
 from orchestrator.history.run import Run, not_begun, read_run
 from orchestrator.storage.location import URI, Location, reason
 
-_AIMS = {  # other than the largest value
-    "target": "a --target value",
-    "pareto": "a Pareto front",
-}
-
 
 class Source(NamedTuple):
     """Where a run is, or will be.
@@ -123,7 +118,7 @@ class Skipped(NamedTuple):
 def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Skipped]]:
     """The runs that can be compared, with groups, and those that cannot; UserError if none can.
 
-    A search for a target value or a Pareto front cannot: the others search for the largest value.
+    A search for a target value cannot: the others search for the largest value or a Pareto front.
     A run gets the budget that the experiment gives it, because another experiment may have extended
     the run.
     """
@@ -134,9 +129,8 @@ def read_runs(sources: Sequence[Source]) -> tuple[list[tuple[str, Run]], list[Sk
             if source.path not in known:
                 known[source.path] = _read(source)
             run = known[source.path]
-            aims = [aim for key, aim in _AIMS.items() if run.config.get(key) is not None]
-            if aims:
-                why = f"it searches for {aims[0]}, and runs are compared by the largest value found"
+            if run.config.get("target") is not None:
+                why = "it searches for a --target value, and runs are compared by the largest found"
                 skipped.append(Skipped(source.path, why))
             else:
                 runs.append((source.group, _as_asked(run, source.record)))

@@ -37,6 +37,7 @@ class Run:
     record: config.json.
     columns: (n,) for each number of a trial, NaN if missing; accuracies are fractions. For a
         low-fidelity trial they are NaN, because it does not measure its architecture's accuracy.
+    metrics: (n,) for each further measurement of any trial, such as macs, NaN if missing.
     costs: (n,) epochs of training; FULL_EPOCHS make one evaluation.
     iteration: (n,) the round of each trial.
     rounds: the diagnostics of each round.
@@ -50,6 +51,7 @@ class Run:
     path: Location
     record: Mapping[str, Any]
     columns: Mapping[str, Numbers]
+    metrics: Mapping[str, Numbers]
     iteration: NDArray[np.int64]
     sources: tuple[str, ...]
     archs: tuple[str, ...]
@@ -106,8 +108,12 @@ class Run:
 
     def curve(self, name: str) -> Numbers:
         """(len,) the same after 1, 2, 3, ... evaluations: `value` gives the best-so-far curve."""
+        return self.after_evaluations(self.of_incumbent(name))
+
+    def after_evaluations(self, after_trials: Numbers) -> Numbers:
+        """(n,) numbers, each after a trial -> (len,) after 1, 2, 3, ... evaluations."""
         last = np.searchsorted(self.ends, np.arange(1, len(self) + 1), side="right") - 1
-        return self.of_incumbent(name)[last]
+        return after_trials[last]
 
 
 def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +149,7 @@ def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
         **{name: _numbers(one.metrics.get(name) for one in outcomes) for name in _METRICS},
         **{name: _numbers(getattr(one, name) for one in trials) for name in _OF_TRIALS},
     }
+    names = dict.fromkeys(name for one in outcomes for name in one.metrics)
     failed = np.isnan(columns["value"])
     low = [
         trial.epochs is not None or outcome.stopped is not None
@@ -154,6 +161,7 @@ def _run(path: Location, record: Mapping[str, Any], history: History) -> Run:
         path,
         record,
         columns,
+        {name: _numbers(one.metrics.get(name) for one in outcomes) for name in names},
         np.array([trial.iteration for trial in trials], dtype=np.int64),
         tuple(trial.strategy for trial in trials),
         tuple(history.space.to_str(trial.arch) for trial in trials),
