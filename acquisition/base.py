@@ -66,13 +66,14 @@ class CandidateStrategy(Protocol):
 def incumbent(observations: Observations, predictor: FittedPredictor, exclude: Unwanted) -> float:
     """The value to improve on: the best of those that keep the constraints; the worst if none does.
 
-    Pending points count with their predicted mean.
+    Pending points that keep them count with their predicted mean.
     """
     kept = observations.values[satisfied(exclude.constraints, observations.archs)]
     best = float(kept.max() if len(kept) else observations.values.min())
-    if not exclude.pending:
+    pending = list(compress(exclude.pending, satisfied(exclude.constraints, exclude.pending)))
+    if not pending:
         return best
-    return max(best, float(predictor.predict(exclude.pending).mean.max()))
+    return max(best, float(predictor.predict(pending).mean.max()))
 
 
 def fresh(archs: Iterable[Architecture], exclude: Unwanted) -> list[Architecture]:

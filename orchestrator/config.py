@@ -113,8 +113,8 @@ class RunConfig:
         repeated. All candidates satisfy it, and guidance steers towards doing so.
     pareto
         Quantity to minimise as well: macs, params or latency. Searches for the whole Pareto front:
-        every round maximises the value under its own random limit on the quantity. Constraints on
-        the quantity bound the front.
+        every candidate is chosen for the largest value under its own random limit on the quantity,
+        from a pool of its own. Constraints on the quantity bound the front.
     latency_table
         Block latencies on your device, for limits on latency: FILE or FILE:KEY. Either a look-up
         table (JSON; KEY is the resolution, by default that of the evaluated networks; python -m

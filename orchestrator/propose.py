@@ -52,8 +52,9 @@ class Files:
         Parquet file with columns arch (published strings) and value (percent): the trials.parquet
         of a run, or the output of trainers.evaluate; may be repeated.
     out
-        Parquet file to write: arch, predicted mean and std (percent) and constrained quantities,
-        most promising first; must not exist yet.
+        Parquet file to write: arch, predicted mean and std (percent) and the quantities of
+        --constraint and --pareto; most promising first, or, with --pareto, in random order of their
+        limits. Must not exist yet.
     device
         Device of the generator: cpu, cuda, or auto (the GPU if there is one).
     """
@@ -104,8 +105,6 @@ def main(files: Files, config: OneRound = OneRound()) -> None:
         raise UserError(
             "ranking candidates needs a surrogate, not --surrogate none or a method without one"
         )
-    if config.pareto is not None:
-        raise UserError("--pareto draws a limit for every round: give --constraint instead")
     if config.strategy == "guided":
         config = replace(config, strategy="guided-gen")
     space, unit = find_space(config.space), unit_of(config.evaluator_name)
@@ -122,12 +121,14 @@ def main(files: Files, config: OneRound = OneRound()) -> None:
         config.batch_size,
         np.random.default_rng([config.seed, 0]),
     )
+    limited = [constraint.quantity for constraint in optimizer.constraints]
+    quantities = [*limited, *filter(None, [optimizer.pareto])]
     rows = [
         {
             "arch": space.to_str(arch),
             "predicted_mean": None if predicted is None else unit.times * predicted[0],
             "predicted_std": None if predicted is None else unit.times * predicted[1],
-            **{c.quantity.name: float(c.quantity([arch])[0]) for c in optimizer.constraints},
+            **{quantity.name: float(quantity([arch])[0]) for quantity in quantities},
         }
         for arch, predicted in zip(suggestion.archs, suggestion.predicted, strict=True)
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_law import ARCHS as TOY_ARCHS
 
-from acquisition.base import Pool, Unwanted, fresh
+from acquisition.base import Pool, Unwanted, fresh, incumbent
 from acquisition.functions import ACQUISITIONS
 from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
 from nag.generator import DiffusionGenerator, GeneratorConfig
@@ -493,6 +493,42 @@ def test_each_round_of_a_pareto_search_has_its_own_limit():
         assert layers(found) <= limit.limit
         assert all(layers(arch) <= limit.limit for arch in known.archs)
     assert len({call[3].constraints[1].limit for call in strategy.calls}) == 20
+
+
+def test_each_of_a_batch_of_a_pareto_search_has_its_own_limit():
+    """And a pool of its own, in which those before it are pending; predictions are without that."""
+    strategy, predictor = Recording(build("random", TOY)), Recording(GaussianProcess(TOY))
+    searched = optimizer(TOY, strategy, predictor=predictor, pareto=num_layers(4).quantity)
+    observations, waiting = observed(TOY, 20), TOY_ARCHS[50:51]
+    seen = {*observations.archs, *waiting}
+    rng = np.random.default_rng(0)
+    found = searched.suggest(observations, frozenset(seen), 4, rng, pending=waiting)
+    assert len(set(found.archs)) == 4
+    assert len(predictor.calls) == 1
+    asked = [call[3] for call in strategy.calls]
+    assert len({unwanted.constraints[0].limit for unwanted in asked}) == 4
+    for i, (arch, unwanted) in enumerate(zip(found.archs, asked, strict=True)):
+        assert unwanted.pending == (*waiting, *found.archs[:i])
+        assert unwanted.seen == seen | set(found.archs[:i])
+        assert layers(arch) <= unwanted.constraints[0].limit
+    fitted = GaussianProcess(TOY).fit(observations, np.random.default_rng(0)).condition(waiting)
+    expected = fitted.predict(found.archs)
+    np.testing.assert_allclose(found.predicted, np.transpose([expected.mean, expected.std]), 1e-6)
+    assert found.diagnostics["pool"] == sum(len(fresh(TOY_ARCHS, unwanted)) for unwanted in asked)
+    assert found.diagnostics["pending"] == 1
+
+
+def test_pending_points_beyond_a_limit_are_not_the_ones_to_improve_on():
+    observations = observed(TOY, 20)
+    fitted = GaussianProcess(TOY).fit(observations, np.random.default_rng(0))
+    small = np.array([layers(arch) <= 2 for arch in observations.archs])
+    known = observations.values[small].max()
+    best = max(TOY_ARCHS, key=lambda arch: fitted.predict([arch]).mean[0])
+    assert layers(best) > 2
+    limits = (num_layers(2),)
+    assert incumbent(observations, fitted, Unwanted(set(), limits, (best,))) == known
+    promise = incumbent(observations, fitted, Unwanted(set(), (), (best,)))
+    assert promise == fitted.predict([best]).mean[0]
 
 
 def test_a_limit_that_leaves_nothing_does_not_end_a_pareto_search():

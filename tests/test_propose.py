@@ -305,6 +305,21 @@ def test_a_constraint_that_no_given_network_keeps(capsys):
     assert (table.macs <= 200e6).all()
 
 
+def test_a_pareto_front(mobile_values, capsys):
+    """From cheap to expensive networks, and better than known ones that are as cheap."""
+    table, found = propose(capsys, MOBILE, pareto="macs")
+    assert tuple(table.columns) == (*COLUMNS, "macs")
+    assert len(table) == 15
+    assert table.arch.is_unique
+    assert table.macs.max() > 1.5 * table.macs.min()
+    known = MOBILENETV3.sample(40, np.random.default_rng(0))
+    macs = cost_property(MOBILENETV3, "macs", "imagenet")(known)
+    values = 100 * SurrogateEvaluator().predict([MOBILENETV3.from_str(a) for a in table.arch])
+    best = [mobile_values[macs <= most].max(initial=0) for most in table.macs]
+    assert np.mean(values > best) > 0.6
+    assert found["proposed"] == 15
+
+
 # From other commands
 
 

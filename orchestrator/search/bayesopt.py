@@ -5,6 +5,7 @@ Algorithms 1 and 2 of DiffusionNAG's appendix; the candidate strategy decides wh
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from time import perf_counter
 
 import numpy as np
@@ -18,7 +19,7 @@ from acquisition.base import (
     random_unseen,
 )
 from acquisition.functions import AcquisitionFunction
-from acquisition.select import Candidate, select_batch
+from acquisition.select import select_batch
 from acquisition.strategies import ConstrainedGeneration
 from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
 from nag.predictors.gp import GaussianProcess
@@ -26,6 +27,7 @@ from nag.properties import Constraint, Property, random_limit, satisfied
 from nag.spaces import Architecture, SearchSpace
 
 MIN_OBSERVATIONS = 2  # below this there is nothing to fit
+_COUNTS = {"pool", "filled", "generated", "score_evaluations", "generator_seconds"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class BayesianOptimizer:
     """Stateless: `suggest` is a function of its arguments, so a run can be replayed.
 
     predictor, acquisition: None for a model-free strategy, all of whose proposals are suggested.
-    pareto: a quantity that is to be small where the value is large. Each round has a random upper
-        limit on it, so that the rounds together find the Pareto front: the epsilon-constraint
-        method (Haimes et al., IEEE Trans. SMC 1971), randomised as the weights of ParEGO are
-        (Knowles, IEEE Trans. Evolutionary Computation 2006). See docs/adr/0014-pareto.md.
+    pareto: a quantity that is to be small where the value is large. Each suggested architecture has
+        a random upper limit on it, and a pool, of its own, so that together they find the Pareto
+        front: the epsilon-constraint method (Haimes et al., IEEE Trans. SMC 1971), randomised as
+        the weights of ParEGO are (Knowles, IEEE Trans. Evolutionary Computation 2006). See
+        docs/adr/0014-pareto.md.
     """
 
     space: SearchSpace
@@ -83,18 +86,47 @@ class BayesianOptimizer:
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        constraints = self.constraints
+        limits: list[tuple[Constraint, ...]] = [()]
         if self.pareto is not None:
-            constraints += (random_limit(self.pareto, constraints, rng),)
-        unwanted = Unwanted(exclude, constraints, tuple(pending))
+            limits = [(random_limit(self.pareto, self.constraints, rng),) for _ in range(count)]
+        started = perf_counter()
+        predictor = None
+        if self.predictor is not None and self.acquisition is not None:
+            predictor = self.predictor.fit(observations, rng)
+        seconds = perf_counter() - started
+        parts: list[Suggestion] = []
+        unwanted = Unwanted(exclude, pending=tuple(pending))
+        for limit in limits:
+            now = replace(unwanted, constraints=self.constraints + limit)
+            part = self._pick(count // len(limits), observations, predictor, now, rng)
+            parts.append(part)
+            unwanted = replace(unwanted | set(part.archs), pending=unwanted.pending + part.archs)
+        together = _together(parts, seconds)
+        if predictor is not None and len(parts) > 1:  # without the parts being pending
+            known = predictor.condition(pending) if pending else predictor
+            together = replace(together, predicted=_predictions(known, together.archs))
+        if pending:
+            diagnostics = {**together.diagnostics, "pending": len(pending)}
+            together = replace(together, diagnostics=diagnostics)
+        return together
+
+    def _pick(
+        self,
+        count: int,
+        observations: Observations,
+        predictor: FittedPredictor | None,
+        unwanted: Unwanted,
+        rng: np.random.Generator,
+    ) -> Suggestion:
+        """At most `count` architectures from one pool."""
+        constraints, pending = unwanted.constraints, unwanted.pending
         feasible = observations.where(satisfied(constraints, observations.archs))
         started = perf_counter()
-        if self.predictor is None or self.acquisition is None:
+        if predictor is None or self.acquisition is None:
             pool = self._pool(count, count, feasible, None, unwanted, rng)
             seconds = {"propose": perf_counter() - started}
             predicted = (None,) * len(pool.archs)
             return Suggestion(pool.archs, self.strategy_name, predicted, seconds, pool.diagnostics)
-        predictor = self.predictor.fit(observations, rng)
         best_value = incumbent(observations, predictor, unwanted)
         if pending:
             predictor = predictor.condition(pending)
@@ -105,17 +137,13 @@ class BayesianOptimizer:
         return Suggestion(
             archs=tuple(candidate.arch for candidate in best),
             strategy=self.strategy_name,
-            predicted=tuple(_prediction(candidate) for candidate in best),
+            predicted=tuple((candidate.mean, candidate.std) for candidate in best),
             seconds={
                 "fit": fitted - started,
                 "propose": proposed - fitted,
                 "select": perf_counter() - proposed,
             },
-            diagnostics={
-                "pool": len(pool.archs),
-                **pool.diagnostics,
-                **({"pending": len(pending)} if pending else {}),
-            },
+            diagnostics={"pool": len(pool.archs), **pool.diagnostics},
         )
 
     def _pool(
@@ -129,7 +157,7 @@ class BayesianOptimizer:
     ) -> Pool:
         """What the strategy proposes, topped up to `least` with random architectures.
 
-        They need not keep the limit of the round: it may have left none.
+        They need not keep the random limit: it may have left none.
         """
         pool = self.strategy.propose(size, observations, predictor, unwanted, rng)
         short = least - len(pool.archs)
@@ -147,6 +175,28 @@ class BayesianOptimizer:
             none = Observations((), np.empty(0))
             archs += self.rare.propose(short, none, None, unwanted | set(archs), rng).archs
         return archs or neighbours_unseen(self.space, count, unwanted, rng)
+
+
+def _together(parts: Sequence[Suggestion], fitted: float) -> Suggestion:
+    """One suggestion of parts, to which `fitted` seconds are added if they come from a surrogate.
+
+    Seconds and counts are sums; other diagnostics are means.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.diagnostics)
+    diagnostics = {}
+    for name in names:
+        found = [part.diagnostics[name] for part in parts if name in part.diagnostics]
+        diagnostics[name] = sum(found) if name in _COUNTS else fmean(found)
+    seconds = {phase: sum(part.seconds[phase] for part in parts) for phase in parts[0].seconds}
+    if "fit" in seconds:
+        seconds["fit"] += fitted
+    return Suggestion(
+        tuple(arch for part in parts for arch in part.archs),
+        parts[0].strategy,
+        tuple(prediction for part in parts for prediction in part.predicted),
+        seconds,
+        diagnostics,
+    )
 
 
 def with_early_values(
@@ -167,5 +217,8 @@ def with_early_values(
     return replace(optimizer, predictor=predictor), known
 
 
-def _prediction(candidate: Candidate) -> tuple[float, float]:
-    return candidate.mean, candidate.std
+def _predictions(
+    predictor: FittedPredictor, archs: Sequence[Architecture]
+) -> tuple[tuple[float, float], ...]:
+    found = predictor.predict(archs)
+    return tuple(zip(found.mean.tolist(), found.std.tolist(), strict=True))
