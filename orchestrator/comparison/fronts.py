@@ -33,13 +33,15 @@ class Front:
 
         NaN before the first trial with an amount and a value.
         """
-        amounts, values = _known(amounts, values)
-        found = [
-            hypervolume(amounts[:n], values[:n], self.most, self.least)
-            for n in range(1, len(values) + 1)
-        ]
-        begun = np.logical_or.accumulate(np.isfinite(values))
-        return np.where(begun, np.array(found) / self.whole, np.nan)
+        found = np.full(len(values), np.nan)
+        x, y = np.empty(0), np.empty(0)  # the front so far
+        for i, (amount, value) in enumerate(zip(*_known(amounts, values), strict=True)):
+            x, y = np.append(x, amount), np.append(y, value)
+            front = pareto_front(x, y)
+            x, y = x[front], y[front]
+            if len(front):
+                found[i] = hypervolume(x, y, self.most, self.least) / self.whole
+        return found
 
     def best_below(self, run: Run, limits: Numbers) -> Numbers:
         """The best value with at most so much of the quantity, (n,); NaN where there is none."""
