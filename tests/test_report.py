@@ -23,7 +23,7 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.history.trials import Outcome, Trial
 from orchestrator.reporting.drawing import draw
 from orchestrator.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, draw_pareto
-from orchestrator.reporting.pareto import hypervolume, pareto_front
+from orchestrator.reporting.pareto import Front, hypervolume, pareto_front
 from orchestrator.reporting.run_report import (
     Calibration,
     Finished,
@@ -259,6 +259,20 @@ def test_the_hypervolume_by_counting_cells(seed: int) -> None:
         any((amounts <= x) & (values >= y + 1)) for x in range(most) for y in range(least, 10)
     )
     assert hypervolume(amounts, values, most, least) == cells
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_front_grows_to_its_whole(seed: int) -> None:
+    """Trial by trial as if it were computed from all trials so far; NaN adds nothing."""
+    amounts, values = np.random.default_rng(seed).uniform(1, 2, (2, 20))
+    amounts[[0, 5]] = values[[0, 9]] = np.nan
+    front = Front.of(amounts, values)
+    grown = front.progress(amounts, values)
+    expected = [hypervolume(amounts[:n], values[:n], front.most, front.least) for n in range(2, 21)]
+    assert np.isnan(grown[0])
+    np.testing.assert_allclose(grown[1:], np.array(expected) / front.whole)
+    assert grown[-1] == pytest.approx(1)
+    assert Front.of(amounts[:1], values[:1]) is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 12])

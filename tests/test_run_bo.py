@@ -877,6 +877,7 @@ def test_a_pareto_front(tmp_path, capsys):
         for row in on_it.itertuples()
     ]
     assert front == expected
+    assert "Hypervolume: the area" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(SystemExit, match="0"):
         run(status, [str(tmp_path / "run")])
     assert "pareto macs" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nag.errors import UserError
 from orchestrator.comparison.diagnostics import WINDOW, diagnose
-from orchestrator.comparison.fronts import Front, amounts_of, front_of
 from orchestrator.comparison.panels import Method, Panel
 from orchestrator.comparison.statistics import (
     Comparison,
@@ -30,6 +29,7 @@ from orchestrator.comparison.statistics import (
     rank_methods,
 )
 from orchestrator.history.run import Run, best_so_far
+from orchestrator.reporting.pareto import Front, best_below
 from trainers.rows import PERCENT
 
 MARKS = (30, 50, 100)
@@ -198,7 +198,7 @@ class Summary:
         if self.panel.pareto is not None:
             if self.front is None:
                 return np.full(len(values), np.nan)
-            return self.front.progress(amounts_of(run, self.panel.pareto)[order], values)
+            return self.front.progress(run.amounts(self.panel.pareto)[order], values)
         return np.append(values, np.nan)[best_so_far(values)]
 
     def num_at(self, mark: int) -> dict[str, int]:
@@ -373,13 +373,15 @@ class Summary:
 
         Starts where every seed has found one.
         """
-        if self.front is None:
+        quantity, found = self.panel.pareto, {}
+        if quantity is None or self.front is None:
             return {}
-        front, found = self.front, {}
-        x = np.linspace(front.first, front.most, _GRID)
+        x = np.linspace(self.front.first, self.front.most, _GRID)
         for method in self.panel.methods:
             runs = [run for run in method.runs.values() if len(run)]
-            table = np.array([front.best_below(run, x) for run in runs]).reshape(len(runs), _GRID)
+            table = np.empty((len(runs), _GRID))
+            for row, run in zip(table, runs, strict=True):
+                row[:] = best_below(run.amounts(quantity), run.columns["value"], x)
             known = np.isfinite(table).all(0)
             if runs and known.any():
                 mean, half = pointwise_interval(table[:, known])
@@ -418,12 +420,17 @@ def summarise(panels: Sequence[Panel], settings: Settings) -> list[Summary]:
     for panel in panels:
         runs.setdefault(panel.task, []).extend(panel.runs)
     fronts = {
-        panel.task: front_of(runs[panel.task], panel.pareto) for panel in panels if panel.pareto
+        panel.task: _front_of(runs[panel.task], panel.pareto) for panel in panels if panel.pareto
     }
     return [
         Summary(panel, settings, _best_of(runs[panel.task]), fronts.get(panel.task))
         for panel in panels
     ]
+
+
+def _front_of(runs: Sequence[Run], quantity: str) -> Front | None:
+    amounts = np.concatenate([run.amounts(quantity) for run in runs])
+    return Front.of(amounts, np.concatenate([run.columns["value"] for run in runs]))
 
 
 def _best_of(runs: Sequence[Run]) -> float | None:

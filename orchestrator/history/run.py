@@ -106,6 +106,10 @@ class Run:
         """(n,) a column's value for the best trial so far."""
         return np.append(self.columns[name], np.nan)[self.incumbent]
 
+    def amounts(self, quantity: str) -> Numbers:
+        """(n,) amount of a quantity of each trial, NaN if it was not measured."""
+        return self.metrics.get(quantity, np.full(len(self.iteration), np.nan))
+
     def curve(self, name: str) -> Numbers:
         """(len,) the same after 1, 2, 3, ... evaluations: `value` gives the best-so-far curve."""
         return self.after_evaluations(self.of_incumbent(name))

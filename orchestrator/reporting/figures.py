@@ -100,6 +100,16 @@ def draw_pareto(
         return to_svg(figure, f"pareto-{name.split(',')[0]}")
 
 
+def draw_hypervolume(trials: NDArray[np.int64], share: Numbers) -> str:
+    """Share (n,) of the final hypervolume that a Pareto front has after each trial."""
+    with rc_context(STYLE):
+        figure, axes = _axes()
+        axes.step(trials, 100 * share, where="post", color=GREEN, lw=1.6)
+        axes.set(ylabel="hypervolume, % of the front so far")
+        _count_along_x(axes, "trial", int(trials.max()) + 1)
+        return to_svg(figure, "hypervolume")
+
+
 def _draw_trials(
     axes: Axes, x: Numbers | NDArray[np.int64], values: Numbers, initial: NDArray[np.bool_]
 ) -> None:

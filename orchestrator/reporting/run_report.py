@@ -25,13 +25,14 @@ from orchestrator.reporting.figures import (
     draw_calibration,
     draw_curves,
     draw_guidance,
+    draw_hypervolume,
     draw_pareto,
     draw_pools,
     draw_progress,
     draw_seconds,
 )
 from orchestrator.reporting.pages import page_template
-from orchestrator.reporting.pareto import pareto_front
+from orchestrator.reporting.pareto import Front, pareto_front
 from orchestrator.reporting.view import quantities, quantity_of
 from orchestrator.search.record import record_of
 from orchestrator.search.store import RunStore
@@ -236,7 +237,11 @@ def _measured(outcome: Outcome, metric: str) -> bool:
 def _trade_off(
     name: str, pairs: Sequence[Finished], limits: Sequence[Limit], top: int | None, unit: Unit
 ) -> dict[str, Any]:
-    """A figure, and the Pareto front or its upper end, best first."""
+    """A figure, and the Pareto front or its upper end, best first.
+
+    top: how much of the front to list; None for all of a front that was searched for, whose
+        hypervolume is drawn, too.
+    """
     quantity = quantity_of(name)
     amounts = np.array([pair.outcome.metrics[name] for pair in pairs]) / quantity.one
     values = np.array([pair.outcome.value for pair in pairs], dtype=float)
@@ -254,8 +259,14 @@ def _trade_off(
         ],
         unit=unit,
     )
+    growth, whole = None, Front.of(amounts, values)
+    if top is None and whole is not None:
+        trials = np.array([pair.trial.trial for pair in pairs])
+        growth = draw_hypervolume(trials, whole.progress(amounts, values))
     upper = [pairs[i] for i in front[::-1][:top]]
-    return {"name": name, "figure": figure, "front": upper, "num_front": len(front)}
+    return {
+        "name": name, "figure": figure, "growth": growth, "front": upper, "num_front": len(front)
+    }  # fmt: skip
 
 
 def _by_strategy(store: RunStore, finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
