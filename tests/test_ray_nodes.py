@@ -216,7 +216,7 @@ def test_evaluations_are_on_the_gpu_they_reserve(cluster: Nodes) -> None:
         address=cluster.address, auth="disabled", device="cpu", cpus_per_eval=0.5, gpus_per_eval=1
     )
     with closing(RayExecutor(CONFIG, runtime, Bound)) as executor:
-        for number in range(3):
+        for number in range(2):
             trials = [Trial(4 * number + i, 0, TOY.from_str("a-/a-"), "", i) for i in range(4)]
             left = iter(trials)
             found = [o.metrics for o in executor.run(lambda room, left=left: [*islice(left, room)])]

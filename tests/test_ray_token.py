@@ -40,7 +40,7 @@ def environment(home, **more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with a Ray of its own, from its first outcome on."""
+    """A run with a Ray of its own, after its first outcome; then its driver pauses."""
     folder = tmp_path_factory.mktemp("token")
     out, log = folder / "run", (folder / "log").open("w+")
     process = subprocess.Popen(
@@ -54,7 +54,9 @@ def run(tmp_path_factory):
     while not journal.exists() or b'"finished"' not in journal.read_bytes():
         assert process.poll() is None, (folder / "log").read_text()
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
     yield process, folder
+    process.send_signal(signal.SIGCONT)
     process.terminate()
     process.wait(timeout=300)
 
@@ -123,6 +125,7 @@ def test_nobody_is_told_the_token(run):
     process, folder = run
     raylet = raylet_of(process)
     assert TOKEN not in str(raylet)
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=300)
     printed = (folder / "log").read_text()
