@@ -71,7 +71,7 @@ def evaluations(summary: Summary, method: Method) -> dict[int, float]:
     assert summary.target is not None
     found = {}
     for seed, one in method.runs.items():
-        reached = evaluations_to(one.curve("value"), summary.target.value)
+        reached = evaluations_to(summary.best_so_far(one), summary.target.value)
         found[seed] = float(reached or len(one) + 1)
     return found
 

@@ -372,7 +372,7 @@ def test_curves_are_over_cost_and_of_full_fidelity(tmp_path, config):
     assert len(found) == 4
     assert found.complete
     assert (found.num_failed, found.num_low, found.num_finished) == (0, 6, 10)
-    assert found.curve("value").tolist() == [0.5, 0.6, 0.6, 0.7]
+    assert found.after_evaluations(found.of_incumbent("value")).tolist() == [0.5, 0.6, 0.6, 0.7]
     assert found.of_incumbent("value").max() == 0.8
     assert np.isnan(found.columns["test"]).sum() == 6
     assert diagnose(found, 2, 1)["evaluate"].shape == (1,)

@@ -110,10 +110,6 @@ class Run:
         """(n,) amount of a quantity of each trial, NaN if it was not measured."""
         return self.metrics.get(quantity, np.full(len(self.iteration), np.nan))
 
-    def curve(self, name: str) -> Numbers:
-        """(len,) the same after 1, 2, 3, ... evaluations: `value` gives the best-so-far curve."""
-        return self.after_evaluations(self.of_incumbent(name))
-
     def after_evaluations(self, after_trials: Numbers) -> Numbers:
         """(n,) numbers, each after a trial -> (len,) after 1, 2, 3, ... evaluations."""
         last = np.searchsorted(self.ends, np.arange(1, len(self) + 1), side="right") - 1
