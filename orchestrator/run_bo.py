@@ -1,6 +1,8 @@
 """`python -m orchestrator.run_bo`: search a space for its best architecture."""
 
+import math
 import signal
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,8 @@ _ENDS = {
     "exhausted": "the space is exhausted after {trials}",
     "patience": "stopped after {trials}: --patience {patience} is exhausted; to continue, "
     "repeat the command with more",
+    "time": "stopped after {trials}: --max-hours {max_hours:g} are over; to continue, repeat the "
+    "command",
 }
 
 
@@ -50,6 +54,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     Without options it maximises ImageNet-1K top-1 (embedded estimate) over the once-for-all
     MobileNetV3 space. All results go to --out; to continue an interrupted run, repeat its command.
     """
+    deadline = time.monotonic() + 3600 * (runtime.max_hours or math.inf)
     plan = plan_of(config)
     out = runtime.out or Path("runs", config.name)
     console = plain_console(stderr=False)
@@ -68,13 +73,14 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
         executor = build_executor(config, runtime, evaluator)
     with closing(executor), closing(RunStore.open(out, config)) as store:
         observers = build_observers(out.resolve().name, config, runtime, executor, evaluator, store)
-        return _search(config, plan, runtime.patience, executor, store, observers, console)
+        return _search(config, plan, runtime, deadline, executor, store, observers, console)
 
 
 def _search(
     config: RunConfig,
     plan: Plan,
-    patience: int | None,
+    runtime: Runtime,
+    deadline: float,
     executor: Executor,
     store: RunStore,
     observers: tuple[Observer, ...],
@@ -101,7 +107,8 @@ def _search(
                 store,
                 plan,
                 observers=(view, report, *observers),
-                patience=patience,
+                patience=runtime.patience,
+                deadline=deadline,
             )
     except KeyboardInterrupt:
         store.compact()
@@ -111,7 +118,7 @@ def _search(
         )
     if ended != "budget":
         trials = counted(store.num_finished, "trial")
-        console.print(_ENDS[ended].format(trials=trials, patience=patience))
+        console.print(_ENDS[ended].format(trials=trials, **vars(runtime)))
     from orchestrator.reporting.run_report import write_report  # slow to import: it draws
 
     print_result(console, store, write_report(store))

@@ -17,6 +17,8 @@ from trainers.training.task import Place
 Auth = Literal["token", "disabled"]
 GpusPerEval = float | Literal["auto"]
 
+_ROUNDS = Parameter(group=section("Rounds"))
+
 
 @Parameter(name="*", group=section("Where it runs"))
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,9 @@ class Runtime:
     patience
         Stop after this many evaluations without improvement, not counting the first n-init; by
         default only when the budget is spent. To continue, repeat the command with more patience.
+    max_hours
+        Begin no evaluation later than this many hours after the start; those that are running still
+        end. To continue, repeat the command.
     """
 
     out: OptionalPathOrURI = None
@@ -93,7 +98,8 @@ class Runtime:
     eval_device: str = "auto"
     image_workers: WholeNumber | None = None
     cache: Path | None = None
-    patience: Annotated[WholeNumber | None, Parameter(group=section("Rounds"))] = None
+    patience: Annotated[WholeNumber | None, _ROUNDS] = None
+    max_hours: Annotated[float | None, _ROUNDS] = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -128,6 +134,8 @@ class Runtime:
             raise UserError("--timeout must be more than 0 seconds")
         if self.patience is not None and self.patience < 1:
             raise UserError("--patience must be at least 1")
+        if self.max_hours is not None and not 0 < self.max_hours < math.inf:
+            raise UserError("--max-hours must be more than 0")
 
 
 def place_of(runtime: Runtime) -> Place:

@@ -1,5 +1,6 @@
 """The loop on the toy space: the trials are a function of the configuration, come what may."""
 
+import itertools
 import math
 import re
 import weakref
@@ -8,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -273,6 +275,26 @@ def test_a_run_out_of_patience_is_the_beginning_of_a_longer_one(tmp_path, settin
     assert stopped(tmp_path / "short", config, None) == (long, "budget")
     run = read_run(tmp_path / "short")
     assert (run.complete, run.patience) == (True, None)
+
+
+def test_a_run_out_of_time_is_the_beginning_of_a_longer_one(tmp_path, monkeypatch):
+    config = replace(CONFIG, **RANDOM, budget=10, batch_size=3)
+    long = found(study(tmp_path / "long", config))
+
+    def at_most(count):
+        """Go on, a trial every second, for so many seconds."""
+        clock = SimpleNamespace(monotonic=partial(next, itertools.count()))
+        monkeypatch.setattr("orchestrator.search.loop.time", clock)
+        executor = local(config)
+        with closing(RunStore.open(tmp_path / "short", config)) as store:
+            optimizer, plan = build_optimizer(config, executor.generator), plan_of(config)
+            end = run_study(optimizer, executor, store, plan, deadline=count)
+        return found(store), end
+
+    assert at_most(5) == (long[:5], "time")  # amid a batch
+    assert at_most(0) == (long[:5], "time")
+    assert at_most(5) == (long, "budget")
+    assert at_most(0) == (long, "budget")
 
 
 def test_failed_evaluations_try_the_patience_too(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import numpy as np
@@ -298,6 +300,21 @@ def test_a_run_out_of_patience_ends_and_goes_on_with_more(finished, tmp_path, ca
     search(capsys, QUICK, patience=100, out=out)
     assert found(out) == found(finished[0])
     assert ended not in (out / "report.html").read_text()
+
+
+def test_a_run_out_of_time_ends_and_goes_on_when_repeated(finished, tmp_path, capsys, monkeypatch):
+    out, monotonic, hours = tmp_path / "run", time.monotonic, iter([0] * 6 + [1] * 100)
+    later = SimpleNamespace(monotonic=lambda: monotonic() + 3600 * next(hours))
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.search.loop.time", later)
+        shown = search(capsys, QUICK, max_hours=0.5, out=out)
+    assert (
+        "stopped after 6 trials: --max-hours 0.5 are over; to continue, repeat the comma" in shown
+    )
+    assert "best architecture" in shown
+    assert found(out) == found(finished[0])[:6]
+    search(capsys, QUICK, max_hours=0.5, out=out)
+    assert found(out) == found(finished[0])
 
 
 # Stopped, and repeated
@@ -785,6 +802,8 @@ def test_weights_of_ones_own(weights, tmp_path, capsys):
         ({"batch_size": 11}, "--pool-size 10 is smaller than --batch-size 11"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"patience": 0}, "--patience must be at least 1"),
+        ({"max_hours": 0.0}, "--max-hours must be more than 0"),
+        ({"max_hours": math.nan}, "--max-hours must be more than 0"),
         ({"retries": -1}, "--retries must not be negative"),
         ({"executor": "local", "workers": 4}, "--executor local evaluates one at a time"),
         ({"metrics_port": 65536}, "--metrics-port must be 1 to 65535"),

@@ -1,6 +1,7 @@
 """The loop: suggest, journal, evaluate, journal, repeat. All state is in the store."""
 
 import math
+import time
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from orchestrator.search.trial import Executor
 from trainers.constraints import nothing_satisfies
 
 Optimizer = BayesianOptimizer | SuccessiveHalving
-End = Literal["budget", "exhausted", "patience"]  # why a run ended
+End = Literal["budget", "exhausted", "patience", "time"]  # why a run ended
 
 _COMPACTION_SHARE = 0.05  # of the time, at most, is spent rewriting the table of trials
 
@@ -62,11 +63,13 @@ def run_study(
     plan: Plan,
     observers: tuple[Observer, ...] = (),
     patience: int | None = None,
+    deadline: float = math.inf,
 ) -> End:
-    """Run until the budget is spent, the space is exhausted or the patience runs out.
+    """Run until the budget is spent, the space is exhausted, or patience or time runs out.
 
     patience: no round is proposed once this many full-fidelity trials have ended since the best of
     them and since the initial design, judging by the outcomes that the round would use.
+    deadline: `time.monotonic()` from which on no trial begins; those running still end.
 
     A low-fidelity trial is a fraction of an evaluation. The last trial begins before the budget is
     spent, so the budget may be exceeded by a fraction of an evaluation.
@@ -75,7 +78,7 @@ def run_study(
 
     Raises UserError if not a single architecture satisfies the constraints.
     """
-    proposer = _Proposer(optimizer, store, plan, observers, patience)
+    proposer = _Proposer(optimizer, store, plan, observers, patience, deadline)
     compact = NowAndThen(store.compact, _COMPACTION_SHARE)
     with closing(executor.run(proposer.ask)) as outcomes:
         for outcome in outcomes:
@@ -101,9 +104,10 @@ class _Proposer:
         plan: Plan,
         observers: tuple[Observer, ...],
         patience: int | None,
+        deadline: float,
     ) -> None:
         self._optimizer, self._store, self._observers = optimizer, store, observers
-        self._plan, self._patience = plan, patience
+        self._plan, self._patience, self._deadline = plan, patience, deadline
         self.ended: End = "budget"
         self._waiting = deque(store.pending())  # proposed, perhaps begun by an earlier process
         self._left = (
@@ -118,6 +122,9 @@ class _Proposer:
         """
         asked: list[Trial] = []
         while len(asked) < room and self._left > 0:
+            if time.monotonic() >= self._deadline:
+                self.ended = "time"
+                break
             if not self._waiting and not self._propose(room - len(asked)):
                 break
             trial = self._waiting.popleft()
