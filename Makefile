@@ -40,6 +40,7 @@ bench: $(VENV)/dev-ready
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/tune.py
 
 figures: $(VENV)/run-ready
 	@ls $(RUNS)/experiment-*.json >/dev/null 2>&1 || { echo "error: no experiment in $(RUNS): run python -m orchestrator.experiment FILE --out $(RUNS)" >&2; exit 2; }

@@ -2,8 +2,8 @@
 
     python benchmarks/tune.py
 
-Prints a Markdown table: wall-clock seconds per trial, two at a time, from the tenth trial to the
-last. Evaluations are of the toy space, take microseconds, and use pre-drawn random architectures.
+Wall-clock seconds per trial, two at a time, from the tenth trial to the last. Evaluations are of
+the toy space, take microseconds, and use pre-drawn random architectures.
 """
 
 import os
@@ -11,14 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
+from publish import machine, publish
 from ray import tune
 
+from nag.cli import command_line, run
 from nag.spaces.toy import TOY
 from orchestrator.config import RunConfig
 from orchestrator.tune import BOSearcher
@@ -26,6 +29,33 @@ from trainers.evaluators.toy import ToyEvaluator
 
 TRIALS, FIRST = 40, 10
 SETTINGS = {"space": "toy", "score": "exact", "n_init": TRIALS, "budget": TRIALS}
+
+app = command_line("python benchmarks/tune.py")
+
+
+@app.default
+def main() -> None:
+    """Time trials without any work and write benchmarks/results/tune.md."""
+    about = f"{machine()}, Ray {ray.__version__}. Wall-clock seconds per trial without any work, "
+    about += f"two at a time, from trial {FIRST} to the last of {TRIALS}."
+    publish("tune", about, _rows())
+
+
+def _rows() -> Iterator[str]:
+    yield "| | seconds per trial |"
+    yield "|---|---|"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        for reuse in (True, False):
+            yield _row(f"`BOSearcher`, `reuse_actors={reuse}`", of_searcher(folder, reuse))
+        ray.shutdown()
+        for executor in ("tune", "ray"):
+            yield _row(f"`run_bo --executor {executor}`", of_run_bo(folder, executor))
+
+
+def _row(label: str, ends: list[float]) -> str:
+    return f"| {label} | {(ends[-1] - ends[FIRST]) / (len(ends) - FIRST - 1):.3f} |"
 
 
 def train(config: dict[str, str]) -> None:
@@ -77,21 +107,5 @@ def of_run_bo(folder: Path, executor: str) -> list[float]:
     return ends
 
 
-def row(label: str, ends: list[float]) -> None:
-    print(f"| {label} | {(ends[-1] - ends[FIRST]) / (len(ends) - FIRST - 1):.3f} |", flush=True)
-
-
-def main() -> None:
-    print("| | seconds per trial |\n|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        for reuse in (True, False):
-            row(f"`BOSearcher`, `reuse_actors={reuse}`", of_searcher(folder, reuse))
-        ray.shutdown()
-        for executor in ("tune", "ray"):
-            row(f"`run_bo --executor {executor}`", of_run_bo(folder, executor))
-
-
 if __name__ == "__main__":
-    main()
+    run(app)
