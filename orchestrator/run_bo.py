@@ -54,7 +54,7 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     Without options it maximises ImageNet-1K top-1 (embedded estimate) over the once-for-all
     MobileNetV3 space. All results go to --out; to continue an interrupted run, repeat its command.
     """
-    deadline = time.monotonic() + 3600 * (runtime.max_hours or math.inf)
+    ends_at = time.time() + 3600 * (runtime.max_hours or math.inf)
     plan = plan_of(config)
     out = runtime.out or Path("runs", config.name)
     console = plain_console(stderr=False)
@@ -66,21 +66,20 @@ def main(config: RunConfig = RunConfig(), runtime: Runtime = Runtime()) -> int: 
     check_same_run(out, config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     torch.set_num_threads(config.threads)
-    runtime = replace(runtime, out=out)
+    runtime = replace(runtime, out=out, ends_at=ends_at)
     with console.status("preparing the evaluator"):
         evaluator = build_evaluator_here(config, runtime)
     with console.status("starting generator and workers"):
         executor = build_executor(config, runtime, evaluator)
     with closing(executor), closing(RunStore.open(out, config)) as store:
         observers = build_observers(out.resolve().name, config, runtime, executor, evaluator, store)
-        return _search(config, plan, runtime, deadline, executor, store, observers, console)
+        return _search(config, plan, runtime, executor, store, observers, console)
 
 
 def _search(
     config: RunConfig,
     plan: Plan,
     runtime: Runtime,
-    deadline: float,
     executor: Executor,
     store: RunStore,
     observers: tuple[Observer, ...],
@@ -108,7 +107,7 @@ def _search(
                 plan,
                 observers=(view, report, *observers),
                 patience=runtime.patience,
-                deadline=deadline,
+                ends_at=runtime.ends_at,
             )
     except KeyboardInterrupt:
         store.compact()

@@ -77,6 +77,8 @@ class Runtime:
     max_hours
         Begin no evaluation later than this many hours after the start; those that are running still
         end. To continue, repeat the command.
+    ends_at
+        Time from which no evaluation begins, in seconds since the epoch.
     """
 
     out: OptionalPathOrURI = None
@@ -100,6 +102,7 @@ class Runtime:
     cache: Path | None = None
     patience: Annotated[WholeNumber | None, _ROUNDS] = None
     max_hours: Annotated[float | None, _ROUNDS] = None
+    ends_at: Annotated[float, Parameter(parse=False)] = math.inf
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

@@ -277,24 +277,36 @@ def test_a_run_out_of_patience_is_the_beginning_of_a_longer_one(tmp_path, settin
     assert (run.complete, run.patience) == (True, None)
 
 
-def test_a_run_out_of_time_is_the_beginning_of_a_longer_one(tmp_path, monkeypatch):
-    config = replace(CONFIG, **RANDOM, budget=10, batch_size=3)
-    long = found(study(tmp_path / "long", config))
+@pytest.fixture
+def at_most(monkeypatch):
+    """Go on with the run in `out`; its time is over after `count` looks at the clock."""
 
-    def at_most(count):
-        """Go on, a trial every second, for so many seconds."""
-        clock = SimpleNamespace(monotonic=partial(next, itertools.count()))
+    def run(out, config, count, order=lambda outcomes: outcomes):
+        clock = SimpleNamespace(time=partial(next, itertools.count()))
         monkeypatch.setattr("orchestrator.search.loop.time", clock)
-        executor = local(config)
-        with closing(RunStore.open(tmp_path / "short", config)) as store:
+        executor = Reordered(local(config), order)
+        with closing(RunStore.open(out, config)) as store:
             optimizer, plan = build_optimizer(config, executor.generator), plan_of(config)
-            end = run_study(optimizer, executor, store, plan, deadline=count)
+            end = run_study(optimizer, executor, store, plan, ends_at=count)
         return found(store), end
 
-    assert at_most(5) == (long[:5], "time")  # amid a batch
-    assert at_most(0) == (long[:5], "time")
-    assert at_most(5) == (long, "budget")
-    assert at_most(0) == (long, "budget")
+    return run
+
+
+def test_a_run_out_of_time_is_the_beginning_of_a_longer_one(tmp_path, at_most):
+    config = replace(CONFIG, **RANDOM, budget=10, batch_size=3)
+    long = found(study(tmp_path / "long", config))
+    out = tmp_path / "short"
+    assert at_most(out, config, 6) == (long[:5], "time")  # amid a batch
+    assert at_most(out, config, 0) == (long[:5], "time")
+    assert at_most(out, config, 6) == (long, "budget")
+    assert at_most(out, config, 0) == (long, "budget")
+
+
+def test_a_run_whose_last_trials_did_not_begin_in_time_is_not_finished(tmp_path, at_most):
+    config = replace(CONFIG, budget=4)
+    found, end = at_most(tmp_path / "run", config, 4, lambda outcomes: outcomes[:3])
+    assert (len(found), end) == (3, "time")
 
 
 def test_failed_evaluations_try_the_patience_too(tmp_path):

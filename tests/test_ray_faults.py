@@ -1,5 +1,6 @@
 """What the Ray executor does when workers die, evaluations raise, or the cluster is not there."""
 
+import math
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from nag.spaces import Architecture
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, make_evaluator, plan_of
 from orchestrator.config import RunConfig
+from orchestrator.executors import ray_core, ray_tune
 from orchestrator.executors.cluster import ClusterError
 from orchestrator.executors.local import LocalExecutor
 from orchestrator.executors.ray_core import RayExecutor, RayGenerator
@@ -71,6 +74,15 @@ class _Faulty(ToyEvaluator):
         ):
             raise MemoryError("with one CPU")
         time.sleep(0.2)
+        return super().evaluate(arch, seed=seed)
+
+
+class _Last(ToyEvaluator):
+    """Synthetic: once it has evaluated, the time of its process is over."""
+
+    def evaluate(self, arch: Architecture, *, seed: int) -> Measurement:
+        for module in (ray_core, ray_tune):
+            module.time = SimpleNamespace(time=lambda: math.inf)  # type: ignore[attr-defined]
         return super().evaluate(arch, seed=seed)
 
 
@@ -158,6 +170,13 @@ def executor(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     executor = RayExecutor(CONFIG, runtime, evaluator)
     yield executor
     executor.close()
+
+
+def test_what_waits_when_the_time_is_over_does_not_begin(start: Callable[..., RayExecutor]) -> None:
+    executor = start(_Last, ends_at=time.time() + 1e6)
+    outcomes = _outcomes(executor, trials := _trials(*(f"{a}{b}/a-" for a in "abc" for b in "abc")))
+    assert 0 < len(outcomes) < len(trials)
+    assert {outcome.status for outcome in outcomes} == {"ok"}
 
 
 class TestFaults:

@@ -21,6 +21,7 @@ from test_ray_faults import (
     STUCK,
     TOO_LARGE,
     _Faulty,
+    _Last,
     _no_table,
     _outcomes,
     _trials,
@@ -124,6 +125,14 @@ def test_what_ignores_its_deadline_is_ended(executor_of, tmp_path, monkeypatch):
         stuck, fine = _outcomes(executor, _trials(STUCK, "ab/aa"))
     assert (stuck.status, stuck.error) == ("failed", "the worker was lost")
     assert fine.status == "ok"
+
+
+def test_what_waits_when_the_time_is_over_does_not_begin(executor_of, tmp_path):
+    trials = _trials(*(f"{a}{b}/a-" for a in "abc" for b in "abc"))
+    with executor_of(_Last, tmp_path, ends_at=time.time() + 1e6) as executor:
+        outcomes = _outcomes(executor, trials)
+    assert 0 < len(outcomes) < len(trials)
+    assert {outcome.status for outcome in outcomes} == {"ok"}
 
 
 class OnlyAlone(ToyEvaluator):

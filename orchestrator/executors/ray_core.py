@@ -11,6 +11,7 @@ reserves nothing: it works before the evaluations of its round begin.
 """
 
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -110,7 +111,11 @@ def _evaluate(
     retries: int,
     timeout: float | None,
     last_resort: float,
-) -> Outcome:
+    ends_at: float,
+) -> Outcome | Trial:
+    """The outcome of the trial; the trial itself if it did not begin before `ends_at`."""
+    if time.time() >= ends_at:
+        return trial
     with interruptible():
         if run not in _kept:
             _kept.clear()
@@ -193,7 +198,7 @@ class RayExecutor:
                     outcome = self._outcome(reference, attempt)
                     if isinstance(outcome, Attempt):
                         again.append(outcome)
-                    else:
+                    elif isinstance(outcome, Outcome):
                         self._room.saw(outcome)
                         self.evaluation_request = self._reserved.pop(outcome.trial)
                         yield outcome
@@ -230,12 +235,15 @@ class RayExecutor:
             self._runtime.retries,
             self._runtime.timeout,
             LAST_RESORT_SECONDS,
+            self._runtime.ends_at,
         )
 
-    def _outcome(self, reference: Any, attempt: Attempt) -> Outcome | Attempt:
-        """The outcome of an attempt that has ended, or the attempt that follows it."""
+    def _outcome(self, reference: Any, attempt: Attempt) -> Outcome | Attempt | None:
+        """The outcome of an attempt that has ended, or the attempt that follows it; None if it
+        did not begin in time."""
         try:
-            return attempt.result(ray.get(reference))
+            found = ray.get(reference)
+            return attempt.result(found) if isinstance(found, Outcome) else None
         except RayTaskError as error:  # evaluate_trial never raises: making the evaluator did
             reason = _last_line(error)
             if "out of memory" in reason and not attempt.alone:  # beside others on its GPU

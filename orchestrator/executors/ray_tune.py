@@ -8,6 +8,7 @@ executor. OUT/tune holds what Tune's loggers write about each trial; nothing is 
 import logging
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -98,20 +99,26 @@ class TuneExecutor:
             if not running:
                 return
             for outcome in self._ended():
-                attempt, lost = running.pop(outcome.trial), outcome.error == _LOST
+                attempt = running.pop(outcome.trial)
+                if isinstance(outcome, Trial):
+                    continue
+                lost = outcome.error == _LOST
                 found = attempt.result(outcome, lost=lost, retries=self._retries)
                 if isinstance(found, Attempt):
                     again.append(found)
                 else:
                     yield found
 
-    def _ended(self) -> Iterator[Outcome]:
-        """All outcomes so far, so that one proposal serves them all; waits for the first."""
+    def _ended(self) -> Iterator[Outcome | Trial]:
+        """All outcomes so far, so that one proposal serves them all; waits for the first.
+
+        A trial that did not begin in time is its own outcome.
+        """
         yield self._next()
         while not self._queues.outcomes.empty():
             yield self._next()
 
-    def _next(self) -> Outcome:
+    def _next(self) -> Outcome | Trial:
         patience = Patience()
         while True:
             try:
@@ -137,6 +144,7 @@ class TuneExecutor:
                 retries=runtime.retries,
                 timeout=runtime.timeout,
                 last_resort=LAST_RESORT_SECONDS,
+                ends_at=runtime.ends_at,
                 watched=self._grace is not None,
             )
             scheduler = self._grace and ASHAScheduler(
@@ -190,10 +198,11 @@ class _Evaluation(tune.Trainable):
         retries: int,
         timeout: float | None,
         last_resort: float,
+        ends_at: float,
         watched: bool,
     ) -> None:
         self._retries, self._timeout, self._last_resort = retries, timeout, last_resort
-        self._watched = watched
+        self._ends_at, self._watched = ends_at, watched
         self._training: _Epochs | None = None
         self._problem = None
         try:
@@ -207,6 +216,8 @@ class _Evaluation(tune.Trainable):
         space = find_space(self.config["space"])
         fields = {name: x for name, x in self.config.items() if name != "space"}
         trial = Trial(**fields | {"arch": space.from_str(fields["arch"])})
+        if self._training is None and time.time() >= self._ends_at:
+            return {"outcome": trial, "done": True}
         evaluator = self._evaluator
         if self._watched:
             evaluator = self._training = self._training or _Epochs(in_steps(evaluator))
@@ -250,7 +261,7 @@ class _Queues(Searcher):
         super().__init__()
         self._space = space
         self.waiting: SimpleQueue[Trial | None] = SimpleQueue()  # None: no more will come
-        self.outcomes: SimpleQueue[Outcome | ClusterError] = SimpleQueue()
+        self.outcomes: SimpleQueue[Outcome | Trial | ClusterError] = SimpleQueue()
         self.closed = Event()
         self.lost: Counter[str] = Counter()  # lost attempts of trials that Tune restarted
         self._running: dict[str, Trial] = {}

@@ -63,13 +63,13 @@ def run_study(
     plan: Plan,
     observers: tuple[Observer, ...] = (),
     patience: int | None = None,
-    deadline: float = math.inf,
+    ends_at: float = math.inf,
 ) -> End:
     """Run until the budget is spent, the space is exhausted, or patience or time runs out.
 
     patience: no round is proposed once this many full-fidelity trials have ended since the best of
     them and since the initial design, judging by the outcomes that the round would use.
-    deadline: `time.monotonic()` from which on no trial begins; those running still end.
+    ends_at: `time.time()` from which on no trial begins; those that are running still end.
 
     A low-fidelity trial is a fraction of an evaluation. The last trial begins before the budget is
     spent, so the budget may be exceeded by a fraction of an evaluation.
@@ -78,7 +78,7 @@ def run_study(
 
     Raises UserError if not a single architecture satisfies the constraints.
     """
-    proposer = _Proposer(optimizer, store, plan, observers, patience, deadline)
+    proposer = _Proposer(optimizer, store, plan, observers, patience, ends_at)
     compact = NowAndThen(store.compact, _COMPACTION_SHARE)
     with closing(executor.run(proposer.ask)) as outcomes:
         for outcome in outcomes:
@@ -91,7 +91,8 @@ def run_study(
     store.compact()
     if proposer.ended == "exhausted" and not store.trials:
         raise nothing_satisfies(store.config["constraint"])
-    return proposer.ended
+    late = time.time() >= ends_at and store.spent < plan.budget
+    return "time" if late and proposer.ended == "budget" else proposer.ended
 
 
 class _Proposer:
@@ -104,10 +105,10 @@ class _Proposer:
         plan: Plan,
         observers: tuple[Observer, ...],
         patience: int | None,
-        deadline: float,
+        ends_at: float,
     ) -> None:
         self._optimizer, self._store, self._observers = optimizer, store, observers
-        self._plan, self._patience, self._deadline = plan, patience, deadline
+        self._plan, self._patience, self._ends_at = plan, patience, ends_at
         self.ended: End = "budget"
         self._waiting = deque(store.pending())  # proposed, perhaps begun by an earlier process
         self._left = (
@@ -121,10 +122,7 @@ class _Proposer:
         asynchronous run proposes no more than its budget allows.
         """
         asked: list[Trial] = []
-        while len(asked) < room and self._left > 0:
-            if time.monotonic() >= self._deadline:
-                self.ended = "time"
-                break
+        while len(asked) < room and self._left > 0 and time.time() < self._ends_at:
             if not self._waiting and not self._propose(room - len(asked)):
                 break
             trial = self._waiting.popleft()
