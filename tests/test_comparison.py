@@ -1179,6 +1179,19 @@ def test_fronts_are_compared_with_searches_for_the_best_only_in_experiments(make
     ]
 
 
+def test_a_page_of_fronts_on_which_every_method_has_a_seed_without_a_value(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"strategy": "random", "pareto": "macs", "budget": 2}
+    paths = [make("0", [0.5, 0.6], macs=[1, 2], **settings), make("1", [None], seed=1, **settings)]
+    code, said = _report(capsys, *paths, "--out", tmp_path / "report")
+    assert code == 0, said
+    check_page((tmp_path / "report" / "report.html").read_text())
+    figures = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
+    assert "toy-pareto-macs-curves.svg" in figures
+    assert "toy-pareto-macs-fronts.svg" not in figures
+
+
 def test_the_page_of_fronts(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [*_fronts(make), make("best", [0.8, 0.7, 0.6])]
     code, said = _report(capsys, *paths, "--out", tmp_path / "report")

@@ -226,9 +226,9 @@ def _figures(prefix: str, summary: Summary, look: Mapping[str, Look]) -> dict[st
         found["regret"] = draw_regret(
             lines, f"{prefix}-regret", optimum=summary.optimum.value, unit=unit, watermark=mark
         )
-    else:
+    elif below := summary.best_below():  # empty if every method has a seed without any value
         found["fronts"] = draw_fronts(
-            side_by_side(summary.best_below()),
+            side_by_side(below),
             f"{prefix}-fronts",
             quantity=quantity_of(panel.pareto),
             ylabel=f"{panel.value_unit.label('best value')}{estimate}",
