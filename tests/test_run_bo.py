@@ -927,7 +927,10 @@ def test_a_latency_table_that_is_not_there(capsys):
     assert "no such table: " in refusal(capsys, MOBILE, out="run", **settings)
 
 
-@pytest.mark.parametrize("name", ["budget", "seed", "n_init", "pool_size", "workers"])
+@pytest.mark.parametrize(
+    "name",
+    ["budget", "seed", "n_init", "pool_size", "workers", "epochs", "calibration", "latency_batch"],
+)
 def test_a_number_that_is_not_whole(name, capsys):
     for text in ("6.5", "many"):
         said = refusal(capsys, QUICK, out="run", **{name: text})

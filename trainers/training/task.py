@@ -12,7 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 from torch import nn
 
-from nag.cli import section
+from nag.cli import WholeNumber, section
 from nag.devices import resolve_device
 from nag.errors import UserError
 from nag.spaces import SearchSpace
@@ -60,8 +60,12 @@ class Machine:
     """
 
     device: str = "auto"
-    workers: Annotated[int | None, Parameter(name="--image-workers")] = None
+    workers: Annotated[WholeNumber | None, Parameter(name="--image-workers")] = None
     cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise UserError("--image-workers must not be negative")
 
 
 @Parameter(name="*", group=section("Where it runs"))
@@ -98,8 +102,8 @@ class ImageOptions:
     """
 
     data: Path | None = None
-    resolution: int | None = None
-    held_out: int | None = None
+    resolution: WholeNumber | None = None
+    held_out: WholeNumber | None = None
     train_fraction: float = 1.0
 
 
@@ -138,11 +142,11 @@ class NetworkOptions(ImageOptions):
     weights: Path | None = None
     width: float | None = None
     recipe: str | None = None
-    epochs: int | None = None
+    epochs: WholeNumber | None = None
     precision: Precision | None = None
     fidelity: Fidelity = "epochs"
-    calibration: int = 2_000
-    latency_batch: int | None = None
+    calibration: WholeNumber = 2_000
+    latency_batch: WholeNumber | None = None
 
 
 class Known(NamedTuple):
