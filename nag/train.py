@@ -126,8 +126,6 @@ def main(
     report_every
         Steps between progress reports and restart points.
     """
-    if threads:
-        torch.set_num_threads(threads)
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
     search_space = find_space(space)
@@ -147,13 +145,15 @@ def main(
         "exact_target": None if target is None else target == "exact",
     }
     config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
-    if min(config.steps, config.batch_size, report_every) < 1:
-        raise UserError("--steps, --batch-size and --report-every must be at least 1")
+    if min(config.steps, config.batch_size, report_every, 1 if threads is None else threads) < 1:
+        raise UserError("--steps, --batch-size, --report-every, --threads must be at least 1")
     if not 0 < config.learning_rate <= 1:
         raise UserError(f"--learning-rate {config.learning_rate:g} must be above 0 and at most 1")
     net_config = preset(preset_name, search_space)
     if not positions:
         net_config = replace(net_config, positions="none")
+    if threads is not None:
+        torch.set_num_threads(threads)
     command = "python -m nag.train " + " ".join(sys.argv[1:])
     try:
         train_network(

@@ -449,6 +449,8 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
         (["--space", "toy", "--num-archs", "0"], "must be at least 1"),
         (["--space", "toy", "--num-archs", "-3"], "must be at least 1"),
         (["--space", "toy", "--report-every", "0"], "must be at least 1"),
+        (["--space", "toy", "--threads", "0"], "must be at least 1"),
+        (["--space", "toy", "--threads", "-1"], "must be at least 1"),
         *(
             (["--space", "toy", "--learning-rate", rate], f"--learning-rate {rate} must be above 0")
             for rate in ("nan", "inf", "0", "-0.1", "1.5")
