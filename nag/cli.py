@@ -182,6 +182,11 @@ def parse_architectures(
     return architectures
 
 
+def command_given(module: str) -> str:
+    """The command line of this process, one of `module`, ready to type."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
 def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Describe the settings in which two configurations differ; empty if they are equal."""
 

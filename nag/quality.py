@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ import torch
 from rich.console import Console
 
 from nag.checkpoint import CheckpointError, load_network, shipped_weights
-from nag.cli import WholeNumber, command_line, plain_console, progress_bar, run
+from nag.cli import WholeNumber, command_given, command_line, plain_console, progress_bar, run
 from nag.devices import resolve_device
 from nag.errors import UserError, choose
 from nag.exact_score import exact_score, exact_score_of_samples
@@ -170,7 +169,7 @@ def main(
     sources = {name: bench.source(name) for name in chosen}  # fail before the long work
     results = [bench.row(name, sources[name], out / "quality-rows") for name in chosen]
     found = {
-        "command": _command(),
+        "command": command_given("nag.quality"),
         "settings": asdict(settings),
         "list": bench.law_record,
         "noise": asdict(noise(search_space, distance_num, np.random.default_rng(0))),
@@ -315,7 +314,7 @@ class Benchmark:
             seed=0,
             device=torch.device(self.settings.device),
             report_every=500,
-            record={"command": _command(), "preset": recipe.preset},
+            record={"command": command_given("nag.quality"), "preset": recipe.preset},
         )
 
 
@@ -327,10 +326,6 @@ def uniform_draws(space: SearchSpace, seed: int, steps: int, batch_size: int) ->
         rng.integers(2**62), rng.integers(2**62)  # seeds of noise and dropout
         drawn.update(map(pack, space.sample(batch_size, rng)))
     return drawn
-
-
-def _command() -> str:
-    return " ".join(["python -m nag.quality", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

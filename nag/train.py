@@ -1,7 +1,6 @@
 """`python -m nag.train`: train a score network on the architectures of a space."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from nag.checkpoint import save_network, save_tensors
 from nag.cli import (
     WholeNumber,
     check_seed,
+    command_given,
     command_line,
     difference,
     end_interrupted,
@@ -154,7 +154,6 @@ def main(
         net_config = replace(net_config, positions="none")
     if threads is not None:
         torch.set_num_threads(threads)
-    command = "python -m nag.train " + " ".join(sys.argv[1:])
     try:
         train_network(
             law,
@@ -166,7 +165,7 @@ def main(
             device=resolve_device(device),
             report_every=report_every,
             dtype=torch.float16 if half else None,
-            record={"command": command, "preset": preset_name},
+            record={"command": command_given("nag.train"), "preset": preset_name},
         )
     except KeyboardInterrupt:
         end_interrupted()

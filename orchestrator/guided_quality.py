@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from nag.calibration import Calibrated
-from nag.cli import WholeNumber, command_line, plain_console, run
+from nag.cli import WholeNumber, command_given, command_line, plain_console, run
 from nag.errors import UserError, counted
 from nag.files import code_digest, kept, write_text
 from nag.generate import Samples
@@ -305,7 +305,7 @@ def report(
     """The lines of the Markdown table."""
     seeds = frame["seed"].nunique()
     lines = [
-        f"`{' '.join(['python -m orchestrator.guided_quality', *sys.argv[1:]])}`",
+        f"`{command_given('orchestrator.guided_quality')}`",
         "",
         f"{platform.machine()}, torch {torch.__version__}, "
         f"{counted(bench.generator.config.threads, 'thread')}.",

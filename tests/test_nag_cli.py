@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def test_training_writes_weights_and_their_record(trained):
     assert record["final"].keys() == {"loss", "distance_to_exact", "validity"}
     assert record["data"] == {"law": "uniform"}
     assert record["exact_target"] is True
+
+
+def test_the_command_in_a_record_can_be_typed_again(tmp_path, monkeypatch):
+    argv = ["--archs", "my list.txt", "--out", "it's.safetensors"]
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    command = train_briefly(tmp_path / "W.safetensors")["training"]["command"]
+    assert shlex.split(command) == ["python", "-m", "nag.train", *argv]
 
 
 def test_quality_is_of_samples_made_where_the_network_is(tmp_path, capsys, monkeypatch):
