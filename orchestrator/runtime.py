@@ -127,10 +127,8 @@ class Runtime:
             raise UserError("--cpus-per-eval must be more than 0")
         for name in ("gpus_per_eval", "generator_gpus"):
             share = getattr(self, name)
-            if share in (None, "auto"):
-                continue
-            if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):  # as Ray has it
-                raise UserError(f"--{name.replace('_', '-')} must be 0 to 1 or a whole number")
+            if share not in (None, "auto"):
+                check_gpus(name.replace("_", "-"), share)
         if not is_device(self.eval_device):
             raise UserError(f"--eval-device {self.eval_device!r} must be auto, cpu, cuda or cuda:N")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
@@ -139,6 +137,12 @@ class Runtime:
             raise UserError("--patience must be at least 1")
         if self.max_hours is not None and not 0 < self.max_hours < math.inf:
             raise UserError("--max-hours must be more than 0")
+
+
+def check_gpus(option: str, share: float) -> None:
+    """Raise UserError for a share of GPUs that Ray does not reserve."""
+    if not (0 <= share <= 1 or (1 < share < math.inf and share % 1 == 0)):
+        raise UserError(f"--{option} must be 0 to 1 or a whole number")
 
 
 def place_of(runtime: Runtime) -> Place:

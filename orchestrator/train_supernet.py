@@ -1,5 +1,6 @@
 """Train a supernet on a cluster: `python -m orchestrator.train_supernet --help`."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from nag.cli import WholeNumber, command_line, plain_console, run
 from nag.errors import UserError
 from nag.spaces.mobilenetv3 import MOBILENETV3
-from orchestrator.runtime import Auth, Runtime, wants_gpu
+from orchestrator.runtime import Auth, Runtime, check_gpus, wants_gpu
 from trainers.train_supernet import (
     SupernetImages,
     SupernetOptions,
@@ -58,6 +59,9 @@ def main(
     """
     if workers < 1:
         raise UserError("--workers must be at least 1")
+    if not 0 < cpus_per_worker < math.inf:
+        raise UserError("--cpus-per-worker must be more than 0")
+    check_gpus("gpus-per-worker", gpus_per_worker)
     if workers > 1 and gpus_per_worker % 1 and place.device != "cpu":
         raise UserError("--gpus-per-worker must be whole: NCCL refuses processes that share a GPU")
     if not gpus_per_worker and place.device.startswith("cuda"):

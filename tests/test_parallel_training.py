@@ -284,6 +284,10 @@ def test_on_ray(tmp_path):
     ("changes", "message"),
     [
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--cpus-per-worker", "0"], "--cpus-per-worker must be more than 0"),
+        (["--cpus-per-worker", "nan"], "--cpus-per-worker must be more than 0"),
+        (["--gpus-per-worker", "-1"], "--gpus-per-worker must be 0 to 1 or a whole number"),
+        (["--gpus-per-worker", "1.5"], "--gpus-per-worker must be 0 to 1 or a whole number"),
         (["--device", "cuda"], "--device cuda needs GPUs: set --gpus-per-worker 1"),
         (
             ["--workers", "2", "--gpus-per-worker", "0.5"],
