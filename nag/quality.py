@@ -192,8 +192,9 @@ def choose_rows(text: str | None, space: SearchSpace, size: int) -> list[str]:
     if text is None:
         return [row for row in ROWS if row not in impossible]
     wanted = {choose("row", name.strip(), ROWS) for name in text.split(",")}
-    for row in wanted & impossible.keys():
-        raise UserError(f"no row {row!r} for this space: {impossible[row]}")
+    for row, reason in impossible.items():
+        if row in wanted:
+            raise UserError(f"no row {row!r} for this space: {reason}")
     return [row for row in ROWS if row in wanted]
 
 

@@ -119,6 +119,7 @@ def test_labels_of_a_parquet_file_number_its_classes(root, tmp_path):
     [
         ({"label": [0, None, *[0, 1] * 7]}, "column label is empty for 1 of 16 images"),
         ({"label": [None] * 16}, "column label is empty for 16 of 16 images"),
+        ({"label": [None] * 16, "class": [""] * 16}, "column label is empty for 16 of 16 images"),
         ({"class": ["cat", "", None, *["cat"] * 13]}, "column class is empty for 2 of 16 images"),
     ],
 )

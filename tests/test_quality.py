@@ -11,8 +11,9 @@ from toy_law import ARCHS, law
 
 from nag.checkpoint import load_network, save_network
 from nag.cli import run
+from nag.errors import UserError
 from nag.generate import Samples, generate
-from nag.laws import UniformLaw, random_list, sde_of
+from nag.laws import LARGEST_EXACT, UniformLaw, random_list, sde_of
 from nag.metrics import Summary, distances, noise, pack, summary
 from nag.quality import RECIPES, ROWS, app, choose_rows, uniform_draws
 from nag.score_net import ScoreNetwork
@@ -136,6 +137,8 @@ def test_rows_a_space_can_have():
     assert choose_rows(None, SPACES["nasbench201"], 7812) == list(ROWS)
     assert choose_rows(None, SPACES["mobilenetv3"], 500_000) == list(ROWS[:-1])
     assert choose_rows("paper, exact", TOY, 72) == ["exact", "paper"]
+    with pytest.raises(UserError, match="no row 'shipped'"):  # the first of two impossible ones
+        choose_rows("exact-of-list,shipped", TOY, LARGEST_EXACT + 1)
 
 
 def test_every_network_row_has_a_recipe_that_samples_its_target():

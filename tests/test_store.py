@@ -609,6 +609,18 @@ def test_a_run_moves_with_its_files_and_notices_another_content(out, tmp_path, s
     assert f"({setting} has different content)" in refusal(out, config("new", "2"))
 
 
+def test_other_files_are_named_in_the_order_of_their_settings(out, tmp_path):
+    files = [tmp_path / name for name in ("t.parquet", "W.safetensors", "latency.json")]
+    settings = {"table": files[0], "score_weights": files[1], "latency_table": str(files[2])}
+    for file in files:
+        file.write_text("1")
+    RunStore.open(out, replace(CONFIG, **settings)).close()
+    for file in files:
+        file.write_text("of another size")
+    changes = ", ".join(f"{setting} has different content" for setting in settings)
+    assert f"({changes})" in refusal(out, replace(CONFIG, **settings))
+
+
 def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
     """A table may be large, and whoever shows many runs asks for the hash of each all the time."""
     read, table = Path.read_bytes, tmp_path / "t.parquet"

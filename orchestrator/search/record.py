@@ -65,12 +65,12 @@ def check_same_run(out: Location, config: RunConfig) -> None:
     stored = {name: value for name, value in record["config"].items() if name != "budget"}
     asked = json.loads(json.dumps(config.identity()))
     if record["hash"] != config.hash() or stored != asked:
-        contents = [settings.pop("sha256", {}) for settings in (stored, asked)]
+        before, now = (settings.pop("sha256", {}) for settings in (stored, asked))
         changes = [difference(stored, asked)] if stored != asked else []
         changes += [
             f"{name} has different content"
-            for name in contents[0].keys() & contents[1].keys()
-            if contents[0][name] != contents[1][name]
+            for name, digest in before.items()
+            if now.get(name, digest) != digest
         ]
         raise UserError(
             f"{out} holds a run of another configuration "

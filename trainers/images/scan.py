@@ -186,7 +186,7 @@ def _scan_parquet(path: Path) -> Listing:
         )
     rows = list(range(len(splits)))
     pictures = [row for row in rows if splits[row] in used]
-    for column in {"label", "class"} & table.keys():
+    for column in (name for name in ("label", "class") if name in table):
         if empty := sum(table[column][row] in (None, "") for row in pictures):
             raise UserError(
                 f"{path}: column {column} is empty for {empty} of {counted(len(pictures), 'image')}"
