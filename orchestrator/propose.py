@@ -1,6 +1,7 @@
 """`python -m orchestrator.propose`: what to evaluate next, from values you already have."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from trainers.rows import (
     PERCENT,
     Unit,
     column_names,
+    numbers,
     read_columns,
     read_texts,
     write_rows,
@@ -153,28 +155,26 @@ def read_observations(
     archs, values, seen = [], [], set()
     for path in paths:
         for number, (text, value) in enumerate(_read(path)):
-            known = None if value is None or not np.isfinite(value) else value
+            known = np.isfinite(value)
             try:
                 seen.add(arch := space.from_str(text or ""))
             except InvalidArchitectureError as error:
-                if known is not None:
+                if known:
                     raise UserError(f"{path}, row {number}: {error}") from error
                 continue  # which may be why it has no value
-            if known is not None:
+            if known:
                 archs.append(arch)
-                values.append(known / unit.times)
+                values.append(value / unit.times)
     return Observations(tuple(archs), np.array(values)), frozenset(seen)
 
 
-def _read(path: Path) -> list[tuple[str | None, float | None]]:
-    """Rows: the architecture, and its value if the evaluation was complete."""
+def _read(path: Path) -> list[tuple[str | None, float]]:
+    """Rows: the architecture, and its value, NaN unless the evaluation was complete."""
     partial = sorted(set(PARTIAL) & set(column_names(path)))
     columns = read_columns(path, ["arch", "value", *partial])
-    texts, values = read_texts(path), columns["value"]
-    if not all(x is None or isinstance(x, int | float) for x in values):
-        raise UserError(f"{path}: column value does not hold numbers")
+    texts, values = read_texts(path), numbers(path, "value", columns["value"]).tolist()
     return [
-        (text, value if all(epoch is None for epoch in epochs) else None)
+        (text, value if all(epoch is None for epoch in epochs) else math.nan)
         for text, value, *epochs in zip(texts, values, *(columns[n] for n in partial), strict=True)
     ]
 
