@@ -84,6 +84,8 @@ def main(
     """
     if jobs is not None and jobs < 1:
         raise UserError("--jobs must be at least 1")
+    if executor == "local" and jobs not in (None, 1):
+        raise UserError("--executor local does one run after the other: --jobs requires ray")
     if not 0 <= gpu <= 1:
         raise UserError(f"--gpu {gpu:g} must be between 0 and 1")
     if out.exists() and not out.is_dir():

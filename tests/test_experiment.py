@@ -823,6 +823,8 @@ def test_errors_on_the_command_line_are_one_line(toy, tmp_path):
     assert (code, stdout, stderr) == (2, "", "error: --jobs must be at least 1\n")
     with pytest.raises(UserError, match="--gpu 2 must be between 0 and 1"):
         main(toy, out=tmp_path / "runs", gpu=2)
+    with pytest.raises(UserError, match="one run after the other: --jobs requires ray"):
+        main(toy, out=tmp_path / "runs", executor="local", jobs=4)
     assert not (tmp_path / "runs").exists()
 
 
