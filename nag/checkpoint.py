@@ -4,6 +4,7 @@ W.safetensors holds the EMA weights; W.json holds the space, SDE, network config
 weights were trained, and their SHA-256. Loading never unpickles anything.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,12 @@ def save_network(
 ) -> None:
     """Save the network; `training` records how it was trained (seed, steps, command, ...).
 
+    The weights come last: where they are, so is their record, even if this process is killed.
+
     dtype: storage type, e.g. float16 for half the size; loading converts back to float32.
     """
-    save_tensors(
-        {k: v.to(dtype or v.dtype).contiguous().cpu() for k, v in network.state_dict().items()},
-        path,
+    weights = save(
+        {k: v.to(dtype or v.dtype).contiguous().cpu() for k, v in network.state_dict().items()}
     )
     record = {
         "format": FORMAT,
@@ -65,9 +67,11 @@ def save_network(
         "network": network.config.to_json(),
         "sde": network.sde.to_json(),
         "training": training,
-        "sha256": sha256_of(path),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix(".json"), record)
+    write_bytes(path, weights)
 
 
 def load_network(

@@ -234,7 +234,8 @@ def train_network(
             f"step {state.step}/{config.steps}  {shown}  "
             f"{seconds:.0f} s, about {remaining:.0f} s left"
         )
-        save_tensors(state.tensors(), restart, {"configuration": json.dumps(configuration)})
+        if state.step < config.steps:  # continued from there, it would have nothing to report
+            save_tensors(state.tensors(), restart, {"configuration": json.dumps(configuration)})
     made = {
         **record,
         "data": law.to_json(),

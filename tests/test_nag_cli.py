@@ -19,6 +19,7 @@ from rich.console import Console
 from nag.checkpoint import load_network, save_tensors
 from nag.cli import progress_bar, read_architectures, run
 from nag.errors import counted
+from nag.files import write_bytes
 from nag.generate import generate
 from nag.laws import random_list
 from nag.sample import app as sample_app
@@ -179,6 +180,23 @@ def test_interrupted_training_continues_to_the_same_file(trained, tmp_path, caps
     out = tmp_path / "W.safetensors"
     assert interrupt_at_the_first_save(out) == 130
     assert capsys.readouterr().err.endswith("interrupted: repeat the command to continue\n")
+    continue_and_compare(out, trained, capsys)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_training_stopped_while_it_writes_its_result_continues(trained, tmp_path, suffix, capsys):
+    """Only whole weights with their record count as trained."""
+    out, write = tmp_path / "W.safetensors", write_bytes
+
+    def stop(path, data):
+        if path == out.with_suffix(suffix):
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nag.checkpoint.write_bytes", stop)
+        patch.setattr("nag.files.write_bytes", stop)
+        assert run_here(capsys, train_app, *TRAIN, "--out", out)[0] == 130
     continue_and_compare(out, trained, capsys)
 
 
