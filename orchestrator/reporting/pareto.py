@@ -63,13 +63,15 @@ class Front:
         NaN before the first trial with an amount and a value.
         """
         found = np.full(len(values), np.nan)
-        x, y = np.empty(0), np.empty(0)  # the front so far
+        x, y, share = np.empty(0), np.empty(0), np.nan  # the front so far, and its hypervolume
         for i, (amount, value) in enumerate(zip(amounts, values, strict=True)):
-            x, y = np.append(x, amount), np.append(y, value)
-            front = pareto_front(x, y)
-            x, y = x[front], y[front]
-            if len(front):
-                found[i] = hypervolume(x, y, self.most, self.least) / self.whole
+            if not ((x <= amount) & (y >= value)).any():  # most trials are not on the front
+                x, y = np.append(x, amount), np.append(y, value)
+                front = pareto_front(x, y)
+                x, y = x[front], y[front]
+                if len(front):
+                    share = hypervolume(x, y, self.most, self.least) / self.whole
+            found[i] = share
         return found
 
 
