@@ -7,7 +7,7 @@ with guidance from the same predictor, which has seen a few labels.
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -173,24 +173,8 @@ def main(
                     console.print,
                 )
             console.print(f"{what}: {len(found)} of {len(counts) * seeds}")
-    rows, accuracies = [], {}
-    for count in counts:
-        for seed in range(seeds):
-            for name, group in found[count, seed].items():
-                rows.append({"group": name, "labels": count, "seed": seed, **group["row"]})
-                accuracies[name] = np.array(group["accuracies"])  # plot the last ones
-    frame = pd.DataFrame(rows)
-    oracle = bench.oracle()
-    if oracle is not None:
-        accuracies = {f"best {num:,} of the space": oracle, **accuracies}
-    drawn = {name: found for name, found in accuracies.items() if not name.endswith("distinct")}
-    write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
-    svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not in a page
-    svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
-    write_text(stem.with_suffix(".svg"), svg)
-    text = "\n".join(report(frame, oracle, dataset or "cifar10", bench))
-    write_text(stem.with_suffix(".md"), text)
-    sys.stdout.write(text + "\n")
+    in_order = {(count, seed): found[count, seed] for count in counts for seed in range(seeds)}
+    write_results(in_order, dataset or "cifar10", bench, stem)
 
 
 @dataclass(frozen=True)
@@ -297,6 +281,32 @@ class Benchmark:
             return self.evaluator.evaluate(arch, seed=0)
         except EvaluationError as error:
             raise UserError(str(error)) from error
+
+
+def write_results(
+    found: Mapping[tuple[int, int], Mapping[str, Any]], dataset: str, bench: Benchmark, stem: Path
+) -> None:
+    """Write STEM.csv, .svg and .md; print the last to stdout as well.
+
+    found: the groups of each (number of labels, seed), in the order of the table.
+    """
+    rows, accuracies = [], {}
+    for (labels, seed), groups in found.items():
+        for name, group in groups.items():
+            rows.append({"group": name, "labels": labels, "seed": seed, **group["row"]})
+            accuracies[name] = np.array(group["accuracies"])  # plot the last ones
+    frame = pd.DataFrame(rows)
+    write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
+    oracle = bench.oracle()
+    if oracle is not None:
+        accuracies = {f"best {bench.num:,} of the space": oracle, **accuracies}
+    drawn = {name: each for name, each in accuracies.items() if not name.endswith("distinct")}
+    svg = draw_densities(drawn).replace("var(--ink)", "#444")  # it is not in a page
+    svg = svg.replace("<svg ", '<svg style="font-family: sans-serif; background: white" ', 1)
+    write_text(stem.with_suffix(".svg"), svg)
+    text = "\n".join(report(frame, oracle, dataset, bench))
+    write_text(stem.with_suffix(".md"), text)
+    sys.stdout.write(text + "\n")
 
 
 def report(
