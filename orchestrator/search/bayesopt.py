@@ -89,6 +89,7 @@ class BayesianOptimizer:
         limits: list[tuple[Constraint, ...]] = [()]
         if self.pareto is not None:
             limits = [(random_limit(self.pareto, self.constraints, rng),) for _ in range(count)]
+            count = 1  # under each
         started = perf_counter()
         predictor = None
         if self.predictor is not None and self.acquisition is not None:
@@ -98,7 +99,7 @@ class BayesianOptimizer:
         unwanted = Unwanted(exclude, pending=tuple(pending))
         for limit in limits:
             now = replace(unwanted, constraints=self.constraints + limit)
-            part = self._pick(count // len(limits), observations, predictor, now, rng)
+            part = self._pick(count, observations, predictor, now, rng)
             parts.append(part)
             unwanted = replace(unwanted | set(part.archs), pending=unwanted.pending + part.archs)
         together = _together(parts, seconds)
