@@ -116,6 +116,23 @@ def test_evaluations_to_a_target() -> None:
     assert evaluations_to(curve, 0.6) is None
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-3, 1e12])
+def test_the_unit_of_values_does_not_matter(unit: float, rng: np.random.Generator) -> None:
+    values = {name: dict(enumerate(rng.normal(i / 2, 1, 9))) for i, name in enumerate("abc")}
+    values["c"][0] = values["a"][0]  # a tie
+    scaled = {name: {s: unit * v for s, v in found.items()} for name, found in values.items()}
+    tests = zip(compare_all(scaled), compare_all(values), strict=True)
+    for found, expected in tests:
+        assert found == replace(expected, median=pytest.approx(unit * expected.median))
+    found, expected = rank_methods(scaled), rank_methods(values)
+    assert found is not None
+    assert expected is not None
+    assert found == expected
+    curve = np.maximum.accumulate(list(values["a"].values()))
+    for target in curve:
+        assert evaluations_to(unit * curve, unit * target) == evaluations_to(curve, target)
+
+
 @pytest.mark.parametrize("times", [[3], [4, 1], [5, 1, 3], [1, 2, 3, 4], [2, 2, 7, 7, 7, 9]])
 def test_the_median_without_censoring_is_the_usual_one(times: list[float]) -> None:
     assert censored_quantiles(times, [False] * len(times), [0.5]) == (np.median(times),)
@@ -190,6 +207,7 @@ def test_the_better_one_is_the_one_that_the_test_finds_better() -> None:
 
 def test_differences_that_only_rounding_makes_are_ties() -> None:
     assert compare("a", "b", {0: 0.1 + 0.2}, {0: 0.3}).ties == 1
+    assert compare("a", "b", {0: 1e12 * (0.1 + 0.2)}, {0: 0.3e12}).ties == 1
 
 
 def test_pairs_and_reference(rng: np.random.Generator) -> None:

@@ -4,6 +4,7 @@ S seeds, M methods, n trials. Larger is better. Nothing here depends on what a r
 """
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95  # of every interval
 ALPHA = 1 - LEVEL  # of every test
-_DIGITS = 9  # decimals to which values are compared
+_DIGITS = 11  # to which values are compared; later ones may be rounding errors
 
 Numbers = NDArray[np.float64]
 
@@ -72,7 +73,7 @@ def area_under(curve: Numbers, start: int, stop: int, low: float, high: float) -
 
 def evaluations_to(curve: Numbers, target: float) -> int | None:
     """How many evaluations a best-so-far curve needs to reach the target; None if it never does."""
-    reached = curve >= target - 10.0**-_DIGITS
+    reached = curve >= target - abs(target) * 10.0**-_DIGITS
     return int(np.argmax(reached)) + 1 if reached.any() else None
 
 
@@ -129,12 +130,19 @@ class Comparison:
 def compare(a: str, b: str, first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:
     """Wilcoxon's signed-rank test on values by seed."""
     seeds = sorted(first.keys() & second.keys())
-    differences = np.round([first[seed] - second[seed] for seed in seeds], _DIGITS)
+    pairs = np.array([(first[seed], second[seed]) for seed in seeds]).reshape(-1, 2)
+    differences = np.round(pairs[:, 0] - pairs[:, 1], _decimals(pairs))
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     ties = len(seeds) - wins - losses
     median = float(np.median(differences)) if seeds else np.nan
     excess, p = signed_rank_test(differences)
     return Comparison(a, b, len(seeds), wins, ties, losses, median, excess, p)
+
+
+def _decimals(values: Numbers) -> int:
+    """How many decimals of values, typically as large as these, are no rounding errors."""
+    size = float(np.median(np.abs(values))) if values.size else 0.0
+    return _DIGITS - math.ceil(math.log10(size or 1.0))
 
 
 def signed_rank_test(differences: Numbers) -> tuple[float, float]:
@@ -219,7 +227,7 @@ def rank_methods(values: Mapping[str, Mapping[int, float]]) -> Ranking | None:
     if len(seeds) < 2:
         return None
     table = np.array([[by_seed[seed] for by_seed in values.values()] for seed in seeds])
-    table = np.round(table, _DIGITS)  # (S, M)
+    table = np.round(table, _decimals(table))  # (S, M)
     ranks = scipy.stats.rankdata(-table, axis=1)
     alike = bool((ranks == ranks[0, 0]).all())
     p = 1.0 if alike else float(scipy.stats.friedmanchisquare(*table.T).pvalue)
