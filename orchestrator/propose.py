@@ -20,6 +20,7 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace, find_space
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import LARGEST
 from orchestrator.methods import NONE
 from trainers.build import unit_of
 from trainers.rows import (
@@ -150,12 +151,13 @@ def read_observations(
 ) -> tuple[Observations, frozenset[Architecture]]:
     """Architectures with values, in a unit, from parquet files, and all architectures in them.
 
-    Failed evaluations have no value; values of low fidelity or of stopped trainings are ignored.
+    Failed evaluations have no value, or an infinite or too large one; values of low fidelity or of
+    stopped trainings are ignored.
     """
     archs, values, seen = [], [], set()
     for path in paths:
         for number, (text, value) in enumerate(_read(path)):
-            known = np.isfinite(value)
+            known = abs(value) <= LARGEST  # not if it is NaN
             try:
                 seen.add(arch := space.from_str(text or ""))
             except InvalidArchitectureError as error:

@@ -28,6 +28,7 @@ from nag.predictors.base import Observations
 from nag.spaces import Architecture, find_space
 from orchestrator.build import build_single_fidelity
 from orchestrator.config import RunConfig
+from orchestrator.history.trials import LARGEST
 from orchestrator.parts import MULTI_FIDELITY
 from orchestrator.search.bayesopt import BayesianOptimizer, with_early_values
 from trainers.constraints import nothing_satisfies
@@ -159,16 +160,20 @@ class BOSearcher(Searcher):
         return trial.state == "ended" and (self._max_t is None or trial.time >= self._max_t)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Record what a running trial reports; non-finite values are ignored."""
+        """Record what a running trial reports; results without the metric are ignored."""
         trial = self._trials.get(trial_id)
         if trial is None:
             return
         if self._time_attr not in result:
             raise UserError(f"the trials do not report the time_attr {self._time_attr}")
         value = result.get(self.metric)
-        if value is not None and math.isfinite(value):
+        if value is None:
+            return
+        if abs(value) <= LARGEST:
             sign = 1 if self.mode == "max" else -1
             trial.report(float(result[self._time_attr]), sign * float(value), self._grace_period)
+        else:
+            trial.value = None
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -183,7 +188,7 @@ class BOSearcher(Searcher):
         if result:
             self.on_trial_result(trial_id, result)
         last = result.get(self.metric) if result else trial.value
-        failed = error or last is None or not math.isfinite(last)
+        failed = error or last is None or not abs(last) <= LARGEST  # also if it is NaN
         trial.state = "failed" if failed else "ended"
 
     def save(self, checkpoint_path: str) -> None:

@@ -590,6 +590,10 @@ def infinite_at_b(arch, evaluated):
     return math.inf if starts_with_b(arch) else None
 
 
+def huge_at_b(arch, evaluated):
+    return -1e200 if starts_with_b(arch) else None
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "attempts"),
     [
@@ -602,6 +606,7 @@ def infinite_at_b(arch, evaluated):
         (raises_at_b, "RuntimeError: the training diverged", RETRIES + 1),
         (nan_at_b, "EvaluationError: the value is nan", 1),
         (infinite_at_b, "EvaluationError: the value is inf", 1),
+        (huge_at_b, "EvaluationError: the value is -1e+200, too large", 1),
     ],
 )
 def test_a_failed_evaluation_is_an_outcome(tmp_path, fault, error, attempts):

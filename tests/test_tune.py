@@ -206,11 +206,23 @@ def not_a_number(found, name):
     found.on_trial_complete(name, report(float("nan"), 2))
 
 
+def not_a_number_at_last(found, name):
+    found.on_trial_result(name, report(0.99))
+    found.on_trial_result(name, report(float("nan"), 2))
+    found.on_trial_complete(name)
+
+
+def too_large(found, name):
+    found.on_trial_complete(name, report(-1e200))
+
+
 def no_metric(found, name):
     found.on_trial_complete(name, {"training_iteration": 1, "done": True})
 
 
-@pytest.mark.parametrize("end", [no_result, error, not_a_number, no_metric])
+@pytest.mark.parametrize(
+    "end", [no_result, error, not_a_number, not_a_number_at_last, too_large, no_metric]
+)
 def test_a_failed_trial_is_not_fitted_nor_pending_nor_proposed_again(fits, end):
     found = searcher(MUTATION, max_t=None)
     archs = search(found, 5)

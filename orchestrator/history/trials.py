@@ -17,6 +17,7 @@ from trainers.base import FULL_EPOCHS
 
 SEARCH = ("fit", "propose", "select")  # what a round does before its evaluations
 PHASES = (*SEARCH, "evaluate")
+LARGEST = 1e150  # size of a value: sums of squares of larger ones overflow
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 
 from nag.errors import UserError
 from nag.generator import Generator
-from orchestrator.history.trials import Outcome, Trial
+from orchestrator.history.trials import LARGEST, Outcome, Trial
 from trainers.base import EvaluationError, Evaluator, Measurement, at_epochs
 from trainers.training.loop import out_of_memory
 
@@ -159,8 +159,8 @@ def _success(trial: Trial, found: Measurement, attempts: int) -> Outcome:
         what = type(found).__name__
         raise EvaluationError(f"the evaluator returned a {what}, not a Measurement")
     value = float(found.value)
-    if not math.isfinite(value):
-        raise EvaluationError(f"the value is {value}")
+    if not abs(value) <= LARGEST:
+        raise EvaluationError(f"the value is {value}" + ", too large" * math.isfinite(value))
     if taken := sorted(_TAKEN & found.metrics.keys()):
         raise EvaluationError(f"metrics cannot be called {', '.join(taken)}")
     return Outcome(
