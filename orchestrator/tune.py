@@ -86,10 +86,10 @@ class BOSearcher(Searcher):
         choose("mode", mode, ("max", "min"))
         if not metric:
             raise UserError("metric must be the name of a metric that the trials report")
-        if grace_period <= 0:
-            raise UserError(f"grace_period {grace_period} must be positive")
-        if max_t is not None and max_t < grace_period:
-            raise UserError(f"max_t {max_t} is smaller than grace_period {grace_period}")
+        if not 0 < grace_period < math.inf:
+            raise UserError(f"grace_period {grace_period} must be positive and finite")
+        if max_t is not None and not max_t >= grace_period:
+            raise UserError(f"max_t {max_t} must be at least grace_period {grace_period}")
         if config.strategy == MULTI_FIDELITY:
             raise UserError(
                 f"the strategy {MULTI_FIDELITY} schedules brief trainings itself: choose another "

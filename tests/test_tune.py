@@ -1,6 +1,7 @@
 """The searcher of Ray Tune. Mostly without Ray: the tests call it as Tune's controller does."""
 
 import json
+import math
 import os
 import pickle
 from dataclasses import replace
@@ -420,7 +421,9 @@ def test_a_damaged_state_is_one_line(tmp_path, text):
         ({"mode": "best"}, "unknown mode 'best': choose from max, min"),
         ({"metric": ""}, "metric must be the name"),
         ({"grace_period": 0}, "grace_period 0 must be positive"),
-        ({"max_t": 2, "grace_period": 3}, "max_t 2 is smaller than grace_period 3"),
+        ({"grace_period": math.nan}, "grace_period nan must be positive and finite"),
+        ({"max_t": 2, "grace_period": 3}, "max_t 2 must be at least grace_period 3"),
+        ({"max_t": math.nan}, "max_t nan must be at least grace_period 1"),
         ({"config": RunConfig(method="bohb")}, "bohb schedules brief trainings itself"),
         (
             {"config": replace(CONFIG, guidance_form="target", target=90.0, acq="target")},
