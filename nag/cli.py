@@ -1,5 +1,7 @@
 """Shared by all commands: one-line errors with exit code 2, and Ctrl-C without a traceback."""
 
+import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -199,6 +201,7 @@ def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit the process with its exit code (2 after bad input)."""
+    _open_standard_streams()
     app.suppress_keyboard_interrupt = False  # else cyclopts exits silently
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -220,6 +223,19 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         plain_console().print("interrupted")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _open_standard_streams() -> None:
+    """Let no command fail, its work done, because its output cannot be printed.
+
+    Characters that stdout cannot encode are escaped, as on stderr. A stream that was closed (>&-)
+    becomes /dev/null, so that no file of ours gets its number and with it what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> NoReturn:

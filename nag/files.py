@@ -42,7 +42,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """The same for a text, in UTF-8; adds a final newline if it is missing."""
-    write_bytes(path, (text if text.endswith("\n") or not text else f"{text}\n").encode())
+    write_bytes(path, utf8(text if text.endswith("\n") or not text else f"{text}\n"))
+
+
+def utf8(text: str) -> bytes:
+    """A text in UTF-8, in which the bytes of a file name that is not UTF-8 are escaped."""
+    return text.encode(errors="backslashreplace")
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

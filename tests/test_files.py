@@ -74,6 +74,11 @@ def test_texts_end_with_their_last_line(tmp_path, text, expected):
     assert (tmp_path / "text").read_bytes() == expected
 
 
+def test_a_text_may_quote_a_file_name_that_is_not_utf_8(tmp_path):
+    write_text(tmp_path / "text", os.fsdecode(b"\xff \xc3\xbc"))
+    assert (tmp_path / "text").read_text(encoding="utf-8") == "\\udcff ü\n"
+
+
 def rows(path):
     write_rows([{"arch": os.urandom(16).hex(), "value": 1.0} for _ in range(2_000)], ["arch"], path)
 

@@ -452,6 +452,29 @@ def test_bad_input_as_seen_by_the_shell(module, tmp_path):
     assert stderr == f"error: unknown space 'nowhere': choose from {', '.join(SPACES)}\n"
 
 
+@pytest.mark.parametrize(("space", "code"), [("toy", 0), ("nowhere", 2)])
+def test_a_command_without_standard_streams(tmp_path, space, code):
+    """Nor does a file get the number of one, which libraries print to."""
+    out, opened = tmp_path / "samples.txt", tmp_path / "opened"
+    program = f"""
+from nag import sample
+from nag.cli import run
+
+def check_new(out):
+    with open({str(opened)!r}, "w") as file:
+        file.write(str(file.fileno()))
+
+sample.check_new = check_new
+run(sample.app)
+"""
+    options = ["--space", space, "--score", "exact", "--num", "2", "--out", str(out)]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program, *options]
+    assert subprocess.run(shell, cwd=ROOT, timeout=300).returncode == code
+    assert out.exists() == (code == 0)
+    if code == 0:
+        assert int(opened.read_text()) > 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -727,6 +727,19 @@ def test_a_path_is_printed_as_it_is(tmp_path, capsys):
     assert search(capsys, QUICK, out=out).endswith(f"report: {out / 'report.html'}\n")
 
 
+def test_a_name_that_is_not_utf_8_and_a_terminal_that_is_ascii(tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"caf\xe9 \xc3\xbc")
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", ascii_only)
+        patch.setattr(sys, "orig_argv", ["python", "--out", str(out)])
+        code, *_ = run_here(capsys, QUICK, out=out)
+    ascii_only.flush()
+    assert code == 0
+    assert ascii_only.buffer.getvalue().endswith(rb"caf\udce9 \xfc/report.html" + b"\n")
+    assert r"caf\udce9 ü" in (out / "report.html").read_text(encoding="utf-8")
+
+
 # Trained networks
 
 

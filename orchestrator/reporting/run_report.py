@@ -10,6 +10,7 @@ import scipy
 from numpy.typing import NDArray
 
 from nag.errors import UserError, counted
+from nag.files import utf8
 from nag.spaces import Architecture, SearchSpace
 from orchestrator.history.run import best_so_far, known_config
 from orchestrator.history.trials import SEARCH, Outcome, Trial
@@ -124,7 +125,7 @@ def write_report(store: RunStore, live: bool = False) -> Location:
     path = store.out / "report.html"
     try:
         record = record_of(store.out)
-        write_whole(path, _render(store, record, live).encode())
+        write_whole(path, utf8(_render(store, record, live)))
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     return path
