@@ -683,6 +683,13 @@ def test_a_file_is_not_a_directory(out):
     assert out.read_text() == "years of work"
 
 
+@pytest.mark.parametrize("target", ["nowhere", "run"])
+def test_a_link_that_leads_nowhere_or_to_itself(tmp_path, target):
+    out = tmp_path / "run"
+    out.symlink_to(target)
+    assert refusal(out) == f"{out} is a link to nothing: choose another --out"
+
+
 @pytest.mark.parametrize(
     "text",
     [

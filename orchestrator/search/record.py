@@ -6,6 +6,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ def check_same_run(out: Location, config: RunConfig) -> None:
     """Raise UserError unless `out` is free or holds a run of this configuration."""
     try:
         if not (out / "config.json").exists():
+            if isinstance(out, Path) and out.is_symlink() and not out.exists():
+                raise UserError(f"{out} is a link to nothing: choose another --out")
             if out.exists() and not out.is_dir():
                 raise UserError(f"{out} is not a folder: choose another --out")
             if out.exists() and not _is_empty(out):
