@@ -9,7 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +39,8 @@ def decode(data: bytes) -> np.ndarray:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its message has an address in memory
+        raise CorruptImageError("cannot identify the image format") from None
     except Exception as error:  # Pillow's decoders raise errors of all kinds
         raise CorruptImageError(str(error) or type(error).__name__) from None
 
