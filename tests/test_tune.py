@@ -17,6 +17,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from nag.errors import UserError
 from nag.predictors.gp import FittedGaussianProcess, GaussianProcess
+from nag.properties import Property
 from nag.spaces import SPACES
 from nag.spaces.toy import TOY
 from orchestrator.build import build_optimizer, quantities_of
@@ -25,6 +26,7 @@ from orchestrator.executors.local import LocalExecutor
 from orchestrator.search.loop import Plan, run_study
 from orchestrator.search.store import RunStore
 from orchestrator.tune import BOSearcher
+from trainers.constraints import PROPERTIES
 from trainers.evaluators.toy import ToyEvaluator
 
 CONFIG = RunConfig(space="toy", score="exact", n_init=4, pool_size=20, steps=8, seed=3, budget=12)
@@ -85,13 +87,17 @@ def fits(monkeypatch):
 # One trial at a time
 
 
-def test_the_trials_are_those_of_run_bo(tmp_path):
-    executor = LocalExecutor(CONFIG.generator("cpu"), ToyEvaluator(), retries=0)
-    store = RunStore.open(tmp_path / "run", CONFIG)
-    optimizer = build_optimizer(CONFIG, executor.generator)
+@pytest.mark.parametrize("pareto", [None, "layers"])
+def test_the_trials_are_those_of_run_bo(monkeypatch, tmp_path, pareto):
+    layers = Property("layers", TOY, 0.0, np.ones(TOY.shape))
+    monkeypatch.setitem(PROPERTIES, "toy", {"layers": lambda *_: layers})
+    config = replace(CONFIG, pareto=pareto)
+    executor = LocalExecutor(config.generator("cpu"), ToyEvaluator(), retries=0)
+    store = RunStore.open(tmp_path / "run", config)
+    optimizer = build_optimizer(config, executor.generator)
     run_study(optimizer, executor, store, Plan(budget=12, n_init=4, batch_size=1, seed=3))
     store.close()
-    assert search(searcher(), 12) == [TOY.to_str(trial.arch) for trial in store.trials]
+    assert search(searcher(config), 12) == [TOY.to_str(trial.arch) for trial in store.trials]
 
 
 def test_ask_and_tell_on_a_space_that_no_evaluator_knows(monkeypatch):
