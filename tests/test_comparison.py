@@ -1184,6 +1184,10 @@ def test_fronts_are_compared_with_searches_for_the_best_only_in_experiments(make
     ]
     (panel,) = make_panels([("G", read_run(path)) for path in paths[:3]])[0]
     assert (panel.name, panel.pareto) == ("G", "macs")
+    answers = dict(panel_checklist(summarise([panel], Settings())[0]))
+    assert answers["Search objective"] == "a synthetic formula; its Pareto front with macs"
+    assert answers["Reported"] == "the Pareto front of the search objective, and its hypervolume"
+    assert answers["Performance over time"] == "yes: hypervolume after every evaluation"
     assert [method.label for method in panel.methods] == [
         "mutation",
         "random",

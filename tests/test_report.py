@@ -319,6 +319,13 @@ def test_an_unconstrained_run_shows_values_against_macs(search) -> None:
     assert "limit" not in pareto.lower()
 
 
+def test_the_report_of_a_search_for_a_front_says_so(search) -> None:
+    _, html = search(strategy="random", pareto="macs", budget=6, **{**MOBILE, "n_init": 5})
+    assert " · Pareto front with macs · " in html
+    assert "no training; its Pareto front with macs" in html
+    assert "the Pareto front of the search objective, and its hypervolume" in html
+
+
 def test_a_run_without_metrics_has_no_pareto_section(search) -> None:
     _, html = search(strategy="random")
     assert "pareto" not in _check_page(html).sections

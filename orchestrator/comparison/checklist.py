@@ -31,7 +31,7 @@ _NOT_SHARED = {
 def panel_checklist(summary: Summary) -> list[Answer]:
     """The checklist of all runs of a panel together."""
     panel, runs = summary.panel, summary.panel.runs
-    config = runs[0].config
+    config = {**runs[0].config, "pareto": panel.pareto}
     spent = {phase: sum(float(run.seconds[phase].sum()) for run in runs) for phase in PHASES}
     search = sum(spent[phase] for phase in SEARCH)
     trained = sum(float(np.nansum(run.columns["train_seconds"])) for run in runs)
@@ -45,7 +45,7 @@ def panel_checklist(summary: Summary) -> list[Answer]:
         Answer("Initial design", _initial(summary)),
         Answer("Evaluations per round", str(config["batch_size"])),
         Answer("Compared with random search", ", ".join(random) or "no random-search run here"),
-        Answer("Performance over time", "yes: best so far after every evaluation"),
+        Answer("Performance over time", f"yes: {panel.measure} after every evaluation"),
         Answer(
             "Cost, evaluations",
             f"{sum(len(run) for run in runs):,}, {sum(run.num_failed for run in runs):,} of them "

@@ -34,6 +34,12 @@ class Answer(NamedTuple):
 
 
 def searched_on(config: Mapping[str, Any]) -> str:
+    """What was searched for."""
+    pareto = config.get("pareto")
+    return _maximised(config) + (f"; its Pareto front with {pareto}" if pareto else "")
+
+
+def _maximised(config: Mapping[str, Any]) -> str:
     """Which quantity was maximised."""
     if config["evaluator"] == "toy":
         return "a synthetic formula"
@@ -52,6 +58,8 @@ def searched_on(config: Mapping[str, Any]) -> str:
 
 def reported(config: Mapping[str, Any], has_test: bool) -> str:
     """Which quantities are shown."""
+    if config.get("pareto"):
+        return "the Pareto front of the search objective, and its hypervolume"
     if unit_of(config["evaluator"]) == PLAIN:
         return "the search objective"
     if not has_test:
