@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,11 +49,19 @@ def section(title: str) -> Group:
     return Group(title, sort_key=_SECTIONS.index(title))
 
 
+def _check_local(type_: Any, value: Any) -> None:
+    """Refuse a URI as a local path: s3://bucket/x would make a folder `s3:` here."""
+    del type_
+    if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(value)):
+        raise ValueError("It must be a local path, not a URI.")
+
+
 def command_line(name: str, *examples: str) -> App:
     """A new command line in our common style; its help ends with `examples`, ready to type."""
     return App(
         name=name,
         version=package_version,
+        default_parameter=Parameter(validator=_check_local),
         help_format="markdown",
         help_epilogue="\n\n    ".join(("Examples:", "\n    ".join(examples))) if examples else None,
         group_parameters=section("Parameters"),

@@ -22,6 +22,7 @@ from nag.errors import counted
 from nag.files import write_bytes
 from nag.generate import generate
 from nag.laws import random_list
+from nag.quality import app as quality_app
 from nag.sample import app as sample_app
 from nag.spaces import SPACES
 from nag.spaces.toy import TOY
@@ -77,6 +78,15 @@ def test_an_error_that_names_a_whole_file_is_cut(tmp_path, capsys):
     assert err.startswith(f"error: {tmp_path / 'archs.txt'}, line 1: 'abab")
     assert err.endswith("is not a toy architecture, e.g. 'ab/c-'\n")
     assert len(err) < 1000
+
+
+def test_a_uri_is_no_local_path(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    err = refusal(capsys, quality_app, "--space", "toy", "--out", "s3://bucket/quality")
+    assert err.startswith("error: Invalid value")
+    assert "--out" in err
+    assert "must be a local path, not a URI" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("terminal", [True, False])
