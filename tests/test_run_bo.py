@@ -317,6 +317,14 @@ def test_a_run_out_of_time_ends_and_goes_on_when_repeated(finished, tmp_path, ca
     assert found(out) == found(finished[0])
 
 
+def test_a_run_whose_time_is_over_before_it_begins(tmp_path, capsys):
+    with undrawn():
+        code, shown, _ = run_here(capsys, QUICK, max_hours=1e-9, out=tmp_path / "run")
+    assert code == 1
+    assert "stopped after 0 trials: --max-hours 1e-09 are over" in shown
+    assert "no evaluation succeeded" not in shown
+
+
 # Stopped, and repeated
 
 

@@ -112,8 +112,8 @@ def _best(store: RunStore) -> str:
 def print_result(console: Console, store: RunStore, report: Location) -> None:
     """Print the best architecture or the Pareto front, and where the report is."""
     if store.best is None:
-        trials = store.out / "trials.parquet"
-        console.print(f"no evaluation succeeded; see {trials}")
+        if store.num_finished:
+            console.print(f"no evaluation succeeded; see {store.out / 'trials.parquet'}")
         return
     constraints, pareto = store.config["constraint"], store.config.get("pareto")
     kept = f" with {', '.join(constraints)}" if constraints else ""
