@@ -55,9 +55,9 @@ class Files:
         Parquet file with columns arch (published strings) and value (percent): the trials.parquet
         of a run, or the output of trainers.evaluate; may be repeated.
     out
-        Parquet file to write: arch, predicted mean and std (percent) and the quantities of
-        --constraint and --pareto; most promising first, or, with --pareto, in random order of their
-        limits. Must not exist yet.
+        Parquet file to write: arch, predicted_mean and predicted_std (percent) and the quantities
+        of --constraint and --pareto; most promising first, or, with --pareto, in random order of
+        their limits. Must not exist yet.
     device
         Device of the generator: cpu, cuda, or auto (the GPU if there is one).
     """

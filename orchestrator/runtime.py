@@ -29,8 +29,9 @@ class Runtime:
     ----------
     out
         Folder of the run, or a URI such as s3://bucket/folder (docs/store.md); by default
-        runs/SPACE-STRATEGY-ACQ-seedN, plus data set, evaluator, surrogate, constraints and batch
-        size where they differ from the defaults. Repeating a command continues its run.
+        runs/SPACE-STRATEGY-ACQ-seedN, plus data set, evaluator, surrogate, earlier runs,
+        constraints, --pareto and batch size where they differ from the defaults. Repeating a
+        command continues its run.
     executor
         ray: generate in a Ray actor and evaluate in Ray tasks. tune: evaluate in Ray Tune trials,
         whose loggers write to OUT/tune. local: do everything in this process.
