@@ -110,12 +110,13 @@ class Constraint:
         return self.log_feasible(archs) >= math.log(0.5)
 
 
-def random_limit(
+def with_random_limit(
     quantity: Property, constraints: Sequence[Constraint], rng: np.random.Generator
-) -> Constraint:
-    """An upper limit within the values of the quantity that the constraints leave.
+) -> tuple[Constraint, ...]:
+    """The constraints and an upper limit within the values of the quantity that they leave.
 
-    Log-uniform, as costs are compared by their ratios; uniform if not all values are positive.
+    Log-uniform, as costs are compared by their ratios; uniform if not all values are positive. It
+    implies other upper limits on the quantity, which are left out: a price for each takes longer.
     """
     low, high = quantity.extremes
     own = [constraint for constraint in constraints if constraint.quantity.name == quantity.name]
@@ -123,7 +124,9 @@ def random_limit(
     high = min([high, *(constraint.limit for constraint in own if constraint.at_most)])
     share = rng.random()
     limit = low * (high / low) ** share if low > 0 else low + share * (high - low)
-    return Constraint(quantity, min(max(limit, low), high))
+    implied = [constraint for constraint in own if constraint.at_most]
+    others = (constraint for constraint in constraints if constraint not in implied)
+    return (*others, Constraint(quantity, min(max(limit, low), high)))
 
 
 def satisfied(

@@ -13,7 +13,7 @@ from nag.exact_score import exact_score, posterior
 from nag.generate import generate
 from nag.guidance import Ladder, guided
 from nag.laws import UniformLaw, sde_of
-from nag.properties import Constraint, Property, random_limit, satisfied, shadow_prices
+from nag.properties import Constraint, Property, satisfied, shadow_prices, with_random_limit
 from nag.sde import centre, uncentre
 from nag.spaces import ABSENT, Architecture
 from nag.spaces.mobilenetv3 import MOBILENETV3
@@ -124,7 +124,10 @@ def test_random_limits_between_the_extremes_and_the_constraints(limits, low, hig
     other = Property("other", TOY, 0.0, 2 * np.ones(TOY.shape))
     constraints = [Constraint(layers, *limit) for limit in limits] + [Constraint(other, 5.0)]
     rng = np.random.default_rng(0)
-    drawn = [random_limit(layers, constraints, rng) for _ in range(2000)]
+    together = [with_random_limit(layers, constraints, rng) for _ in range(2000)]
+    kept = [each for each in constraints if each.quantity is other or not each.at_most]
+    assert all([*others] == kept for *others, _ in together)
+    drawn = [limit for *_, limit in together]
     assert all(constraint.quantity is layers and constraint.at_most for constraint in drawn)
     found = np.array([constraint.limit for constraint in drawn])
     assert low <= found.min() <= found.max() <= high

@@ -23,7 +23,7 @@ from acquisition.select import select_batch
 from acquisition.strategies import ConstrainedGeneration
 from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
 from nag.predictors.gp import GaussianProcess
-from nag.properties import Constraint, Property, random_limit, satisfied
+from nag.properties import Constraint, Property, satisfied, with_random_limit
 from nag.spaces import Architecture, SearchSpace
 
 MIN_OBSERVATIONS = 2  # below this there is nothing to fit
@@ -86,9 +86,9 @@ class BayesianOptimizer:
         """
         if len(observations) < MIN_OBSERVATIONS:
             return self.initial(exclude, count, rng)
-        limits: list[tuple[Constraint, ...]] = [()]
+        limits = [self.constraints]
         if self.pareto is not None:
-            limits = [(random_limit(self.pareto, self.constraints, rng),) for _ in range(count)]
+            limits = [with_random_limit(self.pareto, self.constraints, rng) for _ in range(count)]
             count = 1  # under each
         started = perf_counter()
         predictor = None
@@ -97,8 +97,8 @@ class BayesianOptimizer:
         seconds = perf_counter() - started
         parts: list[Suggestion] = []
         unwanted = Unwanted(exclude, pending=tuple(pending))
-        for limit in limits:
-            now = replace(unwanted, constraints=self.constraints + limit)
+        for constraints in limits:
+            now = replace(unwanted, constraints=constraints)
             part = self._pick(count, observations, predictor, now, rng)
             parts.append(part)
             unwanted = replace(unwanted | set(part.archs), pending=unwanted.pending + part.archs)
