@@ -131,7 +131,7 @@ def test_training_writes_weights_and_their_record(trained):
     record = json.loads(trained.with_suffix(".json").read_text())["training"]
     assert record["steps"] == 20
     assert record["seed"] == 0
-    assert record["command"].startswith("python -m nag.train ")
+    assert record["command"].startswith("python -m nag.train")
     assert record["final"].keys() == {"loss", "distance_to_exact", "validity"}
     assert record["data"] == {"law": "uniform"}
     assert record["exact_target"] is True

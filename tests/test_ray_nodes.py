@@ -256,7 +256,7 @@ class Monkey:
     What is killed again only after so many outcomes, or on a slow machine the run would never end.
     """
 
-    APART: ClassVar = {"worker": 1, "generator": 15, "machine": 15, "driver": 40}
+    APART: ClassVar = {"worker": 1, "generator": 20, "machine": 20, "driver": 50}
 
     def __init__(self, cluster: Nodes, out: Path) -> None:
         self._cluster, self._random, self._out = cluster, random.Random(0), out
