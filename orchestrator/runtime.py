@@ -79,7 +79,7 @@ class Runtime:
         Begin no evaluation later than this many hours after the start; those that are running still
         end. To continue, repeat the command.
     ends_at
-        Time from which no evaluation begins, in seconds since the epoch.
+        When max_hours are over, in seconds since the epoch; set by the command when it starts.
     """
 
     out: OptionalPathOrURI = None
