@@ -119,7 +119,7 @@ enter() { # the init of a host is the only child of its `unshare`
 }
 
 cut_power() { # the cable first: what dies with the host must not say goodbye to the others
-  ip -n "nag-$1" link set eth0 down 2>/dev/null || true
+  ip -n $HUB link del "v-$1" 2>/dev/null || true # both its ends, however long the host takes to die
   kill -9 "$(cat "$STATE/$1.pid")" 2>/dev/null || true
   sleep 0.3
   ip netns del "nag-$1" 2>/dev/null || true
