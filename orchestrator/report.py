@@ -98,7 +98,7 @@ def main(
         raise UserError("name at least one run, or a folder of runs")
     if (out / "config.json").exists() or (out / "journal.jsonl").exists():
         raise UserError(f"--out {out} is a run: choose another folder")
-    if out.exists() and not out.is_dir():
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise UserError(f"--out {out} is not a folder")
     horizons = () if horizon is None else (horizon,)
     for option, numbers in (("marks", marks), ("workers", workers), ("horizon", horizons)):

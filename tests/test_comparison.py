@@ -1251,6 +1251,7 @@ def test_the_page_of_fronts(make: Make, tmp_path: Path, capsys: pytest.CaptureFi
         (["EMPTY/notes.txt", "--out", "OUT"], "is not an experiment"),
         (["RUNS", "--out", "RUNS/rea"], "is a run: choose another folder"),
         (["RUNS", "--out", "EMPTY/notes.txt"], "is not a folder"),
+        (["RUNS", "--out", "EMPTY/broken-link"], "is not a folder"),
         (["RUNS", "--out", "OUT", "--reference", "x"], "unknown method 'x' for --reference"),
         (
             ["RUNS", "--out", "OUT", "--optimum", "toy"],
@@ -1284,6 +1285,7 @@ def test_bad_input(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")
+    (tmp_path / "empty" / "broken-link").symlink_to("nowhere")
     places = {"RUNS": study, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
     given = [re.sub(r"^(RUNS|OUT|EMPTY)", lambda m: str(places[m[1]]), a) for a in arguments]
     code, said = _report(capsys, *given)

@@ -737,8 +737,9 @@ def test_precision(precision, device, capability, dtype, monkeypatch):
 
 
 def test_training_in_bfloat16_is_close_to_that_in_float32(task):
+    calm = replace(RECIPE, learning_rate=0.03)  # at 0.1, rounding errors grow by chance
     losses = {
-        precision: next(training(task, replace(RECIPE, precision=precision)).run(1)).loss
+        precision: next(training(task, replace(calm, precision=precision)).run(1)).loss
         for precision in ("float32", "bfloat16")
     }
     assert losses["bfloat16"] != losses["float32"]

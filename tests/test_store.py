@@ -352,6 +352,7 @@ def test_a_damaged_line_in_the_middle_does_not_delete_what_follows(store):
         "{}",
         "[]",
         "null",
+        pytest.param("[" * 100_000, id="deep"),
         '{"event": "exhausted"}',
         '{"at": 1.0, "event": "patience"}',
         '{"at": 1.0, "event": "patience", "after": "long"}',
@@ -701,6 +702,7 @@ def test_a_link_that_leads_nowhere_or_to_itself(tmp_path, target):
         "{}",
         '{"schema": 1}',
         '{"schema": 1, "config": 3, "hash": "a"}',
+        pytest.param("[" * 100_000, id="deep"),
         "caf\udce9",
     ],
 )

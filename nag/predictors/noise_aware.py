@@ -111,6 +111,6 @@ def _unlabelled(
     space: SearchSpace, observations: Observations, n: int, rng: np.random.Generator
 ) -> list[Architecture]:
     """Half uniform draws, half mutations of the best tenth: where guidance starts and ends."""
-    best = np.argsort(-observations.values)[: max(1, len(observations) // 10)]
+    best = np.argsort(-observations.values, kind="stable")[: max(1, len(observations) // 10)]
     parents = [observations.archs[i] for i in rng.choice(best, size=n - n // 2)]
     return space.sample(n // 2, rng) + [space.mutate(parent, rng) for parent in parents]

@@ -7,7 +7,8 @@ from typing import Any
 from orchestrator.storage.journal import SCHEMA
 from orchestrator.storage.location import Location
 
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # raised by damaged data
+# Raised by damaged data; RecursionError by JSON of thousands of brackets.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 _NEEDED = {  # to read a run; other keys depend on the run
     "space",

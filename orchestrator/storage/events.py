@@ -33,5 +33,5 @@ def _parse(line: bytes) -> Any:
     except ValueError:
         try:
             return json.loads(line)  # which accepts NaN
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
