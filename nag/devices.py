@@ -1,6 +1,8 @@
 """Devices by name."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -27,6 +29,21 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]  # the rest is advice for debugging
-        raise UserError(f"{refusal} ({reason})") from error
+        raise UserError(f"{refusal} ({gpu_reason(error)})") from error
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
+
+
+def gpu_reason(error: Exception) -> str:
+    """What an error of the GPU says first; the rest is advice for debugging."""
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def gpu_failures(whose: str) -> Iterator[None]:
+    """In this block, a GPU that fails or has no memory left is a UserError."""
+    try:
+        yield
+    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        raise UserError(
+            f"the GPU of {whose} failed ({gpu_reason(error)}): repeat the command to continue"
+        ) from error

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from nag.calibration import PILOT_SIZE, PILOT_STEPS, Calibrated
 from nag.checkpoint import load_network, shipped_weights
-from nag.devices import resolve_device
+from nag.devices import gpu_failures, resolve_device
 from nag.errors import UserError, choose, one_line
 from nag.exact_score import exact_score
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
@@ -120,15 +120,17 @@ class Generator(Protocol):
 
 
 class DiffusionGenerator:
-    """The generator itself. Loads the weights once; raises UserError."""
+    """The generator itself. Loads the weights once; raises UserError, also if its GPU fails."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.space = find_space(config.space)
         self.device = resolve_device(config.device)
-        self.score, self.sde = load_score(config, self.space, self.device)
+        with gpu_failures("the generator"):
+            self.score, self.sde = load_score(config, self.space, self.device)
 
+    @gpu_failures("the generator")
     def generate(self, n: int, *, seed: int, guidance: Guidance | None = None) -> Samples:
         if guidance is None:
             return self._sample(self.score, n, seed)

@@ -17,6 +17,7 @@ from nag.devices import resolve_device
 from nag.errors import UserError
 from nag.exact_score import exact_score
 from nag.generate import Samples, generate
+from nag.generator import DiffusionGenerator, GeneratorConfig
 from nag.guidance import Ladder, guided
 from nag.laws import UniformLaw, sde_of
 from nag.samplers import SAMPLERS, SCHEDULES, DPMSolver, heun, karras, predictor_corrector
@@ -404,3 +405,14 @@ def test_why_a_gpu_is_not_available(monkeypatch):
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(UserError, match=r"use cpu, cuda or auto \(CUDA error: out of memory\)$"):
         resolve_device("cuda")
+
+
+def test_a_gpu_that_fails_the_generator(monkeypatch):
+    def failing(x, t):
+        raise torch.AcceleratorError("CUDA error: illegal access\nCUDA kernel errors might be ...")
+
+    generator = DiffusionGenerator(GeneratorConfig("toy", "exact", device="cpu"))
+    monkeypatch.setattr(generator, "score", failing)
+    message = r"^the GPU of the generator failed \(CUDA error: illegal access\): repeat the command"
+    with pytest.raises(UserError, match=message):
+        generator.generate(8, seed=0)

@@ -18,10 +18,9 @@ from itertools import cycle
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from nag.errors import counted
+from nag.errors import UserError, counted
 from nag.generate import Samples
 from nag.generator import DiffusionGenerator, GeneratorConfig, Guidance, Part
 from orchestrator.config import RunConfig
@@ -88,12 +87,9 @@ class RayGenerator:
                 patience.look(lack)
             return ray.get(references)
         except RayTaskError as error:
-            if not isinstance(error.cause, torch.AcceleratorError | torch.OutOfMemoryError):
-                raise  # a bug of ours
-            reason = str(error.cause).partition("\n")[0]  # the rest is advice for debugging
-            raise ClusterError(
-                f"the generator's GPU failed ({reason}): repeat the command to continue"
-            ) from error
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            raise  # a bug of ours
         except RayError as error:
             raise ClusterError(
                 f"the generator was lost ({type(error).__name__}): repeat the command to continue"

@@ -19,6 +19,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from nag.devices import gpu_reason
 from nag.errors import UserError
 from nag.generator import Generator
 from orchestrator.history.trials import LARGEST, Outcome, Trial
@@ -110,7 +111,7 @@ def _release_gpu(held: int, may_end: bool) -> None:
                 torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
     except torch.AcceleratorError as error:
-        reason = str(error).partition("\n")[0]  # the rest is advice for debugging
+        reason = gpu_reason(error)
         if may_end:
             _log.error("the process ends because its GPU no longer works: %s", reason)
             os._exit(1)
