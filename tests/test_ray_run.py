@@ -118,21 +118,30 @@ def test_the_trials_are_those_of_a_local_run(expected, tmp_path):
     assert (run.out / "report.html").exists()
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_path, stop, code):
-    """Continued with another executor: where a run happens is no part of it."""
-    run = Run(tmp_path / "run", *LONG, *RAY, "--workers", "2")
-    run.wait_for(7)
-    assert "raylet" in run.processes()
-    run.process.send_signal(stop)
-    returncode, stdout, stderr = run.finish()
-    assert returncode == code
-    assert "Traceback" not in stderr
-    if stop == signal.SIGINT:
-        assert "\ninterrupted: " in stdout
-    else:
-        killed.append(run)
-    code, stdout, stderr = continued(run, *(RAY if stop == signal.SIGKILL else LOCAL)).finish()
+def stopped_twice(out, killed, *options):
+    """A run that was killed after some trials, repeated, and interrupted; and that number."""
+    first = Run(out, *LONG, *options)
+    first.wait_for(7)
+    assert "raylet" in first.processes()
+    first.process.send_signal(signal.SIGKILL)
+    code, _, stderr = first.finish()
+    assert (code, "Traceback" in stderr) == (-signal.SIGKILL, False)
+    killed.append(first)
+    finished = first.outcomes()
+    second = Run(out, *LONG, *options)
+    second.wait_for(finished + 3)
+    second.process.send_signal(signal.SIGINT)
+    code, stdout, stderr = second.finish()
+    assert (code, stderr) == (130, "")
+    assert f"\ncontinuing {out}: " in stdout
+    assert "\ninterrupted: " in stdout
+    return second, finished
+
+
+def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_path):
+    """Also with another executor: where a run happens is no part of it."""
+    run, _ = stopped_twice(tmp_path / "run", killed, *RAY, "--workers", "2")
+    code, stdout, stderr = continued(run, *LOCAL).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout
     assert found(run.out)[:16] == expected

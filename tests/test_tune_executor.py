@@ -27,7 +27,7 @@ from test_ray_faults import (
     _trials,
     address,  # noqa: F401
 )
-from test_ray_run import LOCAL, LONG, Run, continued, expected, found, killed  # noqa: F401
+from test_ray_run import LOCAL, continued, expected, found, killed, stopped_twice  # noqa: F401
 
 from nag.spaces.toy import TOY
 from orchestrator.executors.cluster import ClusterError
@@ -42,25 +42,14 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 TUNE = ["--executor", "tune", "--auth", "disabled", "--no-dashboard"]
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_stopped_run_continues(expected, killed, tmp_path, stop, code):  # noqa: F811
+def test_a_stopped_run_continues(expected, killed, tmp_path):  # noqa: F811
     """With Tune, or with another executor: where a run happens is no part of it."""
-    run = Run(tmp_path / "run", *LONG, *TUNE, "--workers", "2")
-    run.wait_for(7)
-    run.process.send_signal(stop)
-    returncode, stdout, stderr = run.finish()
-    assert (returncode, stderr) == (code, "")
-    if stop == signal.SIGINT:
-        assert "\ninterrupted: " in stdout
-    else:
-        killed.append(run)
-    code, stdout, stderr = continued(run, *(TUNE if stop == signal.SIGKILL else LOCAL)).finish()
-    assert (code, stderr) == (0, "")
-    assert f"\ncontinuing {run.out}: " in stdout
-    trials = found(run.out)
-    assert trials[:16] == expected
+    run, finished = stopped_twice(tmp_path / "run", killed, *TUNE, "--workers", "2")
     logged = {path.parent.name for path in (run.out / "tune").glob("*/result.json")}
-    assert (f"trial-{len(trials) - 1}" if stop == signal.SIGKILL else "trial-0") in logged
+    assert {"trial-0", f"trial-{finished}"} <= logged
+    code, _, stderr = continued(run, *LOCAL).finish()
+    assert (code, stderr) == (0, "")
+    assert found(run.out)[:16] == expected
 
 
 @pytest.fixture
