@@ -304,8 +304,9 @@ def test_a_run_out_of_time_is_the_beginning_of_a_longer_one(tmp_path, at_most):
 
 
 def test_a_run_whose_last_trials_did_not_begin_in_time_is_not_finished(tmp_path, at_most):
+    """By the clocks of their machines, which may be ahead of the driver's."""
     config = replace(CONFIG, budget=4)
-    found, end = at_most(tmp_path / "run", config, 4, lambda outcomes: outcomes[:3])
+    found, end = at_most(tmp_path / "run", config, 100, lambda outcomes: outcomes[:3])
     assert (len(found), end) == (3, "time")
 
 

@@ -91,8 +91,8 @@ def run_study(
     store.compact()
     if proposer.ended == "exhausted" and not store.trials:
         raise nothing_satisfies(store.config["constraint"])
-    late = time.time() >= ends_at and store.spent < plan.budget
-    return "time" if late and proposer.ended == "budget" else proposer.ended
+    late = proposer.ended == "budget" and store.spent < plan.budget
+    return "time" if late else proposer.ended
 
 
 class _Proposer:
