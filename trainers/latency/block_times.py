@@ -56,7 +56,7 @@ class BlockTimer:
             [self._timed(Block(self._plan.slots[node], k, e)) for k, e in LAYERS] for node in _NODES
         ]
         # A network without blocks, which are inserted before every run.
-        self._frame = Network([], num_classes=NUM_CLASSES, width=width, dropout=0.0)
+        self._frame = Network([], num_classes=NUM_CLASSES, width=width)
         initialise(self._frame)
         placed(self._frame, device)
         self._frame.feature_mix_layer.register_forward_pre_hook(lambda *_: self._watch.lap())

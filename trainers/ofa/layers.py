@@ -78,9 +78,6 @@ class DropPath(nn.Module):
         kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= self.rate
         return x * kept / (1 - self.rate)
 
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:g}"
-
 
 class Block(nn.Module):
     """An inverted bottleneck, with a residual connection around it if the sizes allow."""

@@ -38,7 +38,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], *, num_classes: int, width: float, dropout: float
+        self, blocks: Sequence[nn.Module], *, num_classes: int, width: float, dropout: float = 0.0
     ) -> None:
         super().__init__()
         plan = mobilenetv3_plan(width=width)

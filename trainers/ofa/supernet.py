@@ -29,19 +29,18 @@ class Supernet(nn.Module):
     """Elastic MobileNetV3, initialised from torch's random generator.
 
     width: multiplier of all channels, relative to the published network; whole hundredths.
-    dropout: rate before the classifier.
     meta: how it was trained, if known.
     """
 
     blocks: nn.ModuleList
     meta: Mapping[str, Any]
 
-    def __init__(self, num_classes: int = 1000, width: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int = 1000, width: float = 1.0) -> None:
         super().__init__()
         if width != round(width, 2):
             raise ValueError(f"the width of a supernet must be a multiple of 0.01, not {width}")
-        self.num_classes, self.width, self.dropout, self.meta = num_classes, width, dropout, {}
-        largest = build_network(LARGEST, num_classes=num_classes, width=width, dropout=dropout)
+        self.num_classes, self.width, self.meta = num_classes, width, {}
+        largest = build_network(LARGEST, num_classes=num_classes, width=width)
         for name, module in largest.named_children():
             self.add_module(name, module)
         for block in self.blocks[1:]:
@@ -97,9 +96,7 @@ class Supernet(nn.Module):
         """The modules of the network `arch`, without weights."""
         blocks = [_skeleton_block(layer) for layer in layers(arch, self.width)]
         with torch.device("meta"):
-            return Network(
-                blocks, num_classes=self.num_classes, width=self.width, dropout=self.dropout
-            )
+            return Network(blocks, num_classes=self.num_classes, width=self.width)
 
     def _slice(self, arch: Architecture, network: Network) -> dict[str, Tensor]:
         """Tensors for `network`, whose architecture is `arch`: views of ours where possible."""
