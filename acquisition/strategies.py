@@ -294,26 +294,16 @@ def _informed(guidance: Guidance | None, samples: Samples) -> Guidance | None:
     return replace(guidance, scale=Ladder(low, high), noise_aware=samples.noise_aware)
 
 
-@dataclass(frozen=True)
-class ConstrainedGeneration:
+def generate_feasible(
+    generator: Generator, n: int, exclude: Unwanted, rng: np.random.Generator
+) -> Pool:
     """Samples of the diffusion model that satisfy constraints, without a predictor.
 
     For an initial design when random draws hardly ever satisfy the constraints.
     """
-
-    generator: Generator
-
-    def propose(
-        self,
-        n: int,
-        observations: Observations,
-        predictor: FittedPredictor | None,
-        exclude: Unwanted,
-        rng: np.random.Generator,
-    ) -> Pool:
-        del predictor
-        guidance = Guidance(None, observations, constraints=exclude.constraints)
-        return _generate_unseen(self.generator, n, exclude, rng, guidance)
+    none = Observations((), np.empty(0))
+    guidance = Guidance(None, none, constraints=exclude.constraints)
+    return _generate_unseen(generator, n, exclude, rng, guidance)
 
 
 class StrategyBuilder(Protocol):

@@ -11,7 +11,7 @@ import torch
 
 from acquisition.functions import ACQUISITIONS, AcquisitionFunction, TargetLikelihood
 from acquisition.parzen import ParzenEstimator
-from acquisition.strategies import STRATEGIES, ConstrainedGeneration, GuidedGeneration
+from acquisition.strategies import STRATEGIES, GuidedGeneration, generate_feasible
 from nag.errors import UserError
 from nag.generator import DiffusionGenerator, Generator
 from nag.predictors.base import SurrogatePredictor
@@ -148,7 +148,7 @@ def build_single_fidelity(config: RunConfig, generator: Generator) -> BayesianOp
         strategy_name=parts.strategy,
         pool_size=config.pool_size,
         constraints=constraints,
-        rare=ConstrainedGeneration(generator) if constraints else None,
+        rare=partial(generate_feasible, generator) if constraints else None,
         pareto=pareto,
     )
 

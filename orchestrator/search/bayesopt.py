@@ -3,7 +3,7 @@
 Algorithms 1 and 2 of DiffusionNAG's appendix; the candidate strategy decides which.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from time import perf_counter
@@ -20,7 +20,6 @@ from acquisition.base import (
 )
 from acquisition.functions import AcquisitionFunction
 from acquisition.select import select_batch
-from acquisition.strategies import ConstrainedGeneration
 from nag.predictors.base import FittedPredictor, Observations, SurrogatePredictor
 from nag.predictors.gp import GaussianProcess
 from nag.properties import Constraint, Property, satisfied, with_random_limit
@@ -47,6 +46,7 @@ class BayesianOptimizer:
     """Stateless: `suggest` is a function of its arguments, so a run can be replayed.
 
     predictor, acquisition: None for a model-free strategy, all of whose proposals are suggested.
+    rare: finds feasible architectures when random draws do not.
     pareto: a quantity that is to be small where the value is large. Each suggested architecture has
         a random upper limit on it, and a pool, of its own, so that together they find the Pareto
         front: the epsilon-constraint method (Haimes et al., IEEE Trans. SMC 1971), randomised as
@@ -61,7 +61,7 @@ class BayesianOptimizer:
     strategy_name: str
     pool_size: int
     constraints: tuple[Constraint, ...] = ()
-    rare: ConstrainedGeneration | None = None  # finds feasible ones when random draws do not
+    rare: Callable[[int, Unwanted, np.random.Generator], Pool] | None = None
     pareto: Property | None = None
 
     def initial(
@@ -173,8 +173,7 @@ class BayesianOptimizer:
         archs = random_unseen(self.space, count, unwanted, rng)
         short = count - len(archs)
         if short > 0 and self.rare is not None:
-            none = Observations((), np.empty(0))
-            archs += self.rare.propose(short, none, None, unwanted | set(archs), rng).archs
+            archs += self.rare(short, unwanted | set(archs), rng).archs
         return archs or neighbours_unseen(self.space, count, unwanted, rng)
 
 
