@@ -40,9 +40,6 @@ LogDensity = Callable[[Tensor, Tensor], Tensor]
 
 _BISECTIONS = 8
 
-Scale = Callable[[int, torch.device], Tensor]
-"""(batch size, device) -> k (B,)."""
-
 
 @dataclass(frozen=True)
 class Ladder:
@@ -141,7 +138,7 @@ def guided(
     sde: VESDE,
     *,
     log_density: LogDensity | None = None,
-    scale: Scale = Ladder(1.0, 1.0),
+    scale: Ladder = Ladder(1.0, 1.0),
     peaked: bool = False,
     constraints: Sequence[Constraint] = (),
     norms: Norms | None = None,
@@ -160,7 +157,7 @@ def guided(
             k = per_sample(scale(len(x), x.device).to(v))
             reward = k * _gradient(log_density, v, sigma)
             if peaked:
-                reward = _up_to_the_peak(log_density, space, x, sigma, reward)
+                reward = _up_to_the_peak(log_density, space, x, sigma, v, reward)
         if constraints:
             reward = reward - shadow_prices(space, constraints, x, sigma, reward)
         guidance = 2 * (posterior(space, x, sigma, reward) - v) / per_sample(sigma**2)
@@ -181,10 +178,9 @@ def _gradient(log_density: LogDensity, v: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _up_to_the_peak(
-    log_density: LogDensity, space: SearchSpace, x: Tensor, sigma: Tensor, reward: Tensor
+    log_density: LogDensity, space: SearchSpace, x: Tensor, sigma: Tensor, v: Tensor, reward: Tensor
 ) -> Tensor:
     """The reward times the largest a <= 1 at which g still rises on the way from V to V_aR."""
-    v = posterior(space, x, sigma)
 
     def past(log_a: Tensor) -> Tensor:
         tilted = posterior(space, x, sigma, per_sample(log_a.exp()) * reward)

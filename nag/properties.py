@@ -153,9 +153,8 @@ def shadow_prices(
     reward it is the Lagrangian of "maximise the reward subject to the constraint", and the prices
     minimise its dual, whose gradient is limit - E[c] - margin. One price is found by bisection,
     several by the ellipsoid method, whose evaluations grow with the square of their number.
+    constraints: at least one.
     """
-    if not constraints:
-        return torch.zeros_like(reward)
     c = torch.stack([constraint.scaled(x) for constraint in constraints])  # (K, N, F)
     limit, noise = x.new_tensor([constraint.scaled_limit for constraint in constraints]).T
 
