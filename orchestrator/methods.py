@@ -31,7 +31,6 @@ class Method:
 
     parts: Parts
     what: str
-    source: str
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -39,52 +38,39 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "guided": Method(
             Parts("gp", "guided", "ei"),
             "a diffusion model guided by the surrogate; mutants after a batch without improvement",
-            "An et al., DiffusionNAG, ICLR 2024",
         ),
-        "random-search": Method(
-            Parts(NONE, "random", NONE),
-            "uniform draws",
-            "Li & Talwalkar, UAI 2019",
-        ),
+        "random-search": Method(Parts(NONE, "random", NONE), "uniform draws"),
         "rea": Method(
             Parts(NONE, "rea", NONE),
             "regularized evolution: tournament selection, removal of the oldest",
-            "Real et al., AAAI 2019",
         ),
         "local-search": Method(
             Parts(NONE, "local-search", NONE),
             "hill climbing to better neighbours, random restarts at local optima",
-            "White et al., UAI 2021",
         ),
         "reinforce": Method(
             Parts(NONE, "reinforce", NONE),
             "policy gradient, with one categorical distribution per decision",
-            "Williams 1992; Ying et al., ICML 2019",
         ),
         "bohb": Method(
             Parts(NONE, "bohb", NONE),
             "brief training of candidates from a Parzen estimator, full training of the best third",
-            "Falkner et al., BOHB, ICML 2018",
         ),
         "gp-ucb": Method(
             Parts("gp-plain", "mutation+random", "ucb"),
             "Gaussian process on one-hot encodings, upper confidence bound",
-            "Srinivas et al., ICML 2010",
         ),
         "bananas": Method(
             Parts("ensemble", "mutation", "its"),
             "ensemble of networks on path encodings, Thompson sampling of mutants",
-            "White et al., BANANAS, AAAI 2021",
         ),
         "nasbowl": Method(
             Parts("wl-gp", "mutation-top10+random", "ei"),
             "Gaussian process with the Weisfeiler-Lehman kernel, expected improvement",
-            "Ru et al., NAS-BOWL, ICLR 2021",
         ),
         "hebo": Method(
             Parts("hebo-gp", "mutation-top10+random", "mace"),
             "Gaussian process on warped inputs and outputs, Pareto front of acquisition functions",
-            "Cowen-Rivers et al., HEBO, JAIR 2022",
         ),
     }
 )
