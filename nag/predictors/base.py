@@ -39,11 +39,6 @@ class Observations:
         """Largest observed value."""
         return float(self.values.max())
 
-    @property
-    def incumbent(self) -> Architecture:
-        """The architecture with the largest value (the first of several)."""
-        return self.archs[int(self.values.argmax())]
-
 
 @dataclass(frozen=True)
 class Prediction:
