@@ -77,10 +77,8 @@ def evaluations_to(curve: Numbers, target: float) -> int | None:
     return int(np.argmax(reached)) + 1 if reached.any() else None
 
 
-def censored_quantiles(
-    times: Sequence[float], censored: Sequence[bool], shares: Sequence[float] = (0.25, 0.5, 0.75)
-) -> tuple[float, ...]:
-    """Quantiles of times (S,) of which some are censored, "later than this" (Kaplan-Meier, 1958).
+def censored_quartiles(times: Sequence[float], censored: Sequence[bool]) -> tuple[float, ...]:
+    """Quartiles of times (S,) of which some are censored, "later than this" (Kaplan-Meier, 1958).
 
     Without censoring the median is the usual one: if the share falls exactly between two times,
     it is their mean. Infinite if too few times are known.
@@ -89,7 +87,7 @@ def censored_quantiles(
         scipy.stats.CensoredData.right_censored(times, np.asarray(censored, dtype=bool))
     ).sf
     found = []
-    for share in shares:
+    for share in (0.25, 0.5, 0.75):
         over = left.probabilities - (1 - share)
         ends = [left.quantiles[met] for met in (over < 1e-12, over < -1e-12)]
         found.append(float(np.mean([end[0] if len(end) else np.inf for end in ends])))

@@ -20,7 +20,7 @@ from orchestrator.comparison.statistics import (
     Numbers,
     Ranking,
     area_under,
-    censored_quantiles,
+    censored_quartiles,
     compare_all,
     evaluations_to,
     list_schedule,
@@ -267,7 +267,7 @@ class Summary:
             return None
         reached = len(times) - sum(censored)
         last = max((time for time, later in zip(times, censored, strict=True) if later), default=0)
-        return Hits(reached, len(times), censored_quantiles(times, censored), last)
+        return Hits(reached, len(times), censored_quartiles(times, censored), last)
 
     @cached_property
     def measures(self) -> Mapping[str, Mapping[str, BySeed]]:
