@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import boxcox, kendalltau, multivariate_normal, norm, yeojohnson
 
-import nag.predictors.baselines.extra as extra
+import nag.predictors.baselines.gp as plain
 from nag.errors import UserError
 from nag.predictors.base import DifferentiablePredictor, Observations
 from nag.predictors.baselines.ensemble import MEMBERS, forward, initial, path_encoding, paths
@@ -253,7 +253,7 @@ def test_a_missing_library_is_named_when_the_surrogate_is_made(needy, monkeypatc
     def import_module(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(extra, "import_module", import_module)
+    monkeypatch.setattr(plain, "import_module", import_module)
     with pytest.raises(UserError, match=r"botorch: pip install 'diffusionnag-bo\[baselines\]'"):
         SURROGATES[needy].build(TOY)
     for name in {*SURROGATES} - NEEDS_EXTRA:

@@ -5,19 +5,31 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nag.errors import UserError
 from nag.predictors.base import Observations
-from nag.predictors.baselines.extra import require
 from nag.predictors.baselines.outputs import Outputs, standardised
 from nag.predictors.baselines.posterior import Posterior
 from nag.spaces import Architecture, SearchSpace
 
 _MAX_ITERATIONS = 50  # of L-BFGS; with more, warps and many lengthscales overfit
+
+
+def require(name: str) -> Any:
+    """A module of the extra `baselines`, imported when it is first needed; raises UserError."""
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.split(".")[0]
+        raise UserError(
+            f"this surrogate needs {package}: pip install 'diffusionnag-bo[baselines]'"
+        ) from None
 
 
 def one_hot(space: SearchSpace, archs: Sequence[Architecture]) -> Tensor:

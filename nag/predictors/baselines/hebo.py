@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from nag.predictors.base import Observations
-from nag.predictors.baselines.extra import require
-from nag.predictors.baselines.gp import fit_posterior, gaussian_noise, matern, one_hot, varying
+from nag.predictors.baselines.gp import (
+    fit_posterior,
+    gaussian_noise,
+    matern,
+    one_hot,
+    require,
+    varying,
+)
 from nag.predictors.baselines.outputs import power
 from nag.predictors.baselines.posterior import Posterior
 from nag.spaces import Architecture, SearchSpace
