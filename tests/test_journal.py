@@ -697,7 +697,7 @@ def test_keys_are_neither_shown_nor_recorded(bucket):
     assert "secret" not in f"{out} {out!r} {(out / 'x')!r}"
     store = RunStore.open(out, CONFIG, ["python", "-m", "orchestrator.run_bo", "--out", uri])
     store.close()
-    record = (out / "config.json").read_text()
+    record = (out / "config.json").read_bytes().decode()
     assert "secret" not in record
     assert json.loads(record)["command"].endswith(f"--out {out}")
     assert without_secrets("--out=s3://a:b@c/d?e=f g") == "--out=s3://c/d g"

@@ -1,7 +1,7 @@
 """Where files are: a local path, or a name on a filesystem of pyarrow or fsspec.
 
 Both support the part of `pathlib.Path` that runs need: `/`, `name`, `exists`, `is_dir`, `iterdir`,
-`read_bytes`, `read_text`, `unlink`. Files are written whole: `write_whole`.
+`read_bytes`, `unlink`. Files are written whole: `write_whole`.
 """
 
 import re
@@ -105,9 +105,6 @@ class URI:
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as file:
             return bytes(file.read())
-
-    def read_text(self) -> str:
-        return self.read_bytes().decode()
 
     @_os_errors()
     def unlink(self) -> None:
