@@ -91,7 +91,8 @@ def network_task(space: SearchSpace, evaluator: str, settings: EvaluatorSettings
 def _table(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
     if settings.table is None:
         raise UserError("the table evaluator needs --table, the path of a parquet file")
-    return TableEvaluator(settings.table, settings.dataset or "cifar10", settings.objective)
+    dataset = settings.dataset or USUAL_DATASETS["table"]
+    return TableEvaluator(settings.table, dataset, settings.objective)
 
 
 def _surrogate(space: SearchSpace, settings: EvaluatorSettings) -> Evaluator:
@@ -235,4 +236,5 @@ EVALUATORS: dict[str, tuple[tuple[str, ...], _Builder]] = {
     "train": (("mobilenetv3", "nasbench201"), _train),
 }
 ON_IMAGES = ("supernet", "train")
+USUAL_DATASETS = {"table": "cifar10", "surrogate": DATASET}  # of evaluators that name one
 OF_ACCURACIES = {"surrogate", "table", "toy", *ON_IMAGES}  # the toy's only look like accuracies

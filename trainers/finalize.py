@@ -13,7 +13,7 @@ from nag.files import sha256_of
 from nag.locks import claim
 from nag.spaces import StagedSpace, find_space
 from trainers.base import EvaluationError
-from trainers.build import EvaluatorSettings, build_evaluator
+from trainers.build import ON_IMAGES, EvaluatorSettings, build_evaluator
 from trainers.evaluators.supernet import SupernetEvaluator
 from trainers.evaluators.training import TrainingEvaluator
 from trainers.finished.export import ONNX, ExportError, can_write_onnx
@@ -124,7 +124,7 @@ def _as_in(search: Search, given: NetworkOptions, train: bool) -> NetworkOptions
 
     A full training does not inherit the options that shortened the trainings of the run.
     """
-    if search.evaluator not in ("supernet", "train"):
+    if search.evaluator not in ON_IMAGES:
         return given
     weights = search.config.get("weights")
     if weights and given.weights is None:

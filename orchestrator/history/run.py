@@ -16,11 +16,11 @@ from orchestrator.history.trials import History
 from orchestrator.storage.journal import read_journal
 from orchestrator.storage.location import Location, reason
 from trainers.base import FULL_EPOCHS
+from trainers.build import USUAL_DATASETS
 from trainers.rows import ACCURACIES
 
 Numbers = NDArray[np.float64]
 
-_DATASETS = {"table": "cifar10", "surrogate": "imagenet"}  # by evaluator, if none is chosen
 _PATHS = ("table", "data", "weights", "score_weights", "latency_table")
 _OF_OUTCOMES = ("value", "seconds")
 _METRICS = ("test", "train_seconds")
@@ -120,7 +120,7 @@ def known_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with its data set and any earlier runs filled in, and files by name only."""
     config = {"prior": [], **record["config"]}
     names = {key: config[key] and PurePath(config[key]).name for key in _PATHS if key in config}
-    dataset = config["dataset"] or _DATASETS.get(config["evaluator"])
+    dataset = config["dataset"] or USUAL_DATASETS.get(config["evaluator"])
     return {**config, **names, "dataset": dataset}
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from nag.errors import UserError, counted
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace, find_space
+from trainers.build import USUAL_DATASETS
 from trainers.rows import PARTIAL
 
 
@@ -58,9 +59,7 @@ class Search:
     @property
     def searched_on(self) -> str:
         """Name of its data."""
-        default = {"surrogate": "imagenet", "table": "cifar10"}.get(
-            self.evaluator, "synthetic data"
-        )
+        default = USUAL_DATASETS.get(self.evaluator, "synthetic data")
         return str(self.config.get("data") or self.config.get("dataset") or default)
 
 
