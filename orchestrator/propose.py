@@ -18,7 +18,7 @@ from nag.errors import UserError
 from nag.generator import DiffusionGenerator
 from nag.predictors.base import Observations
 from nag.spaces import Architecture, InvalidArchitectureError, StagedSpace, find_space
-from orchestrator.build import build_single_fidelity
+from orchestrator.build import Quantities, build_single_fidelity
 from orchestrator.config import RunConfig
 from orchestrator.history.trials import LARGEST
 from orchestrator.methods import NONE
@@ -124,8 +124,7 @@ def main(files: Files, config: OneRound = OneRound()) -> None:
         config.batch_size,
         np.random.default_rng([config.seed, 0]),
     )
-    limited = [constraint.quantity for constraint in optimizer.constraints]
-    quantities = [*limited, *filter(None, [optimizer.pareto])]
+    quantities = Quantities(optimizer.constraints, optimizer.pareto).properties
     rows = [
         {
             "arch": space.to_str(arch),
