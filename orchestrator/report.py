@@ -53,7 +53,7 @@ def main(
     within: float | None = None,
     workers: _WholeNumbers = (),
     split: Annotated[tuple[str, ...], _REPEATED] = (),
-) -> int:
+) -> None:
     """Compare runs: curves, tests and tables in one page, OUT/report.html.
 
     Runs are only read, and may still be in progress. They are grouped into panels that can be
@@ -147,7 +147,6 @@ def main(
         finished = sum(one.finished for one in commands)
         sys.stdout.write(f"{counted(len(commands), 'command')}, {finished} finished\n")
     sys.stdout.write(f"report: {page}\n")
-    return 0
 
 
 def _by_panel(option: str, given: Sequence[str]) -> dict[str, float]:
