@@ -2,10 +2,11 @@
 
 A batch depends only on (seed, epoch, number of the batch), not on the workers or on whether the
 epoch was resumed there. An image that cannot be decoded is replaced by the next good one of its
-class, in order of names and among the indices; it is listed in `skipped`.
+class, in order of names and among the indices; a warning names it once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,6 +24,8 @@ from trainers.images.decode import CorruptImageError, decode, resize
 from trainers.images.parallel import cores
 from trainers.images.pixels import Pixels, open_pixels, pixel_file, write_pixels
 from trainers.images.sets import Split
+
+_log = logging.getLogger(__name__)
 
 MAX_WORKERS = 8  # by default
 TIMEOUT = 300  # seconds for a batch; after that, its worker is assumed to hang
@@ -92,7 +95,7 @@ class Loader:
         self.steps = whole + (rest > 0 and not drop_last)
         self.device, self.shard = torch.device(device), shard
         self.workers = min(cores(), MAX_WORKERS) if workers is None else workers
-        self._skipped: dict[str, None] = {}
+        self._skipped: set[str] = set()
         self._keys: list[_Key] = []
         self._running: DataLoader | None = None
         self._epoch: object = None
@@ -110,11 +113,6 @@ class Loader:
             self._make = _Cached(*arguments, pixels, self.device)
             self.workers = 0
 
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Names of images so far that could not be decoded and were replaced."""
-        return tuple(self._skipped)
-
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches start, start + 1, ... of an epoch: images (B, 3, R, R) uint8 and labels (B,).
 
@@ -130,7 +128,10 @@ class Loader:
             keys.append(_Key(number, i, rows[first::step], range(first, len(rows), step)))
         self._epoch = epoch = object()
         for key, batch in zip(keys, self._batches(keys), strict=True):
-            self._skipped |= dict.fromkeys(batch.skipped)
+            for name in batch.skipped:
+                if name not in self._skipped:
+                    self._skipped.add(name)
+                    _log.warning("cannot decode %s: another image of its class replaces it", name)
             labels = torch.from_numpy(self.split.labels[key.rows])
             yield (
                 batch.images.to(self.device, non_blocking=True),
