@@ -23,7 +23,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarra
     for name, size, some in zip(split.classes, sizes, taken, strict=True):
         if some >= size:
             raise UserError(
-                f"cannot hold out {some} of the {counted(size, 'image')} of class {name}"
+                f"cannot hold out {some} of the {counted(int(size), 'image')} of class {name}"
             )
     held = _first(split, np.arange(len(split)), taken, f"hold out {seed}")
     return np.setdiff1d(np.arange(len(split)), held, assume_unique=True), held

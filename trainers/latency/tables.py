@@ -247,10 +247,9 @@ def _measured(path: Path, column: str, resolution: int) -> tuple[Array, Array, A
     r = numbers(path, "r", columns["r"]) if sized else np.full(len(y), float(RESOLUTION))
     archs = once_for_all_networks(path, columns)
     kept = np.isfinite(y) & np.isfinite(r)
-    if kept.sum() < _FOLDS:
+    if (found := int(kept.sum())) < _FOLDS:
         raise UserError(
-            f"{path} has {counted(kept.sum(), 'network')} with {column}: at least {_FOLDS} are "
-            "needed"
+            f"{path} has {counted(found, 'network')} with {column}: at least {_FOLDS} are needed"
         )
     if (least := y[kept].min()) <= 0:
         raise UserError(f"{path} has a {column} of {least:g}: latencies must be positive")
