@@ -200,7 +200,10 @@ class _Event:
 
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
-    """Within, PyTorch has one GPU."""
+    """Within, PyTorch has one GPU.
+
+    Its optimizers must not find it: where PyTorch is built with CUDA, they would ask the driver.
+    """
     properties = SimpleNamespace(total_memory=80 * 2**30, name="pretended", major=9, minor=0)
     changes = {
         "is_available": lambda: True,
@@ -224,6 +227,7 @@ def pretended_gpu() -> Iterator[torch.device]:
     }
     with (
         patch.multiple(torch.cuda, **changes),
+        patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: None),
         patch.object(torch, "Generator", _Generator),
         patch.object(torch, "compile", lambda model, **_: model),
         patch.object(Tensor, "pin_memory", lambda self, *_: self),
