@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -12,6 +13,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # By default Ray's workers give way to all other processes: to the tests that run beside them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# The same examples in every run, and as much time for each as a busy machine takes.
+hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

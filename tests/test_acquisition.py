@@ -28,7 +28,7 @@ BORDERS = [-1.0, -8192.0]  # where log_h changes its formula; eps^(-1/4) = 2^13
 
 means = st.floats(-1e3, 1e3)
 stds = st.floats(1e-3, 1e3)
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 def score(acquisition, mean, std, best=0.0, seed=0):

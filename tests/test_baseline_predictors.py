@@ -281,7 +281,7 @@ def transform(request):
     return request.param
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(float, st.integers(1, 12), elements=finite))
 def test_transforms_are_increasing_standardised_and_undone(y):
     for transform in TRANSFORMS.values():

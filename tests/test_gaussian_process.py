@@ -335,7 +335,7 @@ def test_single_precision_is_good_enough_for_guidance(fitted):
 
 numbers = st.floats(-100, 100)
 several = st.lists(numbers, min_size=2, max_size=20).filter(lambda v: np.ptp(v) > 0.1).map(np.array)
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 @few
