@@ -110,7 +110,7 @@ def test_an_idle_worker_that_died_costs_an_attempt(executor_of, tmp_path):
 def test_what_ignores_its_deadline_is_ended(executor_of, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.executors.ray_tune.LAST_RESORT_SECONDS", 1.0)
     evaluator = partial(_Faulty, tmp_path / "marker")
-    with executor_of(evaluator, tmp_path, timeout=2) as executor:
+    with executor_of(evaluator, tmp_path, timeout=5) as executor:
         stuck, fine = _outcomes(executor, _trials(STUCK, "ab/aa"))
     assert (stuck.status, stuck.error) == ("failed", "the worker was lost")
     assert fine.status == "ok"

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 
 def start(*command):
     return subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, "tests/patiently.py", *command],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
