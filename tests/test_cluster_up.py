@@ -288,7 +288,7 @@ def test_down(person: Person) -> None:
     person.types(command("^ray rsync-down"))
     assert _on("laptop", "ls project/runs").split() == ["exec", "job", "submit"]
     person.types(command("^ray down"))
-    _until(lambda: not _has_raylet("node1"), 60, "a raylet on node1")
+    _until(lambda: not _has_raylet("node1"), 300, "a raylet on node1")
 
 
 def test_all_of_the_readme_was_run(person: Person) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +217,8 @@ def test_twelve_trainings_of_which_the_workers_are_killed(data, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     for worker in evaluations():
-        os.kill(worker, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(worker, signal.SIGKILL)
     out, err = process.communicate(timeout=500)
     assert (process.returncode, err) == (0, ""), out
     found = pd.read_parquet(tmp_path / "run" / "trials.parquet")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -860,7 +860,8 @@ class TestOnRay:
             workers = command.pids("ray::_call")
             assert workers
             for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGKILL)
         code, stdout, stderr = command.finish()
         assert (code, stderr) == (0, ""), stdout
         assert found(runs) == expected

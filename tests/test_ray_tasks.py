@@ -18,8 +18,8 @@ def test_what_is_cut_off_has_a_moment_to_save(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.executors.bell._SECONDS_TO_SAVE", 60.0)
 
     def work():
-        (tmp_path / "begun").touch()
         try:
+            (tmp_path / "begun").touch()
             time.sleep(100)
         except KeyboardInterrupt:
             (tmp_path / "saved").touch()

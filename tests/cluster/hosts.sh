@@ -136,9 +136,9 @@ stop() {
 }
 
 possible() {
-  ip netns add $HUB-try
-  ip netns exec $HUB-try unshare --pid --mount --uts --ipc --fork --mount-proc true
-  ip netns del $HUB-try
+  ip netns add $HUB-$$ # a name of its own: others may ask at the same time
+  trap "ip netns del $HUB-$$" EXIT
+  ip netns exec $HUB-$$ unshare --pid --mount --uts --ipc --fork --mount-proc true
 }
 
 case ${1:-} in
