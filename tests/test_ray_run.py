@@ -119,7 +119,7 @@ def test_the_trials_are_those_of_a_local_run(expected, tmp_path):
 
 
 def stopped_twice(out, killed, *options):
-    """A run that was killed after some trials, repeated, and interrupted; and that number."""
+    """A run that was killed, repeated, and interrupted when three more trials had ended."""
     first = Run(out, *LONG, *options)
     first.wait_for(7)
     assert "raylet" in first.processes()
@@ -127,20 +127,20 @@ def stopped_twice(out, killed, *options):
     code, _, stderr = first.finish()
     assert (code, "Traceback" in stderr) == (-signal.SIGKILL, False)
     killed.append(first)
-    finished = first.outcomes()
+    more = first.outcomes() + 3
     second = Run(out, *LONG, *options)
-    second.wait_for(finished + 3)
+    second.wait_for(more)
     second.process.send_signal(signal.SIGINT)
     code, stdout, stderr = second.finish()
     assert (code, stderr) == (130, "")
     assert f"\ncontinuing {out}: " in stdout
     assert "\ninterrupted: " in stdout
-    return second, finished
+    return second
 
 
 def test_a_stopped_run_leaves_no_process_and_continues(expected, killed, tmp_path):
     """Also with another executor: where a run happens is no part of it."""
-    run, _ = stopped_twice(tmp_path / "run", killed, *RAY, "--workers", "2")
+    run = stopped_twice(tmp_path / "run", killed, *RAY, "--workers", "2")
     code, stdout, stderr = continued(run, *LOCAL).finish()
     assert (code, stderr) == (0, "")
     assert f"\ncontinuing {run.out}: " in stdout

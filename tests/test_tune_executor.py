@@ -44,9 +44,9 @@ TUNE = ["--executor", "tune", "--auth", "disabled", "--no-dashboard"]
 
 def test_a_stopped_run_continues(expected, killed, tmp_path):  # noqa: F811
     """With Tune, or with another executor: where a run happens is no part of it."""
-    run, finished = stopped_twice(tmp_path / "run", killed, *TUNE, "--workers", "2")
-    logged = {path.parent.name for path in (run.out / "tune").glob("*/result.json")}
-    assert {"trial-0", f"trial-{finished}"} <= logged
+    run = stopped_twice(tmp_path / "run", killed, *TUNE, "--workers", "2")
+    logged = list((run.out / "tune").glob("trial-*/result.json"))
+    assert len(logged) >= 3, "Tune logs what it has run, at the latest when it is interrupted"
     code, _, stderr = continued(run, *LOCAL).finish()
     assert (code, stderr) == (0, "")
     assert found(run.out)[:16] == expected
