@@ -26,7 +26,7 @@ _MARGIN = 1.0
 _BISECTIONS = 10
 _PRICES = (1e-2, 1e5)  # search range, in units of 1 / standard deviation of the property
 _REACH = 100.0  # several prices are searched up to this many times the evidence and the reward
-_ELLIPSOIDS = 10  # steps, times K (K + 1)
+_ELLIPSOIDS = 14  # steps, times K (K + 1)
 _RESOLUTION = 0.01  # of a search for several prices
 
 
