@@ -45,5 +45,5 @@ def gpu_failures(whose: str) -> Iterator[None]:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         raise UserError(
-            f"the GPU of {whose} failed ({gpu_reason(error)}): repeat the command to continue"
+            f"the GPU of {whose} failed ({gpu_reason(error)}): repeat the command"
         ) from error

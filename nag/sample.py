@@ -18,6 +18,7 @@ from nag.cli import (
     progress_bar,
     run,
 )
+from nag.devices import gpu_failures
 from nag.errors import UserError
 from nag.files import write_text
 from nag.generate import DEFAULT_SAMPLER, Samples, generate
@@ -100,7 +101,7 @@ def main(
     generator = DiffusionGenerator(config)
     console = plain_console()
     total = num * (steps or SAMPLERS[sampler].steps)
-    with progress_bar(console, "sampling", total) as advance:
+    with gpu_failures("the generator"), progress_bar(console, "sampling", total) as advance:
         samples = generate(
             search_space,
             generator.score,

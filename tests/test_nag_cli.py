@@ -450,6 +450,15 @@ def test_samples_are_a_function_of_the_seed(tmp_path, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_gpu_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("nag.sample.generate", full)
+    options = ["--space", "toy", "--score", "exact", "--num", "4", "--out", tmp_path / "toy.txt"]
+    assert "the GPU of the generator failed (CUDA out of" in refusal(capsys, sample_app, *options)
+
+
 # Bad input: exit code 2 and one line.
 
 
